@@ -1,0 +1,50 @@
+"""Model families. Adding one is one file with a `Backbone` subclass and one row in `FAMILIES`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry
+from vitos.backbones.qwen2_5_vl import Qwen25VL
+
+FAMILIES: dict[str, type[Backbone]] = {"qwen2_5_vl": Qwen25VL}
+
+
+def load_backbone(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Backbone:
+    """Load a checkpoint folder or hub id with its family's backbone.
+
+    The tokenizer and the PIL image processor are loaded on their own: the combined Qwen processor insists on a video
+    processor, which insists on torchvision.
+
+    Raises:
+        ValueError: if no family fits the checkpoint's `model_type`.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(f"{path}: no backbone for model type {config.model_type!r}; known: {', '.join(FAMILIES)}")
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    limits: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    processor = AutoImageProcessor.from_pretrained(
+        path, backend="pil", trust_remote_code=trust_remote_code, **{k: v for k, v in limits.items() if v is not None}
+    )
+    return family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+
+
+__all__ = ["FAMILIES", "Backbone", "Capabilities", "CoordinateStyle", "VisionGeometry", "load_backbone"]

@@ -1,0 +1,211 @@
+"""What a model family has to say about itself, and what all families share.
+
+A family is one file with one subclass of `Backbone`. It answers: how are pixels prepared, what are the visual tokens
+and where do they look, which positions do they take, how are they handed to the Hugging Face model, and which numbers
+does the family write for a box. Nothing else in the package knows a family.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitos.data.record import IMAGE_PLACEHOLDER
+from vitos.geometry import Box
+from vitos.prompt import Prompt, PromptBatch, VisualTokens
+
+CoordinateStyle = Literal["normalized", "absolute", "per_mille"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a family can do; what it cannot is refused with its name.
+
+    Attributes:
+        several_images: more than one image in a prompt.
+        extra_streams: visual features enter early layers too (DeepStack) and are pruned with the same mask.
+        native_coordinates: the convention of the family's own grounding skill.
+    """
+
+    several_images: bool
+    extra_streams: bool
+    native_coordinates: CoordinateStyle
+
+
+@dataclass(frozen=True, slots=True)
+class VisionGeometry:
+    """Everything that decides which pixel ends in which visual token; saved with a checkpoint, checked at load."""
+
+    patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+
+
+class Backbone(ABC):
+    """One loaded model with its tokenizer and image processor.
+
+    Attributes:
+        model: the unmodified Hugging Face model.
+        tokenizer: its tokenizer, with a chat template.
+        image_processor: its PIL image processor.
+    """
+
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+
+    # --- what a family defines --------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def geometry(self) -> VisionGeometry:
+        """The geometry in force."""
+
+    @property
+    @abstractmethod
+    def visual_token(self) -> str:
+        """The placeholder in the text that stands for one visual token."""
+
+    @property
+    @abstractmethod
+    def vision_modules(self) -> Sequence[torch.nn.Module]:
+        """Encoder and merger: frozen during RL, their output computed once per image."""
+
+    @abstractmethod
+    def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
+        """Visual tokens of each RGB image; differentiable where gradients are on."""
+
+    @abstractmethod
+    def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
+        """Position ids of the dense prompt, shape (axes, T), given where its visual tokens stand, bool (T,)."""
+
+    @abstractmethod
+    def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
+        """Keyword arguments for the model's `forward` that run a padded batch of prompts."""
+
+    # --- what follows from it ---------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(next(self.model.parameters()).device)
+
+    @property
+    def pad_token_id(self) -> int:
+        tokenizer = self.tokenizer
+        return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+    @cached_property
+    def visual_token_id(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(self.visual_token))
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: those of the generation config and the tokenizer's end of sequence."""
+        configured = self.model.generation_config.eos_token_id
+        listed = configured if isinstance(configured, list) else [configured]
+        return tuple(sorted({int(i) for i in (*listed, self.tokenizer.eos_token_id) if i is not None}))
+
+    @cached_property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """Special tokens that must never be sampled: image placeholders above all, but not the stop tokens."""
+        special = {*self.tokenizer.all_special_ids, self.visual_token_id}
+        return tuple(sorted(special - set(self.stop_token_ids)))
+
+    def build_prompt(self, text: str, visuals: Sequence[VisualTokens]) -> Prompt:
+        """The dense prompt of one user message.
+
+        Args:
+            text: the message with one `<image>` for each of `visuals`. Special tokens in it are escaped.
+
+        Raises:
+            ValueError: if placeholders and images differ in number, or the family takes one image only.
+        """
+        pieces = text.split(IMAGE_PLACEHOLDER)
+        if len(pieces) - 1 != len(visuals):
+            raise ValueError(f"the text has {len(pieces) - 1} {IMAGE_PLACEHOLDER} for {len(visuals)} images: {text!r}")
+        if len(visuals) > 1 and not self.capabilities.several_images:
+            raise ValueError(f"{type(self).__name__} takes one image in a prompt, got {len(visuals)}")
+        content: list[dict[str, str]] = []
+        for index, piece in enumerate(pieces):
+            if index > 0:
+                content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": self.escape(piece)})
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        short = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        counts = iter([v.grid.num_tokens for v in visuals])
+        ids = [i for token in short for i in [token] * (next(counts) if token == self.visual_token_id else 1)]
+        input_ids = torch.tensor(ids, device=self.device)
+        is_visual = input_ids == self.visual_token_id
+        empty = torch.zeros(0, self.model.config.get_text_config().hidden_size, device=self.device)
+        positions = self.position_ids(is_visual, visuals)
+        return Prompt(
+            input_ids=input_ids,
+            position_ids=positions,
+            is_visual=is_visual,
+            embeddings=torch.cat([v.embeddings for v in visuals]) if visuals else empty,
+            next_position=int(positions.max()) + 1,
+            streams=tuple(torch.cat(parts) for parts in zip(*(v.streams for v in visuals), strict=True)),
+        )
+
+    def escape(self, text: str) -> str:
+        """Text in which no special token is left: a space is put behind its first character."""
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        longest_first = sorted({*self.tokenizer.all_special_tokens, self.visual_token}, key=len, reverse=True)
+        return re.compile("|".join(re.escape(token) for token in longest_first))
+
+    # --- coordinates ------------------------------------------------------------------------------------------------
+
+    def write_box(self, box: Box, visual: VisualTokens, style: CoordinateStyle) -> list[str]:
+        """The four numbers of a box as the model writes them: two decimals, or whole pixels or per mille.
+
+        A box so thin that both its sides would be written alike is written one unit wide around its first side.
+        """
+        units = (100, 100, 100, 100) if style == "normalized" else _scales(visual, style)
+        x1, y1, x2, y2 = (round(value * unit) for value, unit in zip(box.as_tuple(), units, strict=True))
+        if x1 == x2:
+            x1 = min(math.floor(box.x1 * units[0]), units[0] - 1)
+            x2 = x1 + 1
+        if y1 == y2:
+            y1 = min(math.floor(box.y1 * units[1]), units[1] - 1)
+            y2 = y1 + 1
+        return [f"{value / 100:.2f}" if style == "normalized" else str(value) for value in (x1, y1, x2, y2)]
+
+    def box_reader(
+        self, visual: VisualTokens, style: CoordinateStyle
+    ) -> Callable[[tuple[float, float, float, float]], Box | None]:
+        """The inverse: four numbers as written → a box of the original image, or None if they are no valid box."""
+
+        def read(numbers: tuple[float, float, float, float]) -> Box | None:
+            try:
+                return Box(*(number / scale for number, scale in zip(numbers, _scales(visual, style), strict=True)))
+            except ValueError:
+                return None
+
+        return read
+
+
+def _scales(visual: VisualTokens, style: CoordinateStyle) -> tuple[int, int, int, int]:
+    """Units per image width and height, for x1, y1, x2, y2."""
+    if style == "normalized":
+        return (1, 1, 1, 1)
+    width, height = (1000, 1000) if style == "per_mille" else visual.resized
+    return (width, height, width, height)

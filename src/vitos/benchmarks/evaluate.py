@@ -1,0 +1,206 @@
+"""Run a policy over questions under every condition of algorithm.md §9, greedily, and keep each answer.
+
+A *condition* is one way to answer: which model, and which visual tokens it sees. Controls get exactly as many tokens
+as the policy's own boxes kept for that question, so that only the choice of tokens differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitos.benchmarks.controls import centre_mask, fit_budget, inverted_mask, oracle_mask, random_mask, shifted_mask
+from vitos.data.record import Record
+from vitos.engines.base import Sampling, derive_seed
+from vitos.geometry import BoolArray, Box, TokenGrid, matched_iou
+from vitos.policy import Query, Rollout, SparseVLM, Stopwatch
+from vitos.scans import ScanStore
+from vitos.sparsify import Selection
+
+# Masks of a control, given the grid, the policy's boxes and its selection; None: not defined for this question.
+Control = Callable[[TokenGrid, Record, Sequence[Box], Selection, np.random.Generator], BoolArray | None]
+
+
+def _shifted(
+    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Selection, rng: np.random.Generator
+) -> BoolArray | None:
+    return shifted_mask(grid, boxes, rng, count=int(kept.mask.sum())) if boxes else None
+
+
+CONTROLS: dict[str, Control] = {
+    "random": lambda grid, record, boxes, kept, rng: random_mask(grid, int(kept.mask.sum()), rng),
+    "centre": lambda grid, record, boxes, kept, rng: centre_mask(grid, int(kept.mask.sum())),
+    "inverted": lambda grid, record, boxes, kept, rng: None if kept.mask.all() else inverted_mask(grid, kept.mask, rng),
+    "shifted": _shifted,
+    "oracle": lambda grid, record, boxes, kept, rng: oracle_mask(grid, record.boxes) if record.boxes else None,
+}
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is run.
+
+    Attributes:
+        controls: also answer from other tokens in the same number.
+        budgets: shares of the visual tokens, 0..1, at which own boxes, random, centre, inverted and oracle compete.
+        batch_size: questions decoded together.
+        max_localization_tokens, max_reasoning_tokens: longest responses.
+        seed: of the random controls.
+    """
+
+    controls: bool = True
+    budgets: tuple[float, ...] = ()
+    batch_size: int = 64
+    max_localization_tokens: int = 256
+    max_reasoning_tokens: int = 256
+    seed: int = 0
+    max_image_pixels: int = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question with its answers by condition, as it stands in `cases.jsonl`."""
+
+    record: Record
+    grid: TokenGrid
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.record.id,
+            "template": self.record.meta.get("template", ""),
+            "image": str(self.record.image_paths[0]),
+            "question": self.record.question,
+            "gold": self.record.answer,
+            "gold_boxes": [list(box.as_tuple()) for box in self.record.boxes or ()],
+            "grid": [{"rect": list(v.rect.as_tuple()), "rows": v.rows, "cols": v.cols} for v in self.grid.views],
+            "conditions": self.conditions,
+        }
+
+
+def run_policy(
+    policy: SparseVLM,
+    records: Sequence[Record],
+    plan: EvaluationPlan,
+    *,
+    base: SparseVLM | None = None,
+    rl_dense: SparseVLM | None = None,
+    watch: Stopwatch | None = None,
+    base_watch: Stopwatch | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Case]:
+    """Answer every question under every condition.
+
+    Conditions: `localization` and `sparse` (own boxes, own tokens), `dense` (reasoning on all tokens), the controls;
+    with `base`: `base_dense`, `untrained_localization` and `untrained_sparse`; with `rl_dense`: `rl_dense`.
+
+    Args:
+        base: the model before training.
+        rl_dense: a model trained without pruning.
+        watch, base_watch: add up the seconds of the two passes and of the base model's dense pass.
+        progress: called with the number of questions done.
+    """
+    watch, base_watch = watch or Stopwatch(), base_watch or Stopwatch()
+    localize, reason = Sampling(plan.max_localization_tokens), Sampling(plan.max_reasoning_tokens)
+    for start in range(0, len(records), plan.batch_size):
+        batch = records[start : start + plan.batch_size]
+        queries = _encode(policy, batch, plan, watch)
+        cases = [Case(record, query.scan.visuals[0].grid) for record, query in zip(batch, queries, strict=True)]
+        whole: list[Selection | None] = [None] * len(batch)
+
+        located = [row[0] for row in policy.localize(queries, localize, watch=watch)]
+        with watch.stage("sparsify"):
+            kept = [policy.select(q, r.response) for q, r in zip(queries, located, strict=True)]
+        answered = [row[0] for row in policy.reason(queries, kept, reason, watch=watch)]
+        _note(cases, "localization", located, boxes=True)
+        _note(cases, "sparse", answered, kept)
+        _note(cases, "dense", [row[0] for row in policy.reason(queries, whole, reason)])
+
+        for name, masks in _control_masks(cases, located, kept, plan).items():
+            index = [i for i, mask in enumerate(masks) if mask is not None]
+            chosen = [Selection(mask) for mask in masks if mask is not None]
+            rows = policy.reason([queries[i] for i in index], chosen, reason)
+            _note([cases[i] for i in index], name, [row[0] for row in rows], chosen)
+
+        if base is not None:
+            own = _encode(base, batch, plan, base_watch)
+            before = [row[0] for row in base.localize(own, localize)]
+            chosen = [base.select(q, r.response) for q, r in zip(own, before, strict=True)]
+            dense = base.reason(own, whole, reason, watch=base_watch)
+            _note(cases, "base_dense", [row[0] for row in dense])
+            _note(cases, "untrained_localization", before, boxes=True)
+            _note(cases, "untrained_sparse", [row[0] for row in base.reason(own, chosen, reason)], chosen)
+        if rl_dense is not None:
+            own = _encode(rl_dense, batch, plan, Stopwatch())
+            _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(own, whole, reason)])
+        yield from cases
+        if progress is not None:
+            progress(len(batch))
+
+
+def _encode(policy: SparseVLM, batch: Sequence[Record], plan: EvaluationPlan, watch: Stopwatch) -> list[Query]:
+    with watch.stage("vision"):
+        scans = ScanStore(policy, max_bytes=0, max_pixels=plan.max_image_pixels).get(batch)
+    return [Query(scan, record.question) for scan, record in zip(scans, batch, strict=True)]
+
+
+def _control_masks(
+    cases: Sequence[Case], located: Sequence[Rollout], kept: Sequence[Selection], plan: EvaluationPlan
+) -> dict[str, list[BoolArray | None]]:
+    """Keep masks by control, and by control and budget as `random@0.25`; `own@…` are the policy's boxes."""
+    masks: dict[str, list[BoolArray | None]] = {}
+    for case, rollout, selection in zip(cases, located, kept, strict=True):
+        boxes = rollout.response.boxes
+        rng = np.random.default_rng(derive_seed(plan.seed, "controls", case.record.id))
+        if plan.controls:
+            for name, control in CONTROLS.items():
+                masks.setdefault(name, []).append(control(case.grid, case.record, boxes, selection, rng))
+        for budget in plan.budgets:
+            for name, mask in _budget_masks(case, boxes, budget, rng).items():
+                masks.setdefault(f"{name}@{budget:g}", []).append(mask)
+    return masks
+
+
+def _budget_masks(
+    case: Case, boxes: Sequence[Box], budget: float, rng: np.random.Generator
+) -> dict[str, BoolArray | None]:
+    grid = case.grid
+    count = max(1, round(budget * grid.num_tokens))
+    own = fit_budget(grid, boxes, count) if boxes else None
+    return {
+        "own": own,
+        "random": random_mask(grid, count, rng),
+        "centre": centre_mask(grid, count),
+        "inverted": inverted_mask(grid, own, rng) if own is not None and not own.all() else None,
+        "oracle": fit_budget(grid, case.record.boxes, count) if case.record.boxes else None,
+    }
+
+
+def _note(
+    cases: Sequence[Case],
+    name: str,
+    rollouts: Sequence[Rollout],
+    selections: Sequence[Selection] | None = None,
+    boxes: bool = False,
+) -> None:
+    """Write one condition's answers into the cases."""
+    for index, (case, rollout) in enumerate(zip(cases, rollouts, strict=True)):
+        response = rollout.response
+        row: dict[str, Any] = {
+            "text": rollout.completion.text,
+            "answer": response.answer,
+            "correct": response.answer == case.record.answer,
+        }
+        if boxes:
+            row["boxes"] = [list(box.as_tuple()) for box in response.boxes]
+            row["parsed"] = response.evidence_parsed
+            row["iou"] = matched_iou(response.boxes, case.record.boxes) if case.record.boxes else None
+        if selections is not None:
+            selection = selections[index]
+            row["kept"] = np.flatnonzero(selection.mask).tolist()
+            row["kept_ratio"] = selection.kept_ratio
+            row["fallback"] = selection.fallback
+        case.conditions[name] = row

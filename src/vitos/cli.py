@@ -1,0 +1,211 @@
+"""The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
+
+    vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
+    vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
+    vitos data check|convert|phantom …
+    vitos doctor
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+app = typer.Typer(
+    help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+console = Console()
+
+Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, print every value, stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+) -> None:
+    """Train a recipe in all its stages, evaluate the result and write the report."""
+    from vitos.config import dump_recipe, load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    if dry_run:
+        console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
+        return
+    _quiet()
+    from vitos import run
+
+    try:
+        folder = run.train(loaded, resume=resume, console=console)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Complete checkpoints are in {loaded.output_dir}; go on with --resume.")
+        raise typer.Exit(130) from None
+    console.print(f"Model:  {folder / 'model'}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[list[str], typer.Option("--data", help="Record file; may be repeated.")],
+    base: Annotated[str | None, typer.Option(help="Model before training, to relate the accuracy to.")] = None,
+    rl_dense: Annotated[str | None, typer.Option(help="Model trained without pruning, as a control.")] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; may be repeated.")] = None,
+    controls: Annotated[bool, typer.Option(help="Also answer from other tokens in the same number.")] = True,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each file.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
+) -> None:
+    """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
+    if bad := [b for b in budget or () if not 0 < b <= 1]:
+        raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {bad[0]}", param_hint="--budget")
+    _quiet()
+    from vitos.benchmarks.evaluate import EvaluationPlan
+    from vitos.run import Evaluation, evaluate
+
+    plan = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
+    evaluate(
+        Evaluation(Path(checkpoint).name, checkpoint, tuple(data), plan, base, rl_dense, limit),
+        out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
+        console=console,
+    )
+
+
+@app.command()
+def ask(
+    checkpoint: Checkpoint,
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Argument(help='Question, options on lines of their own: "…\\nA. nodule\\nB. cyst".')],
+    overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
+) -> None:
+    """Answer one question about one image from the tokens of its evidence."""
+    _quiet()
+    from vitos.data.images import load_image
+    from vitos.policy import SparseVLM, Stopwatch
+    from vitos.reports.overlay import draw_overlay
+
+    picture = load_image(image)
+    vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
+    with watch.stage("vision"):
+        scan = vlm.encode(picture)
+    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("answer", finding.answer or "no answer could be read")
+    table.add_row("reasoning", finding.thought or "–")
+    table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
+    kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
+    table.add_row("tokens kept", kept + (" – no box could be read, the whole image was used" * finding.fallback))
+    seconds = watch.seconds | finding.seconds
+    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in seconds.items()))
+    console.print(table)
+    console.print("[dim]Research use only; not a medical device.[/dim]")
+    if overlay is not None:
+        draw_overlay(picture, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
+        console.print(f"Overlay: {overlay}")
+
+
+@data_app.command("check")
+def check(
+    sources: Annotated[list[Path], typer.Argument(help="Record files, or folders of them.")],
+) -> None:
+    """Validate every record and image; exit 1 if training would refuse them."""
+    from vitos.data.check import check_dataset, render_check
+
+    failed = False
+    for source in sources:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(f"checking {source}", total=None)
+            report = check_dataset(source, progress=partial(_advance, bar, task))
+        console.print(render_check(report))
+        failed |= bool(report.of("error"))
+    if failed:
+        raise typer.Exit(1)
+
+
+@data_app.command("convert")
+def convert_data(
+    source: Annotated[str, typer.Argument(help="JSON/JSONL file, parquet file or folder, or hub:owner/name.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[Literal["json", "parquet"], typer.Option(help="Format to write.")] = "json",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each split.")] = None,
+) -> None:
+    """Turn parquet shards or a hub data set into records with image files, or records into parquet."""
+    from vitos.data.convert import convert
+
+    with console.status(f"converting {source}"):
+        count = convert(source, target, to=to, limit=limit)
+    console.print(f"{count} questions in {target}")
+
+
+@data_app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder for images and one JSON a split.")],
+    train: Annotated[int, typer.Option(help="Questions of the train split.")] = 2000,
+    val: Annotated[int, typer.Option(help="Questions of the validation split.")] = 256,
+    test: Annotated[int, typer.Option(help="Questions of the test split.")] = 600,
+    seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
+) -> None:
+    """Make synthetic slices with boxed questions."""
+    from vitos.data.phantom import write_phantoms
+
+    for split, count in {"train": train, "val": val, "test": test}.items():
+        with console.status(f"drawing {count} {split} questions"):
+            path = write_phantoms(folder, split, count, seed)
+        console.print(f"{count} questions in {path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing, and for what."""
+    from vitos.doctor import diagnose, is_ready, render
+
+    findings = diagnose()
+    console.print(render(findings))
+    if not is_ready(findings):
+        raise typer.Exit(1)
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def _quiet() -> None:
+    """Leave the screen to our own bars and tables; transformers' errors still show."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr and exit code 1; a wrong call exits with 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        # The package's refusals (DataError, ConfigError, CheckpointError …) say what to do. VITOS_TRACEBACK=1 shows
+        # where they come from.
+        if os.environ.get("VITOS_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,184 @@
+"""Image files → upright 8-bit RGB, or a refusal that says what is wrong with the file.
+
+What a file may be is decided from its header, before a pixel is decoded. Colour modes, all of them → RGB:
+
+- grayscale and 1-bit: the value in all three channels; palette: its colours
+- more than 8 bit of gray (`I;16`, `I`, `F`; X-ray, microscopy): linear window from the image's minimum to its maximum,
+  an image of one value is black. Clinical windows need the DICOM reader
+- alpha or a transparent colour: composited on black, the background of most medical images
+- CMYK, YCbCr: Pillow's device formula; a colour profile in the file is not applied
+- 16-bit RGB: Pillow keeps the high byte. Every other mode (LAB, HSV) is refused
+
+Pillow's own limits (decompression bomb, PNG text) stay on, and formats that start other programs (EPS) stay closed.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+MAX_ASPECT_RATIO = 200
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
+
+_URL = re.compile(r"[a-z][a-z0-9+.\-]*:/|data:|file:", re.IGNORECASE)
+_HIGH_DEPTH = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
+_ALPHA = ("LA", "PA", "RGBA", "RGBa")
+
+# What Pillow's decoders raise on broken bytes: besides OSError, whatever their parsing of a header runs into.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error)
+
+
+class DataError(ValueError):
+    """A data set cannot be used as it is. The message names the file, the sample and the field, and what to do."""
+
+
+class ImageError(DataError):
+    """An image cannot be used.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it and what to do, without the path.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the file holds, before conversion; `width` and `height` are those of the upright image."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    rotated: bool
+
+
+def resolve_under(root: Path, relative: str | Path) -> Path:
+    """The absolute path of `relative` below the folder `root`, symlinks resolved; the file need not exist.
+
+    A path that stands in data is a name, not a permission: it reaches nothing outside the data set's folder.
+
+    Raises:
+        DataError: for an absolute path (of any system), `..`, a URL, or a symlink that leads out of `root`.
+    """
+    text = str(relative)
+    windows = PureWindowsPath(text)  # splits at both kinds of slash
+    if _URL.match(text):
+        raise DataError(f"{text!r} is a URL; download the file and give its path below {root}")
+    if not text.strip() or "\0" in text:
+        raise DataError(f"{text!r} is not a file name; give a path below {root}")
+    if PurePosixPath(text).is_absolute() or windows.anchor:
+        raise DataError(f"{text!r} is an absolute path; give it relative to {root}")
+    if ".." in windows.parts:
+        raise DataError(f"{text!r} holds '..'; give a path that stays below {root}")
+    try:
+        base = root.resolve()
+        path = (base / text).resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks, up to Python 3.12
+        raise DataError(f"{text!r} cannot be resolved below {root}: {error}") from error
+    if not path.is_relative_to(base):
+        raise DataError(f"{text!r} is a symlink out of {root}; copy the file there")
+    return path
+
+
+def load_image(path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The upright RGB image of a file, as evidence boxes refer to it.
+
+    Args:
+        path: the file; with `root`, a path relative to it, which must not leave it (see `resolve_under`).
+        root: the folder of the data set.
+        max_pixels: refuse larger images by their header. Pillow's own guard refuses above about 179 million.
+
+    Raises:
+        ImageError: missing, not an image, truncated, too many pixels, a side of 1 pixel, an aspect ratio above 200,
+            several frames or pages, or a colour mode that has no conversion.
+        DataError: `path` is no path below `root`.
+    """
+    return load_image_facts(path, root, max_pixels)[0]
+
+
+def load_image_facts(
+    path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, ImageFacts]:
+    """`load_image`, and what the file was before conversion."""
+    if root is not None:
+        path = resolve_under(root, path)
+    try:
+        is_file = path.is_file()  # neither a folder nor a pipe, which would block
+    except OSError as error:
+        raise ImageError(path, f"cannot be read ({error.strerror})") from error
+    if not is_file:
+        raise ImageError(path, "there is no such file; check the path and that the images were downloaded")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(path, f"cannot be read ({error.strerror}); check its permissions") from error
+    with file, open_header(file, path, max_pixels) as image:
+        try:
+            # Before decoding: Pillow turns TIFF by itself and takes the tag away.
+            rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            upright = ImageOps.exif_transpose(image)  # decodes, and copies even where there is nothing to turn
+        except (MemoryError, *_BROKEN) as error:
+            raise ImageError(path, f"broken or truncated ({error}); download or export it again") from error
+        facts = ImageFacts(image.format or "", image.mode, upright.width, upright.height, rotated)
+    return _to_rgb(upright, path), facts
+
+
+def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image and check what its header says, without decoding it; `path` is only named in errors.
+
+    Raises:
+        ImageError: see `load_image`.
+    """
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(path, f"not an image of a known format ({', '.join(FORMATS)})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(path, f"too large for Pillow's decompression guard ({error}); scale it down") from error
+    except (MemoryError, *_BROKEN) as error:
+        raise ImageError(path, f"its header is broken ({error}); download or export it again") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(path, f"{width} x {height} is more than {max_pixels} pixels; scale it down or cut tiles")
+    if min(width, height) < 2:
+        raise ImageError(path, f"{width} x {height} carries no evidence; both sides must be at least 2 pixels")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(path, f"{width} x {height} is more than {MAX_ASPECT_RATIO} times longer than narrow; crop it")
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except _BROKEN as error:
+        raise ImageError(path, f"its frames cannot be counted ({error}); export one of them") from error
+    if frames != 1:
+        raise ImageError(path, f"{frames} frames or pages; save the one that the question is about as its own file")
+    return image
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """See the module's table of modes; the result is in memory and knows no file."""
+    if image.mode in _HIGH_DEPTH:
+        values = np.asarray(image).astype(np.float64)
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(high - low):
+            raise ImageError(path, "holds pixel values that are not finite; export it again as 8- or 16-bit gray")
+        scale = 255 / (high - low) if high > low else 0.0
+        return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8)).convert("RGB")
+    if image.mode in _ALPHA or (image.mode in _PLAIN and image.has_transparency_data):
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    if image.mode in _PLAIN:
+        return image.convert("RGB")
+    raise ImageError(path, f"colour mode {image.mode} has no defined conversion; export it as RGB or gray")

@@ -1,0 +1,76 @@
+"""How tokens are sampled: the protocol that every engine keeps, and what passes through it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vitos.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a completion is drawn.
+
+    Attributes:
+        max_tokens: hard limit on its length.
+        temperature: 0 is greedy; otherwise the whole distribution is sampled (no top-k or top-p, which would bias
+            the policy-gradient ratio).
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.temperature < 0:
+            raise ValueError(f"max_tokens must be >= 1 and temperature >= 0, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled continuation of a prompt.
+
+    Attributes:
+        token_ids: shape (L,), the stop token included where one was reached, on the CPU.
+        logprobs: shape (L,), float32, under the sampler's own distribution (temperature and bans applied).
+        text: decoded, without special tokens.
+        finished: a stop token was reached; otherwise the length limit cut it off.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    text: str
+    finished: bool
+
+
+Stage = Callable[[str], AbstractContextManager[None]]
+"""Times a move: `with stage("prefill"): …`."""
+
+
+class Engine(Protocol):
+    """Samples completions of prompts."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stage: Stage = ...,
+    ) -> list[list[Completion]]:
+        """For every prompt one completion for each of its seeds; siblings share the prompt's prefill.
+
+        Args:
+            stage: called with "prefill" and "decode", to time them.
+        """
+        ...
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed of 64 bits from a path such as (run seed, step, sample id, branch, i, j), whatever the order of work."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,239 @@
+"""The default engine: plain PyTorch on the Hugging Face model, anywhere.
+
+Sampling and scoring share one structure: *prefill* each distinct prompt once, *expand* its KV cache to its siblings,
+*extend* every sibling with its own tokens. With gradients on, that is the exact policy gradient of all siblings at
+the cost of one prompt: the cache's rows are copied by indexing, whose backward adds the siblings' gradients up.
+
+Sampling is seeded per completion, not per batch: a completion's uniform numbers come from its own seed and turn into
+tokens by the inverse of the cumulative distribution. So the same seed gives the same text whatever shares its batch,
+up to floating-point differences between batch shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vitos.backbones.base import Backbone
+from vitos.engines.base import Completion, Sampling, Stage
+from vitos.prompt import Prompt, pad_prompts
+
+
+def _untimed(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of given completions.
+
+    Attributes:
+        logprobs: float32, shape (R, L), rows in the order of the completions; 0 on padding.
+        mask: bool, shape (R, L), True on a completion's tokens.
+        hidden_prompt_tokens: prompt tokens that ran through the model, for cost accounting.
+    """
+
+    logprobs: Tensor
+    mask: Tensor
+    hidden_prompt_tokens: int
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """Prefilled prompts: last logits (B, vocab), their cache, attention mask (B, T) and next positions (B,)."""
+
+    logits: Tensor
+    cache: Any
+    mask: Tensor
+    next_positions: Tensor
+    axes: int
+
+    def expand(self, counts: Sequence[int]) -> _Prefix:
+        """Repeat row b `counts[b]` times."""
+        index = torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device)
+        self.cache.batch_select_indices(index)
+        return _Prefix(self.logits[index], self.cache, self.mask[index], self.next_positions[index], self.axes)
+
+
+class TorchEngine:
+    """Samples and scores with a backbone's model.
+
+    Args:
+        backbone: the model to run.
+        model: what is called instead of `backbone.model`, such as its DDP or FSDP wrapper.
+        max_batch_tokens: padded tokens (prompt and completion, siblings counted) that `sample` runs at once; more
+            prompts are split, but not the siblings of one. Splitting changes no result beyond floating-point
+            rounding. `score` runs what it is given.
+    """
+
+    def __init__(self, backbone: Backbone, model: Any | None = None, max_batch_tokens: int = 65536) -> None:
+        self.backbone = backbone
+        self.model = backbone.model if model is None else model
+        self.max_batch_tokens = max_batch_tokens
+
+    # --- sampling ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stage: Stage = _untimed,
+    ) -> list[list[Completion]]:
+        """See `Engine.sample`. Greedy sampling ignores the seeds' values."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
+        out: list[list[Completion]] = [[] for _ in prompts]
+        sizes = [(len(p), len(s) * sampling.max_tokens, len(s)) for p, s in zip(prompts, seeds, strict=True)]
+        for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
+            completions = iter(self._sample([prompts[i] for i in chunk], sampling, [seeds[i] for i in chunk], stage))
+            for i in chunk:
+                out[i] = [next(completions) for _ in seeds[i]]
+        return out
+
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stage: Stage,
+    ) -> list[Completion]:
+        with stage("prefill"):
+            prefix = self._prefill(prompts).expand([len(s) for s in seeds])
+        with stage("decode"):
+            return self._decode(prefix, sampling, seeds)
+
+    def _decode(self, prefix: _Prefix, sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[Completion]:
+        device, rows = prefix.mask.device, prefix.mask.shape[0]
+        numbers = np.stack([_uniform(seed, sampling.max_tokens) for row in seeds for seed in row])
+        noise = torch.from_numpy(numbers).to(device)
+        stops = torch.tensor(self.backbone.stop_token_ids, device=device)
+        logits, mask, running = prefix.logits, prefix.mask, torch.ones(rows, dtype=torch.bool, device=device)
+        tokens, logprobs, alive = [], [], []
+        for step in range(sampling.max_tokens):
+            log_p = self._log_softmax(logits, sampling.temperature)
+            token = _draw(log_p, noise[:, step]) if sampling.temperature > 0 else log_p.argmax(-1)
+            tokens.append(token)
+            logprobs.append(log_p.gather(-1, token[:, None])[:, 0])
+            alive.append(running)
+            running = running & ~torch.isin(token, stops)
+            if step + 1 == sampling.max_tokens or not bool(running.any()):
+                break
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            logits = self._extend(token[:, None], mask, prefix.next_positions + step, prefix)[:, -1]
+        lengths = torch.stack(alive).sum(0).tolist()
+        ids, scores = torch.stack(tokens, 1).cpu(), torch.stack(logprobs, 1).float().cpu()
+        if bool(scores.isnan().any()):
+            raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
+        finished = (~running).tolist()
+        texts = self.backbone.tokenizer.batch_decode(
+            [row[:n] for row, n in zip(ids, lengths, strict=True)], skip_special_tokens=True
+        )
+        return [Completion(ids[r, :n], scores[r, :n], texts[r], finished[r]) for r, n in enumerate(lengths)]
+
+    # --- scoring ----------------------------------------------------------------------------------------------------
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+    ) -> Scores:
+        """Log-probabilities of completions, differentiable where gradients are on; each prompt runs once.
+
+        Args:
+            prompts: B prompts.
+            completions: for every prompt the token ids (L,) of its completions, R in all.
+            temperature: of the distribution, as in sampling.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts but completions for {len(completions)}")
+        rows = [ids for siblings in completions for ids in siblings]
+        prefix = self._prefill(prompts).expand([len(siblings) for siblings in completions])
+        device, width = prefix.mask.device, max(len(ids) for ids in rows)
+        ids = torch.full((len(rows), width), self.backbone.pad_token_id, device=device)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
+        for row, given in enumerate(rows):
+            ids[row, : len(given)] = given.to(device)
+            mask[row, : len(given)] = True
+        logits = prefix.logits[:, None]
+        if width > 1:
+            attention = torch.cat([prefix.mask, mask[:, :-1].to(prefix.mask.dtype)], dim=1)
+            logits = torch.cat([logits, self._extend(ids[:, :-1], attention, prefix.next_positions, prefix)], dim=1)
+        logprobs = self._log_softmax(logits, temperature).gather(-1, ids[..., None])[..., 0]
+        return Scores(logprobs.masked_fill(~mask, 0.0), mask, int(sum(len(p) for p in prompts)))
+
+    # --- the three moves --------------------------------------------------------------------------------------------
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> _Prefix:
+        batch = pad_prompts(prompts, self.backbone.pad_token_id, side="left")
+        cache = DynamicCache(config=self.backbone.model.config.get_text_config())
+        out = self.model(**self.backbone.model_inputs(batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return _Prefix(
+            out.logits[:, -1],
+            out.past_key_values,
+            batch.attention_mask,
+            batch.next_positions,
+            batch.position_ids.shape[0],
+        )
+
+    def _extend(self, ids: Tensor, mask: Tensor, first_positions: Tensor, prefix: _Prefix) -> Tensor:
+        """Logits (R, L, vocab) of `ids` (R, L) behind the cache, their positions counting from `first_positions`."""
+        positions = first_positions[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions.expand(prefix.axes, -1, -1) if prefix.axes > 1 else positions,
+            past_key_values=prefix.cache,
+            use_cache=True,
+        )
+        logits: Tensor = out.logits
+        return logits
+
+    def _log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
+        """float32 log-probabilities with the banned tokens left out."""
+        logits = logits.float() / (temperature if temperature > 0 else 1.0)
+        banned = torch.tensor(self.backbone.banned_token_ids, device=logits.device)
+        return logits.index_fill(-1, banned, float("-inf")).log_softmax(-1)
+
+
+def chunk_by_tokens(sizes: Sequence[tuple[int, int, int]], budget: int) -> Iterator[list[int]]:
+    """Indices of prompts, longest first, cut so that each chunk's padded tokens stay within the budget.
+
+    Args:
+        sizes: of each prompt: its length, the tokens of all its completions, their number.
+        budget: padded tokens, each sibling's copy of the prompt's cache counted; one prompt may exceed it.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i][0], i))
+    chunk: list[int] = []
+    total = 0
+    for i in order:
+        _, completion_tokens, siblings = sizes[i]
+        longest = sizes[chunk[0] if chunk else i][0]
+        cost = longest * max(1, siblings) + completion_tokens
+        if chunk and total + cost > budget:
+            yield chunk
+            chunk, total, cost = [], 0, sizes[i][0] * max(1, siblings) + completion_tokens
+        chunk.append(i)
+        total += cost
+    if chunk:
+        yield chunk
+
+
+def _uniform(seed: int, count: int) -> np.ndarray:
+    """`count` uniform numbers in [0, 1) that depend on the seed alone (a counter-based generator)."""
+    numbers: np.ndarray = np.random.Generator(np.random.Philox(key=seed)).random(count)
+    return numbers
+
+
+def _draw(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens (R,) by the inverse of the cumulative distribution, in float64 for large vocabularies."""
+    cumulative = log_p.double().exp().cumsum(-1)
+    # Scaled by the last value, which rounding leaves a little beside 1; a token of probability 0 is never hit.
+    target = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_p.shape[-1] - 1)

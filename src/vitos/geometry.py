@@ -1,0 +1,171 @@
+"""Boxes of an image and the cells of its visual tokens.
+
+One coordinate convention for the whole package: a `Box` is in fractions (0..1) of the *original* image, x to the
+right, y down. Pixels of a resized image, per-mille and padded squares exist only inside one backbone.
+
+A backbone lays its visual tokens over the image as an ordered list of `View`s (algorithm.md §2): Qwen2.5-VL has one
+view of the whole image; LLaVA one view of the padded square, whose rectangle reaches outside 0..1; tiled models a
+thumbnail and one view per tile. `TokenGrid` is that list, its tokens numbered view by view, row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Rect:
+    """An axis-parallel rectangle in fractions of the original image; it may reach outside 0..1.
+
+    Raises:
+        ValueError: if a coordinate is not finite, or the rectangle has no area.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(v) for v in self.as_tuple()):
+            raise ValueError(f"coordinates must be finite, got {self.as_tuple()}")
+        if not (self.x1 < self.x2 and self.y1 < self.y2):
+            raise ValueError(f"a rectangle needs x1 < x2 and y1 < y2, got {self.as_tuple()}")
+
+    def as_tuple(self) -> tuple[float, float, float, float]:
+        """(x1, y1, x2, y2)."""
+        return (self.x1, self.y1, self.x2, self.y2)
+
+    @property
+    def area(self) -> float:
+        """Share of the image's area, > 0 (a width or height may be subnormal, its product then 0)."""
+        return (self.x2 - self.x1) * (self.y2 - self.y1)
+
+
+@dataclass(frozen=True, slots=True)
+class Box(Rect):
+    """Evidence: a rectangle inside the original image, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1.
+
+    Raises:
+        ValueError: if it is inverted, empty, not finite or reaches outside 0..1.
+    """
+
+    def __post_init__(self) -> None:
+        # Not super().__post_init__(): slots=True makes a new class, for which zero-argument super() fails.
+        Rect.__post_init__(self)
+        if min(self.as_tuple()) < 0 or max(self.as_tuple()) > 1:
+            raise ValueError(f"a box must lie in 0..1 of the image, got {self.as_tuple()}")
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union with another box, 0..1."""
+        width = min(self.x2, other.x2) - max(self.x1, other.x1)
+        height = min(self.y2, other.y2) - max(self.y1, other.y1)
+        if width <= 0 or height <= 0:
+            return 0.0
+        intersection = width * height
+        union = self.area + other.area - intersection
+        return intersection / union if union > 0 else 0.0
+
+
+WHOLE_IMAGE = Rect(0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One rectangle of the image and the `rows` x `cols` visual tokens that see it, row by row."""
+
+    rect: Rect
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise ValueError(f"a view needs at least one row and one column, got {self.rows} x {self.cols}")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.cols
+
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Edges of the cells in image fractions: x, shape (cols + 1,), and y, shape (rows + 1,)."""
+        r = self.rect
+        return (
+            r.x1 + (r.x2 - r.x1) * np.arange(self.cols + 1) / self.cols,
+            r.y1 + (r.y2 - r.y1) * np.arange(self.rows + 1) / self.rows,
+        )
+
+    def overlapping(self, box: Box, margin: int = 0) -> BoolArray:
+        """Cells that overlap `box` by a positive area, widened by `margin` cells; shape (rows, cols)."""
+        x, y = self.edges()
+        cols = (x[:-1] < box.x2) & (x[1:] > box.x1)
+        rows = (y[:-1] < box.y2) & (y[1:] > box.y1)
+        return np.outer(_widen(rows, margin), _widen(cols, margin))
+
+    def cell_boxes(self) -> list[Rect]:
+        """The rectangle of every cell, in token order."""
+        x, y = self.edges()
+        return [Rect(x[c], y[r], x[c + 1], y[r + 1]) for r in range(self.rows) for c in range(self.cols)]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGrid:
+    """All visual tokens of one image: `views` in the order of the tokens."""
+
+    views: tuple[View, ...]
+
+    @classmethod
+    def single(cls, rows: int, cols: int, rect: Rect = WHOLE_IMAGE) -> TokenGrid:
+        """A grid of one view, by default of the whole image."""
+        return cls((View(rect, rows, cols),))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(view.num_tokens for view in self.views)
+
+    def overlapping(self, boxes: Iterable[Box], margin: int = 0) -> BoolArray:
+        """Tokens whose cell overlaps any of `boxes` by a positive area, shape (num_tokens,).
+
+        A box that only touches a cell's edge does not keep it. `margin` widens every box by that many cells.
+        """
+        mask = np.zeros(self.num_tokens, dtype=bool)
+        for box in boxes:
+            mask |= np.concatenate([view.overlapping(box, margin).ravel() for view in self.views])
+        return mask
+
+    def centres(self) -> NDArray[np.float64]:
+        """Centre (x, y) of every cell in image fractions, shape (num_tokens, 2)."""
+        return np.array(
+            [((r.x1 + r.x2) / 2, (r.y1 + r.y2) / 2) for view in self.views for r in view.cell_boxes()],
+            dtype=np.float64,
+        )
+
+
+def matched_iou(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
+    """Mean IoU over the optimal one-to-one matching; unmatched boxes on either side count 0 (algorithm.md §6).
+
+    The mean runs over max(len(predicted), len(gold)) pairs, so neither a spray of boxes nor one box over the whole
+    image pays. 0 if either side is empty.
+    """
+    if not predicted or not gold:
+        return 0.0
+    iou = np.array([[p.iou(g) for g in gold] for p in predicted])
+    rows, cols = linear_sum_assignment(iou, maximize=True)
+    return float(iou[rows, cols].sum() / max(len(predicted), len(gold)))
+
+
+def _widen(flags: BoolArray, margin: int) -> BoolArray:
+    """Grow every run of True by `margin` on both sides."""
+    index = np.flatnonzero(flags)
+    if margin == 0 or index.size == 0:
+        return flags
+    out = flags.copy()
+    out[max(0, index[0] - margin) : index[-1] + margin + 1] = True
+    return out

@@ -1,0 +1,181 @@
+"""One picture of what the model looked at: kept cells bright, dropped cells dimmed, boxes on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from vitos.geometry import BoolArray, Box, Rect, TokenGrid, View
+
+# Okabe–Ito: told apart with every common colour vision deficiency. The gold box is dashed too.
+PREDICTED_COLOUR = (230, 159, 0)
+GOLD_COLOUR = (86, 180, 233)
+
+_HALO = (0, 0, 0, 150)
+_CELL_LINE = (255, 255, 255, 56)
+_KEPT_EDGE = (255, 255, 255, 190)
+_VIEW_LINE = (255, 255, 255, 120)
+# Dropped cells: this share of the picture remains, the rest is a dark blue that shows on a black background too.
+_DIM = 0.34
+_DIM_COLOUR = np.array([18.0, 24.0, 44.0])
+
+
+def draw_overlay(
+    image: Image.Image,
+    grid: TokenGrid | None,
+    kept: Sequence[int] | BoolArray | None,
+    boxes: Sequence[Box],
+    gold_boxes: Sequence[Box] = (),
+    min_side: int = 384,
+) -> Image.Image:
+    """Draw kept tokens, predicted boxes (orange) and gold boxes (sky blue, dashed) over an image.
+
+    Of several views, the first that covers the whole image is drawn with its cells and the others as outlines; where
+    none covers it, a pixel is bright if any view keeps it. Cells outside the image (padding) are not seen.
+
+    Args:
+        image: upright original image, any mode.
+        grid: its visual tokens; None draws only boxes.
+        kept: token indices, or a mask of shape (num_tokens,); None draws the image undimmed and without cells.
+        boxes: predicted evidence.
+        gold_boxes: annotated evidence.
+        min_side: images with a smaller side are enlarged by the next integer factor, without smoothing, so that
+            the pixels stay what they were.
+
+    Returns:
+        A new RGB image; its side lengths are those of `image` times an integer.
+
+    Raises:
+        ValueError: if `kept` does not fit `grid`, or is given without one.
+    """
+    if min_side < 1:
+        raise ValueError(f"min_side must be at least 1, got {min_side}")
+    factor = math.ceil(min_side / min(image.size))
+    width, height = image.width * factor, image.height * factor
+    canvas = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+    line = max(2, round(min(width, height) / 160))
+
+    if kept is not None:
+        if grid is None:
+            raise ValueError("kept tokens need the grid they are numbered in; pass grid, or kept=None")
+        shown = _shown_views(grid, _as_mask(kept, grid.num_tokens))
+        canvas = _dim(canvas, shown)
+        draw = ImageDraw.Draw(canvas, "RGBA")
+        for view in grid.views:
+            if all(view is not other for other, _ in shown):
+                draw.rectangle(_pixels(view.rect, canvas.size), outline=_VIEW_LINE, width=max(1, line // 2))
+        for view, mask in shown:
+            _draw_cells(draw, view, mask, canvas.size, max(1, line // 2))
+
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    for box in boxes:
+        _draw_box(draw, _pixels(box, canvas.size), PREDICTED_COLOUR, line)
+    for box in gold_boxes:
+        _draw_box(draw, _pixels(box, canvas.size), GOLD_COLOUR, line, dash=5 * line)
+    return canvas
+
+
+def _as_mask(kept: Sequence[int] | BoolArray, num_tokens: int) -> BoolArray:
+    values = np.asarray(kept)
+    if values.dtype == np.bool_:
+        if values.shape != (num_tokens,):
+            raise ValueError(f"the mask of kept tokens has shape {values.shape}, the grid has {num_tokens} tokens")
+        return values
+    mask = np.zeros(num_tokens, dtype=bool)
+    if values.size:
+        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"kept tokens must be a list of indices or a mask, got {kept!r}")
+        if values.min() < 0 or values.max() >= num_tokens:
+            raise ValueError(
+                f"kept tokens must be in 0..{num_tokens - 1}, the grid's tokens; got {values.min()}..{values.max()}"
+            )
+        mask[values] = True
+    return mask
+
+
+def _shown_views(grid: TokenGrid, mask: BoolArray) -> list[tuple[View, BoolArray]]:
+    """The views whose cells are drawn, with their kept cells, each of shape (rows, cols)."""
+    ends = np.cumsum([view.num_tokens for view in grid.views])
+    parts = np.split(mask, ends[:-1])
+    views = [(view, part.reshape(view.rows, view.cols)) for view, part in zip(grid.views, parts, strict=True)]
+    for view, part in views:
+        r = view.rect
+        if r.x1 <= 0 and r.y1 <= 0 and r.x2 >= 1 and r.y2 >= 1:
+            return [(view, part)]
+    return views
+
+
+def _dim(canvas: Image.Image, shown: Sequence[tuple[View, BoolArray]]) -> Image.Image:
+    """Darken every pixel that no kept cell covers."""
+    bright = np.zeros((canvas.height, canvas.width), dtype=bool)
+    for view, mask in shown:
+        x, y = _edges(view, canvas.size)
+        for row, col in np.argwhere(mask):
+            # Edges left of or above the image are negative, which a slice would count from the far end.
+            bright[max(0, y[row]) : max(0, y[row + 1]), max(0, x[col]) : max(0, x[col + 1])] = True
+    pixels = np.asarray(canvas, dtype=np.float64)
+    dimmed = _DIM * pixels + (1 - _DIM) * _DIM_COLOUR
+    return Image.fromarray(np.where(bright[..., None], pixels, dimmed).round().astype(np.uint8))
+
+
+def _draw_cells(draw: ImageDraw.ImageDraw, view: View, mask: BoolArray, size: tuple[int, int], line: int) -> None:
+    """Each line between two cells once: faint between kept cells, strong between kept and dropped."""
+    x, y = _edges(view, size)
+    padded = np.pad(mask, 1)
+    for row in range(view.rows + 1):
+        for col in range(view.cols + 1):
+            here = bool(padded[row + 1, col + 1])
+            above, left = bool(padded[row, col + 1]), bool(padded[row + 1, col])
+            if col < view.cols and (here or above):
+                colour = _CELL_LINE if here and above else _KEPT_EDGE
+                top = min(max(y[row], 0), size[1] - line)
+                draw.rectangle((x[col], top, x[col + 1] - 1, top + line - 1), fill=colour)
+            if row < view.rows and (here or left):
+                colour = _CELL_LINE if here and left else _KEPT_EDGE
+                start = min(max(x[col], 0), size[0] - line)
+                draw.rectangle((start, y[row], start + line - 1, y[row + 1] - 1), fill=colour)
+
+
+def _draw_box(
+    draw: ImageDraw.ImageDraw,
+    pixels: tuple[int, int, int, int],
+    colour: tuple[int, int, int],
+    line: int,
+    dash: int | None = None,
+) -> None:
+    """A frame that lies inside the box, in a thin dark halo, solid or in dashes that start at the corners."""
+    x1, y1, x2, y2 = pixels
+    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_HALO, width=1)
+    if min(x2 - x1, y2 - y1) > 2 * line:
+        draw.rectangle((x1 + line, y1 + line, x2 - line, y2 - line), outline=_HALO, width=1)
+    for a, b in _dashes(x1, x2, dash):
+        draw.rectangle((a, y1, b, y1 + line - 1), fill=colour)
+        draw.rectangle((a, y2 - line + 1, b, y2), fill=colour)
+    for a, b in _dashes(y1, y2, dash):
+        draw.rectangle((x1, a, x1 + line - 1, b), fill=colour)
+        draw.rectangle((x2 - line + 1, a, x2, b), fill=colour)
+
+
+def _dashes(start: int, end: int, dash: int | None) -> list[tuple[int, int]]:
+    """Dashes of about `dash` pixels, gaps a little shorter, one dash at either end; the whole line without `dash`."""
+    if dash is None or end - start < 3 * dash:
+        return [(start, end)]
+    count = 2 * round((end - start) / (2 * dash)) + 1
+    edges = np.linspace(start, end, count + 1).round().astype(int)
+    return [(int(edges[i]), int(edges[i + 1])) for i in range(0, count, 2)]
+
+
+def _edges(view: View, size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges of the view's cells in pixels: x, shape (cols + 1,), and y, shape (rows + 1,)."""
+    x, y = view.edges()
+    return (x * size[0]).round().astype(np.int64), (y * size[1]).round().astype(np.int64)
+
+
+def _pixels(rect: Rect, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First and last pixel of a rectangle, both inclusive; at least two pixels each way."""
+    x1, y1 = round(rect.x1 * size[0]), round(rect.y1 * size[1])
+    return x1, y1, max(round(rect.x2 * size[0]) - 1, x1 + 1), max(round(rect.y2 * size[1]) - 1, y1 + 1)

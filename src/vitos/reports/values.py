@@ -1,0 +1,172 @@
+"""Reading figures out of `results.json` and writing them as text: the one place for labels, units and rounding.
+
+Shares and accuracies are fractions 0..1 in the file and per cent in print; differences of accuracies are fractions
+in the file and percentage points in print. A figure that is missing, null or not finite prints as a dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DASH = "–"
+MINUS = "−"
+
+LABELS = {
+    "base_dense": "Base model, all tokens",
+    "localization": "Localization branch, all tokens",
+    "sparse": "Sparse branch, kept tokens",
+    "random": "Random tokens",
+    "centre": "Centre tokens",
+    "inverted": "Inverted boxes",
+    "oracle": "Oracle (gold) boxes",
+    "untrained_sparse": "Untrained model, sparse",
+    "rl_dense": "RL without pruning, all tokens",
+}
+SAME_BUDGET = ("random", "centre", "inverted", "oracle")
+CONTROLS = (*SAME_BUDGET, "untrained_sparse", "rl_dense")
+
+
+class ResultsError(ValueError):
+    """A field of the results, cases or metrics does not hold what the schema says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A 95 % interval; both ends in the unit of the estimate."""
+
+    low: float
+    high: float
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Accuracy of one condition minus that of another on the same questions, in fractions."""
+
+    estimate: float
+    interval: Interval | None = None
+    p_value: float | None = None
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """`values[key]` as a float; None where it is missing, null or not finite.
+
+    Raises:
+        ResultsError: if it is not a number.
+    """
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ResultsError(f"field {key!r} must be a number or null, got {value!r}")
+    return float(value) if math.isfinite(value) else None
+
+
+def share(values: Mapping[str, Any], key: str) -> float | None:
+    """Like `number`, for a fraction 0..1.
+
+    Raises:
+        ResultsError: if it is not a number, or outside 0..1 (per cent where a fraction is due).
+    """
+    value = number(values, key)
+    if value is not None and not 0 <= value <= 1:
+        raise ResultsError(f"field {key!r} must be a fraction 0..1, got {value!r}; divide per cent by 100")
+    return value
+
+
+def interval(values: Mapping[str, Any], key: str) -> Interval | None:
+    """`values[key]` = [low, high]; None where it, or one of its ends, is missing, null or not finite.
+
+    Raises:
+        ResultsError: if it is not a pair of numbers.
+    """
+    pair = values.get(key)
+    if pair is None:
+        return None
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ResultsError(f"field {key!r} must be [low, high] or null, got {pair!r}")
+    low, high = (number({key: end}, key) for end in pair)
+    return None if low is None or high is None else Interval(low, high)
+
+
+def accuracy(results: Mapping[str, Any], condition: str) -> float | None:
+    """Accuracy of a condition of `LABELS` over the whole test set, 0..1 or None."""
+    return share(results, f"control_{condition}_accuracy" if condition in CONTROLS else f"{condition}_accuracy")
+
+
+def condition_name(name: str) -> str:
+    """The condition's short name: `control_random_accuracy` → `random`."""
+    return name.removeprefix("control_").removesuffix("_accuracy")
+
+
+def difference(results: Mapping[str, Any], a: str, b: str) -> Difference | None:
+    """Accuracy of `a` minus accuracy of `b`, with the interval of `comparisons` where either order is listed there.
+
+    Without a listed comparison it is the plain difference of both accuracies; None where one of them is missing.
+    """
+    for row in results.get("comparisons") or ():
+        pair = (condition_name(row["a"]), condition_name(row["b"]))
+        estimate = number(row, "difference")
+        if estimate is None or pair not in ((a, b), (b, a)):
+            continue
+        ci, p_value = interval(row, "ci"), number(row, "p_value")
+        if pair == (a, b):
+            return Difference(estimate, ci, p_value)
+        return Difference(-estimate, Interval(-ci.high, -ci.low) if ci else None, p_value)
+    first, second = accuracy(results, a), accuracy(results, b)
+    return None if first is None or second is None else Difference(first - second)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def label(condition: str) -> str:
+    """What a reader sees for a condition; unknown ones keep their name."""
+    name = condition_name(condition)
+    return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+def percent(value: float | None) -> str:
+    """0.683 → `68.3%`."""
+    return DASH if value is None else f"{100 * value:.1f}%"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def points(value: float | None) -> str:
+    """A signed difference in percentage points: 0.051 → `+5.1`."""
+    if value is None:
+        return DASH
+    text = f"{100 * value:+.1f}".replace("-", MINUS)
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def percent_interval(value: Interval | None) -> str:
+    return DASH if value is None else f"{percent(value.low)} to {percent(value.high)}"
+
+
+def points_interval(value: Interval | None) -> str:
+    return DASH if value is None else f"{points(value.low)} to {points(value.high)}"
+
+
+def p_value(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def seconds(value: float | None) -> str:
+    """Three significant figures, in the unit that reads best: `1.23 s`, `45.6 ms`."""
+    if value is None:
+        return DASH
+    return f"{1000 * value:.3g} ms" if 0 < value < 0.1 else f"{value:.3g} s" if value < 1000 else f"{value:.0f} s"

@@ -1,0 +1,125 @@
+"""What one branch's loss sees of a rollout batch: prompts, completions and the sums of their advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitos.engines.base import Completion
+from vitos.options import DualStreamOptions
+from vitos.prompt import Prompt
+from vitos.rl.advantages import FloatArray, group_advantages, informative, split_signs
+from vitos.rl.rollout import RolloutBatch
+
+
+@dataclass(frozen=True, slots=True)
+class BranchBatch:
+    """Prompts of one branch with the completions that share them.
+
+    Attributes:
+        completions: for every prompt, its completions.
+        positive, negative: for every prompt, A⁺ and A⁻ of its completions (see `policy_loss`).
+        repeats: times that each completion stands in the loss: K for localizations, 1 for reasonings.
+        skipped: groups left out because all their outcomes are equal.
+    """
+
+    prompts: list[Prompt]
+    completions: list[list[Completion]]
+    positive: list[FloatArray]
+    negative: list[FloatArray]
+    repeats: int
+    skipped: int
+
+    @property
+    def token_ids(self) -> list[list[Tensor]]:
+        return [[c.token_ids for c in siblings] for siblings in self.completions]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the mean, repeats counted, at least 1."""
+        return max(1, self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings))
+
+    @property
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """Of each prompt: length, completion tokens, completions; for `chunk_by_tokens`."""
+        return [
+            (len(p), sum(len(c.token_ids) for c in siblings), len(siblings))
+            for p, siblings in zip(self.prompts, self.completions, strict=True)
+        ]
+
+    def part(self, index: Sequence[int]) -> BranchBatch:
+        """The prompts of `index` only."""
+        return BranchBatch(
+            [self.prompts[i] for i in index],
+            [self.completions[i] for i in index],
+            [self.positive[i] for i in index],
+            [self.negative[i] for i in index],
+            self.repeats,
+            self.skipped,
+        )
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
+        old = torch.zeros_like(like)
+        for row, completion in enumerate(c for siblings in self.completions for c in siblings):
+            old[row, : len(completion.logprobs)] = completion.logprobs.to(like.device)
+        positive, negative = (
+            torch.from_numpy(np.concatenate(sums)).to(like.device, torch.float32)
+            for sums in (self.positive, self.negative)
+        )
+        return old, positive, negative
+
+
+def localization_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
+    """The G localizations of each question; O_i stands K times, run once.
+
+    The baseline is always the question's: within one localization there is nothing to compare. Outcomes are the
+    answers of both branches and the IoU.
+    """
+    rewards = np.stack([group.rewards.localization for group in batch.groups])
+    advantages = group_advantages(
+        rewards, group="pair", scale=options.scale_advantages, std_floor=options.advantage_std_floor
+    )
+    used = np.ones(rewards.shape, dtype=bool)
+    if options.skip_equal_outcomes:
+        once = [np.broadcast_to(batch.stack(term)[..., None], rewards.shape) for term in ("accuracy", "iou")]
+        used = informative(*once, batch.stack("sparse_accuracy"))
+    positive, negative = split_signs(advantages)
+    index = [p for p in range(len(batch.groups)) if used[p].any()]
+    return BranchBatch(
+        prompts=[batch.localize_prompts[p] for p in index],
+        completions=[[r.completion for r in batch.groups[p].localizations] for p in index],
+        positive=[positive[p] for p in index],
+        negative=[negative[p] for p in index],
+        repeats=rewards.shape[-1],
+        skipped=len(batch.groups) - len(index),
+    )
+
+
+def reasoning_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
+    """The K reasonings of each localization, each standing once; outcomes are their answers."""
+    rewards = np.stack([group.rewards.reasoning for group in batch.groups])
+    advantages = group_advantages(
+        rewards,
+        group=options.advantage_group,
+        scale=options.scale_advantages,
+        std_floor=options.advantage_std_floor,
+    ).reshape(-1, rewards.shape[-1])
+    used = np.ones(rewards.shape, dtype=bool)
+    if options.skip_equal_outcomes:
+        used = informative(batch.stack("sparse_accuracy"), group=options.advantage_group)
+    completions = [[r.completion for r in row] for group in batch.groups for row in group.reasonings]
+    index = np.flatnonzero(used.reshape(-1, rewards.shape[-1]).any(-1))
+    groups = used.any(-1).any(-1) if options.advantage_group == "pair" else used.any(-1)
+    return BranchBatch(
+        prompts=[batch.reason_prompts[i] for i in index],
+        completions=[completions[i] for i in index],
+        positive=[np.maximum(advantages[i], 0) for i in index],
+        negative=[np.minimum(advantages[i], 0) for i in index],
+        repeats=1,
+        skipped=int((~groups).sum()),
+    )

@@ -1,0 +1,147 @@
+"""What a user sees of a run while it goes on: a bar with the figures that matter, `metrics.jsonl`, drawn samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vitos.data.files import write_json_atomic, write_text_atomic
+from vitos.data.images import load_image
+from vitos.reports.overlay import draw_overlay
+from vitos.rl.rollout import QuestionGroup
+
+METRICS_FILE = "metrics.jsonl"
+# Short names of the bar, in order.
+_SHOWN = {
+    "reward/localization": "r_loc",
+    "reward/reasoning": "r_rea",
+    "accuracy/localization": "acc_loc",
+    "accuracy/sparse": "acc_sparse",
+    "iou": "iou",
+    "kept_ratio": "kept",
+    "fallback_rate": "fallback",
+    "parse_rate": "parse",
+}
+
+
+class MetricsFileCallback(TrainerCallback):
+    """One JSON object a line for every log, whatever else `report_to` names.
+
+    A resumed run first drops the lines behind its checkpoint, so that the series has neither gap nor repeat.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        path = Path(str(args.output_dir)) / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, "".join(_line(row) for row in read_metrics(path) if row["step"] <= state.global_step))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "reward/localization" not in logs:
+            return  # Trainer's closing summary
+        with open(Path(str(args.output_dir)) / METRICS_FILE, "a", encoding="utf-8") as file:
+            file.write(_line({"step": state.global_step, **logs}))
+
+
+class FiguresCallback(TrainerCallback):
+    """A progress bar over the updates of the whole run, with rewards, accuracies and rates behind it."""
+
+    _bar: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._bar is not None and logs:
+            self._bar.set_postfix({short: f"{logs[key]:.2f}" for key, short in _SHOWN.items() if key in logs})
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`, oldest first; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_samples(run: Path, step: int, groups: Sequence[QuestionGroup]) -> None:
+    """Questions of one update with all their texts (`samples/step-N.json`) and the first localization drawn."""
+    folder = run / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, group in enumerate(groups):
+        selection, localization = group.selections[0], group.localizations[0]
+        picture = draw_overlay(
+            load_image(group.record.image_paths[0]),
+            group.query.scan.visuals[0].grid,
+            selection.mask,
+            localization.response.boxes,
+            group.record.boxes or (),
+        )
+        name = f"step-{step}-{index}.png"
+        picture.save(folder / name)
+        rows.append(
+            {
+                "id": group.record.id,
+                "question": group.record.question,
+                "gold": group.record.answer,
+                "overlay": name,
+                "localizations": [
+                    {
+                        "text": rollout.completion.text,
+                        "kept_ratio": selected.kept_ratio,
+                        "fallback": selected.fallback,
+                        "rewards": rewards.tolist(),
+                        "reasonings": [r.completion.text for r in row],
+                    }
+                    for rollout, selected, rewards, row in zip(
+                        group.localizations,
+                        group.selections,
+                        group.rewards.localization,
+                        group.reasonings,
+                        strict=True,
+                    )
+                ],
+            }
+        )
+    write_json_atomic(folder / f"step-{step}.json", rows)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One JSON line; what is not a finite number becomes null, which JSON can say."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(clean) + "\n"

@@ -1,0 +1,49 @@
+"""`DualStreamConfig`: the recipe's training options as `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from vitos.options import DualStreamOptions
+
+
+@dataclass
+class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[misc]
+    """All fields of `DualStreamOptions`, where they are documented, and of `transformers.TrainingArguments`.
+
+    `max_steps`, the batch size and what the loop must not do on its own (drop columns, accumulate gradients) follow
+    from the options and are set here.
+    """
+
+    def __post_init__(self) -> None:
+        self.validate()
+        self.max_steps = self.total_steps
+        self.per_device_train_batch_size = self.questions_per_step
+        self.remove_unused_columns = False
+        self.dataloader_drop_last = True
+        self.save_strategy = "steps"
+        self.logging_strategy = "steps"
+        self.logging_first_step = True
+        self.dataloader_pin_memory = False  # records are no tensors
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "gradient_accumulation_steps must be 1: a step's questions are questions_per_step, and its memory is "
+                "bounded by micro_batch_tokens, without changing the result"
+            )
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_options(cls, options: DualStreamOptions, output_dir: str, **trainer: Any) -> DualStreamConfig:
+        """From a recipe's `train` and `trainer` sections.
+
+        Raises:
+            ValueError: for a `trainer` key that `transformers.TrainingArguments` does not have.
+        """
+        known = {field.name for field in fields(TrainingArguments)}
+        if unknown := sorted(set(trainer) - known):
+            raise ValueError(f"trainer.{unknown[0]} is no field of transformers.TrainingArguments")
+        own = {field.name: getattr(options, field.name) for field in fields(DualStreamOptions)}
+        return cls(**own, output_dir=output_dir, **trainer)

@@ -1,0 +1,86 @@
+"""The clipped policy-gradient loss (algorithm.md §7): a pure function of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """Completions of one micro-batch.
+
+    Attributes:
+        logprobs: under the policy, with gradients, float32 (R, L).
+        old_logprobs: under the sampler, (R, L).
+        mask: bool (R, L), True on the completions' tokens.
+        positive, negative: sums of the advantages >= 0 and <= 0 of each completion, (R,). A completion that stands
+            once has its advantage in one of them and 0 in the other.
+        reference_logprobs: under the reference model, (R, L), or None without a KL term.
+        repeats: times that each completion stands in the batch, for the token mean.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    mask: Tensor
+    positive: Tensor
+    negative: Tensor
+    reference_logprobs: Tensor | None = None
+    repeats: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the mean, repeats counted."""
+        return self.repeats * int(self.mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutputs:
+    """`loss` has gradients; the rest are sums over tokens (repeats not counted), to be divided by `tokens`."""
+
+    loss: Tensor
+    tokens: int
+    clipped: float
+    mismatch_kl: float
+    reference_kl: float
+
+
+def policy_loss(
+    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_beta: float = 0.0, denominator: int | None = None
+) -> LossOutputs:
+    """Clipped objective of GRPO with a token mean, plus β · KL(policy ‖ reference).
+
+        − Σ_t [ A⁺ · min(ρ_t, 1 + ε_high) + A⁻ · max(ρ_t, 1 − ε_low) ] / tokens,   ρ_t = exp(logp − logp_old)
+
+    which equals −Σ min(ρ A, clip(ρ) A) over the literal repeats of a completion. The KL estimator is k3,
+    exp(d) − d − 1 with d = logp_ref − logp; it stands once for each repeat too.
+
+    Args:
+        denominator: tokens of the whole batch (all micro-batches and processes), repeats counted; by default the
+            micro-batch's own. Losses of micro-batches add up to the loss of the batch.
+    """
+    log_ratio = torch.where(inputs.mask, inputs.logprobs - inputs.old_logprobs, 0.0)
+    ratio = log_ratio.exp()
+    upper, lower = ratio.clamp(max=1 + clip_high), ratio.clamp(min=1 - clip_low)
+    objective = inputs.positive[:, None] * upper + inputs.negative[:, None] * lower
+    reference_kl = 0.0
+    if inputs.reference_logprobs is not None:
+        gap = torch.where(inputs.mask, inputs.reference_logprobs - inputs.logprobs, 0.0)
+        k3 = gap.exp() - gap - 1
+        objective = objective - kl_beta * inputs.repeats * k3
+        reference_kl = float(k3.detach().sum())
+    total = torch.where(inputs.mask, objective, 0.0).sum()
+    with torch.no_grad():
+        is_clipped = ((ratio > 1 + clip_high) & (inputs.positive[:, None] > 0)) | (
+            (ratio < 1 - clip_low) & (inputs.negative[:, None] < 0)
+        )
+        mismatch = ratio - log_ratio - 1  # k3 of KL(sampler ‖ policy): 0 when both are one model
+    return LossOutputs(
+        loss=-total / (denominator if denominator is not None else max(1, inputs.tokens)),
+        tokens=int(inputs.mask.sum()),
+        clipped=float((is_clipped & inputs.mask).sum()),
+        mismatch_kl=float(mismatch.sum()),
+        reference_kl=reference_kl,
+    )

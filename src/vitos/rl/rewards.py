@@ -1,0 +1,255 @@
+"""Rewards of the two branches (algorithm.md §6): small pure functions, and their sum over the group of one question.
+
+For localization rollout `O_i` and its sparse rollouts `O'_ij`, i = 1..G, j = 1..K:
+
+    r_ij  = w_f·format(O_i)   + w_iou·IoU(O_i) + w_a·acc(O_i)   + λ·acc(O'_ij)      localization branch
+    r'_ij = w_f·format(O'_ij)                  + w_a·acc(O'_ij) + λ·acc(O_i)        reasoning branch
+
+The λ terms are the cross-feedback: each branch is paid for its partner's accuracy. The terms and where they go are the
+paper's; the weights are ours and come from the recipe.
+
+A reward of your own is one function in a file, named in the recipe as `file.py:function`:
+
+    def short(response: Response, record: Record) -> float | None:   # None abstains
+        return -len(response.text) / 1000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitos.data.record import Record
+from vitos.geometry import matched_iou
+from vitos.response import Response
+
+FloatArray = NDArray[np.float64]
+RewardFunction = Callable[[Response, Record], float | None]
+Branch = Literal["localization", "reasoning", "both"]
+
+
+class RewardError(ValueError):
+    """A user's reward could not be loaded, failed, or returned something that is not a finite number or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardWeights:
+    """Weights of the terms, finite and >= 0; 0 switches a term off.
+
+    Raises:
+        ValueError: naming the weight that is not.
+    """
+
+    format: float = 0.2  # w_f
+    iou: float = 1.0  # w_iou
+    accuracy: float = 1.0  # w_a
+    feedback: float = 0.5  # λ
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"reward weight {field.name!r} must be finite and >= 0, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraReward:
+    """A user's reward: `weight` × `function(response, record)`, added to the rollouts of `branch`.
+
+    The weight may be negative (a penalty). Where the function abstains with None, the term is left out of that sum.
+
+    Raises:
+        ValueError: if the weight is not finite.
+    """
+
+    name: str
+    function: RewardFunction
+    weight: float
+    branch: Branch
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight of reward {self.name!r} must be finite, got {self.weight}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupRewards:
+    """Rewards of the G×K pairs of one question.
+
+    Attributes:
+        localization: r_ij, shape (G, K).
+        reasoning: r'_ij, shape (G, K).
+        terms: the same before weighting, to be logged; NaN where a reward abstained. `format`, `iou`, `accuracy` of
+            shape (G,), `sparse_format`, `sparse_accuracy` of shape (G, K), and each extra reward by its name: (G,)
+            for localization, and prefixed with `sparse_`, (G, K), for reasoning.
+    """
+
+    localization: FloatArray
+    reasoning: FloatArray
+    terms: Mapping[str, FloatArray]
+
+
+def accuracy(response: Response, record: Record) -> float:
+    """1 if the answer is the record's letter, else 0; no answer is 0."""
+    return float(response.answer == record.answer)
+
+
+def format_reward(response: Response) -> float:
+    """1 if the text is exactly its branch's format, else 0."""
+    return float(response.well_formed)
+
+
+def iou_reward(response: Response, record: Record) -> float | None:
+    """Mean IoU over the optimal matching of predicted and gold boxes, 0..1; 0 if no boxes could be read.
+
+    None (abstains) where the record has no gold boxes. An empty tuple abstains as well: with nothing to find, any
+    answer would score the same, so the term could only punish the rollouts for boxes that nobody judged.
+    """
+    if not record.boxes:
+        return None
+    return matched_iou(response.boxes, record.boxes)
+
+
+def group_rewards(
+    record: Record,
+    localizations: Sequence[Response],
+    reasonings: Sequence[Sequence[Response]],
+    weights: RewardWeights,
+    extra: Sequence[ExtraReward] = (),
+) -> GroupRewards:
+    """Rewards of both branches for all rollouts of one question.
+
+    Args:
+        localizations: O_i, length G.
+        reasonings: O'_ij, G rows of length K; row i is conditioned on the boxes of O_i.
+        extra: a user's rewards, added to the sums of their branch.
+
+    Raises:
+        ValueError: if the rollouts are not G and G×K with G, K >= 1, or two rewards have one name.
+        RewardError: if an extra reward fails; it names the reward and the record.
+    """
+    columns = {len(row) for row in reasonings}
+    if not localizations or len(localizations) != len(reasonings) or len(columns) != 1 or 0 in columns:
+        raise ValueError(
+            f"record {record.id!r}: expected G localization rollouts and G rows of K >= 1 reasoning rollouts, got "
+            f"{len(localizations)} and rows of {[len(row) for row in reasonings]}"
+        )
+
+    def per_localization(reward: Callable[[Response], float | None]) -> FloatArray:
+        return _array([reward(o) for o in localizations])
+
+    def per_reasoning(reward: Callable[[Response], float | None]) -> FloatArray:
+        return _array([[reward(o) for o in row] for row in reasonings])
+
+    terms = {
+        "format": per_localization(format_reward),
+        "iou": per_localization(lambda o: iou_reward(o, record)),
+        "accuracy": per_localization(lambda o: accuracy(o, record)),
+        "sparse_format": per_reasoning(format_reward),
+        "sparse_accuracy": per_reasoning(lambda o: accuracy(o, record)),
+    }
+    # (G, 1) against (G, K): O_i is paid K times, once with each partner.
+    dense = {name: terms[name][:, None] for name in ("format", "iou", "accuracy")}
+    localization = (
+        weights.format * dense["format"]
+        + weights.iou * np.nan_to_num(dense["iou"])  # NaN: abstained
+        + weights.accuracy * dense["accuracy"]
+        + weights.feedback * terms["sparse_accuracy"]
+    )
+    reasoning = (
+        weights.format * terms["sparse_format"]
+        + weights.accuracy * terms["sparse_accuracy"]
+        + weights.feedback * dense["accuracy"]
+    )
+
+    def log(name: str, values: FloatArray) -> FloatArray:
+        if name in terms:
+            raise ValueError(f"two rewards are called {name!r}; give the extra reward another name")
+        terms[name] = values
+        return np.nan_to_num(values)
+
+    for reward in extra:
+        call = _checked(reward, record)
+        if reward.branch in ("localization", "both"):
+            localization = localization + reward.weight * log(reward.name, per_localization(call))[:, None]
+        if reward.branch in ("reasoning", "both"):
+            reasoning = reasoning + reward.weight * log(f"sparse_{reward.name}", per_reasoning(call))
+    return GroupRewards(localization, reasoning, terms)
+
+
+def load_reward(spec: str) -> RewardFunction:
+    """Import one reward function from a file: `path/to/file.py:function`, the path relative to the working directory.
+
+    This runs the file: it is code, to be trusted like the rest of the recipe. Loading it again runs it again.
+
+    Raises:
+        RewardError: if the file or function does not exist, the file fails to import, or the function does not take
+            (response, record).
+    """
+    path_text, _, name = spec.rpartition(":")
+    path = Path(path_text)
+    if path.suffix != ".py" or not name.isidentifier():
+        raise RewardError(f"reward {spec!r}: expected path/to/file.py:function")
+    if not path.is_file():
+        raise RewardError(f"reward {spec!r}: there is no file {path_text!r}")
+    module_name = f"vitos_reward_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise RewardError(f"reward {spec!r}: {path_text!r} cannot be imported as Python")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as exc:
+        del sys.modules[module_name]
+        raise RewardError(f"reward {spec!r}: importing the file failed: {type(exc).__name__}: {exc}") from exc
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RewardError(f"reward {spec!r}: the file defines no function {name!r}")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as exc:
+        raise RewardError(f"reward {spec!r}: it must take (response, record): {exc}") from exc
+    reward: RewardFunction = function
+    return reward
+
+
+def _checked(reward: ExtraReward, record: Record) -> Callable[[Response], float | None]:
+    """`reward.function` for one record, its failures named."""
+
+    def call(response: Response) -> float | None:
+        where = f"reward {reward.name!r}, record {record.id!r}"
+        try:
+            value = reward.function(response, record)
+        except Exception as exc:
+            raise RewardError(f"{where}: {type(exc).__name__}: {exc}") from exc
+        return None if value is None else _finite(value, where)
+
+    return call
+
+
+def _finite(value: object, where: str) -> float:
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # an integer beyond the range of float
+        number = math.inf
+    if not math.isfinite(number):
+        shown = number if isinstance(value, Real) else type(value).__name__
+        raise RewardError(f"{where}: expected a finite number or None, got {shown}")
+    return number
+
+
+def _array(values: Sequence[float | None] | Sequence[Sequence[float | None]]) -> FloatArray:
+    """float64 of the same shape, None as NaN."""
+    return np.array(values, dtype=np.float64)

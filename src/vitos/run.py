@@ -1,0 +1,292 @@
+"""From a recipe to a trained, evaluated and reported model: what `vitos train` and `vitos eval` do.
+
+A run folder holds `recipe.yaml` (every value, defaults filled in), the trainer's files (see `DualStreamTrainer`), and
+after the evaluation `results.json`, `cases.jsonl`, `report.html` and the model card beside the final model. Each step
+leaves a complete folder or file behind, so `resume` goes on where a kill left off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from vitos import __version__
+from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
+from vitos.benchmarks.results import summarize
+from vitos.config import Recipe, WarmStartSection, dump_recipe
+from vitos.data.check import check_dataset
+from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
+from vitos.data.images import load_image
+from vitos.data.readers import read_records
+from vitos.data.record import Record
+from vitos.policy import SparseVLM, Stopwatch
+from vitos.reports.card import model_card
+from vitos.reports.html import write_report
+from vitos.reports.table import results_table
+from vitos.rl.callbacks import METRICS_FILE, read_metrics
+from vitos.rl.checkpoint import is_complete, staged_folder
+from vitos.rl.config import DualStreamConfig
+from vitos.rl.rewards import ExtraReward, RewardWeights, load_reward
+from vitos.rl.trainer import FINAL, DualStreamTrainer
+from vitos.sparsify import Fusion, KeepRule
+from vitos.supervised import Lesson, record_lesson, train_supervised
+
+WARM_START = "warm_start"
+RESULTS, CASES, REPORT, RECIPE = "results.json", "cases.jsonl", "report.html", "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is compared with what.
+
+    Attributes:
+        checkpoint: the trained model.
+        data: record files, each a data set of its own.
+        base: the model before training, or None: no dense accuracy to relate to.
+        rl_dense: a model trained without pruning, or None.
+        limit: the first so many questions of each file.
+    """
+
+    name: str
+    checkpoint: str
+    data: tuple[str, ...]
+    plan: EvaluationPlan
+    base: str | None = None
+    rl_dense: str | None = None
+    limit: int | None = None
+    bootstrap_samples: int = 10_000
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Check the data, start warm if asked to, train, evaluate; returns the run folder.
+
+    Raises:
+        DataError, ConfigError, CheckpointError: before anything is trained where that can be known.
+    """
+    console, run = console or Console(), Path(recipe.output_dir)
+    for source in (*recipe.data.train, *recipe.data.eval):
+        check_dataset(source).raise_if_errors()
+    records = _read(recipe.data.train, recipe.data.limit_train)
+    policy = load_policy(recipe)
+    run.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(run / RECIPE, dump_recipe(recipe))
+
+    base = recipe.model.path
+    if recipe.warm_start is not None:
+        base = str(run / WARM_START)
+        if not (resume and is_complete(run / WARM_START)):
+            console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
+            warm_start(policy, records, recipe.warm_start)
+            with staged_folder(run / WARM_START) as staging:
+                policy.save_pretrained(staging)
+        else:
+            policy = load_policy(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, path=base)))
+
+    if not (resume and is_complete(run / FINAL)):
+        console.print(f"[bold]Dual stream[/bold]: {recipe.train.schedule}, {recipe.train.total_steps} updates")
+        trainer = DualStreamTrainer(
+            policy,
+            DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer),
+            records,
+            reward_weights=reward_weights(recipe),
+            reward_funcs=extra_rewards(recipe),
+            lora=_lora(recipe),
+        )
+        trainer.train(resume_from_checkpoint=resume or None)
+    if recipe.data.eval:
+        limits = [n for n in (recipe.data.limit_eval, recipe.evaluate.limit) if n is not None]
+        evaluate(
+            Evaluation(
+                name=recipe.name,
+                checkpoint=str(run / FINAL),
+                data=recipe.data.eval,
+                base=base,
+                limit=min(limits) if limits else None,
+                bootstrap_samples=recipe.evaluate.bootstrap_samples,
+                plan=EvaluationPlan(
+                    controls=recipe.evaluate.controls,
+                    budgets=recipe.evaluate.budgets,
+                    batch_size=recipe.evaluate.batch_size,
+                    max_localization_tokens=recipe.train.max_localization_tokens,
+                    max_reasoning_tokens=recipe.train.max_reasoning_tokens,
+                    seed=recipe.seed,
+                    max_image_pixels=recipe.data.max_image_pixels,
+                ),
+            ),
+            run,
+            metrics=read_metrics(run / METRICS_FILE),
+            recipe=recipe,
+            console=console,
+        )
+    return run
+
+
+def load_policy(recipe: Recipe) -> SparseVLM:
+    """The recipe's model, with the recipe's sparsification in its spec."""
+    model, sparse = recipe.model, recipe.sparsify
+    policy = SparseVLM.from_pretrained(
+        model.path,
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation,
+        trust_remote_code=model.trust_remote_code,
+        min_pixels=model.min_pixels,
+        max_pixels=model.max_pixels,
+    )
+    return policy.with_spec(
+        keep=KeepRule(sparse.margin, sparse.min_tokens),
+        fusion=Fusion(sparse.fusion, sparse.beta),
+        positions=sparse.positions,
+        coordinates=model.coordinates or policy.spec.coordinates,
+    )
+
+
+def reward_weights(recipe: Recipe) -> RewardWeights:
+    """Weights of the built-in terms."""
+    rewards = recipe.rewards
+    return RewardWeights(rewards.format, rewards.iou, rewards.accuracy, rewards.feedback)
+
+
+def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
+    """The user's rewards, imported from their files."""
+    return [ExtraReward(e.function, load_reward(e.function), e.weight, e.branch) for e in recipe.rewards.extra]
+
+
+def warm_start(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> None:
+    """Supervised updates on the records' gold boxes and answers, all weights, in shuffled order."""
+    bar = tqdm(total=section.steps, unit="update", dynamic_ncols=True)
+
+    def show(step: int, loss: float) -> None:
+        bar.update(1)
+        bar.set_postfix(loss=f"{loss:.3f}")
+
+    train_supervised(
+        policy.backbone,
+        _lesson_batches(policy, records, section),
+        steps=section.steps,
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        warmup_share=section.warmup_share,
+        on_step=show,
+    )
+    bar.close()
+
+
+def _lesson_batches(
+    policy: SparseVLM, records: Sequence[Record], section: WarmStartSection
+) -> Iterator[list[Lesson]]:
+    rng = np.random.default_rng(section.seed)
+    lessons: dict[str, Lesson] = {}
+    queue: list[int] = []
+    while True:
+        while len(queue) < section.batch_size:
+            queue.extend(rng.permutation(len(records)).tolist())
+        batch = [records[queue.pop(0)] for _ in range(section.batch_size)]
+        for record in batch:
+            if record.id not in lessons:
+                image = load_image(record.image_paths[0])
+                lessons[record.id] = record_lesson(record, image, policy.backbone, policy.spec)
+        yield [lessons[record.id] for record in batch]
+
+
+def _lora(recipe: Recipe) -> Any:
+    if recipe.model.lora is None:
+        return None
+    from peft import LoraConfig
+
+    section = recipe.model.lora
+    return LoraConfig(
+        r=section.r,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # a float is fine
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+    )
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    evaluation: Evaluation,
+    out: Path,
+    *,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    recipe: Recipe | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table."""
+    console = console or Console()
+    policy = SparseVLM.from_pretrained(evaluation.checkpoint)
+    base = SparseVLM.from_pretrained(evaluation.base, spec=policy.spec) if evaluation.base else None
+    rl_dense = SparseVLM.from_pretrained(evaluation.rl_dense) if evaluation.rl_dense else None
+    watch, base_watch = Stopwatch(), Stopwatch()
+    sets = {source: read_records(source, limit=evaluation.limit) for source in evaluation.data}
+    cases: list[dict[str, Any]] = []
+    with tqdm(total=sum(map(len, sets.values())), unit="question", desc="evaluate", dynamic_ncols=True) as bar:
+        for source, records in sets.items():
+            answered = run_policy(
+                policy,
+                records,
+                evaluation.plan,
+                base=base,
+                rl_dense=rl_dense,
+                watch=watch,
+                base_watch=base_watch,
+                progress=lambda done: bar.update(done),
+            )
+            cases += [{"dataset": source, **case.to_json()} for case in answered]
+    results = {
+        "name": evaluation.name,
+        "seed": evaluation.plan.seed,
+        "dataset": ", ".join(evaluation.data),
+        "checkpoint": evaluation.checkpoint,
+        "base": evaluation.base,
+        "vitos_version": __version__,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **summarize(cases, bootstrap_samples=evaluation.bootstrap_samples, seed=evaluation.plan.seed),
+        "seconds_by_stage": _seconds(watch, base_watch if base else None, len(cases)),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        case["image"] = os.path.relpath(case["image"], out)
+    with atomic_write(out / CASES) as path:
+        path.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+    write_json_atomic(out / RESULTS, results)
+    write_report(results=results, cases=cases, metrics=metrics, run_dir=out, out=out / REPORT)
+    if recipe is not None:
+        card = model_card(results, dataclasses.asdict(recipe), str(evaluation.base))
+        write_text_atomic(Path(evaluation.checkpoint) / "README.md", card)
+    console.print(results_table(results))
+    console.print(f"Report: {out / REPORT}")
+    return results
+
+
+def _seconds(watch: Stopwatch, base: Stopwatch | None, questions: int) -> dict[str, float | None]:
+    """Seconds per question of every stage of the two passes, their total, and the base model's dense pass."""
+    names = ("vision", "localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
+    seconds: dict[str, float | None] = {name: watch.seconds.get(name, 0.0) / questions for name in names}
+    seconds["total"] = sum(value for value in seconds.values() if value is not None)
+    seconds["dense_total"] = sum(base.seconds.values()) / questions if base is not None else None
+    return seconds
+
+
+def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
+    """Records of several files; ids get their file in front, since two files may use the same ones."""
+    records = [
+        dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
+        for source in sources
+        for record in read_records(source)
+    ]
+    return records[:limit]

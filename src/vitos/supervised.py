@@ -1,0 +1,130 @@
+"""Supervised learning of answers and boxes: the warm start before reinforcement learning.
+
+Reinforcement learning sharpens what a model can already do now and then; a model that never writes a box learns
+nothing from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is
+one image with several exercises about it: the image runs through the model once for all of them.
+
+Simplification: a plain AdamW loop on one device. For supervised fine-tuning of a large model use a library made for
+it (such as TRL), on targets written by `target_texts`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitos.backbones.base import Backbone
+from vitos.data.record import Record
+from vitos.engines.torch_engine import TorchEngine
+from vitos.prompt import Prompt, VisualTokens
+from vitos.response import format_box_list, format_localization, format_reasoning
+from vitos.spec import VitosSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """A user message (with one `<image>` for each image of its lesson) and the answer to be learned."""
+
+    text: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Images and the exercises that share them."""
+
+    images: tuple[Image.Image, ...]
+    exercises: tuple[Exercise, ...]
+
+
+def record_lesson(record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec) -> Lesson:
+    """Both branches' exercises of one record; without gold boxes the reasoning branch's only.
+
+    The thought is the record's `thought`, or the text of the right option.
+    """
+    thought = record.meta.get("thought") or record.options.get(record.answer, record.answer)
+    reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, record.answer))
+    if not record.boxes:
+        return Lesson((image,), (reason,))
+    with torch.no_grad():
+        (visual,) = backbone.encode([image])
+    boxes = format_box_list([backbone.write_box(box, visual, spec.coordinates) for box in record.boxes])
+    localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, record.answer))
+    return Lesson((image,), (localize, reason))
+
+
+def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson]) -> Tensor:
+    """Mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients."""
+    backbone = engine.backbone
+    visuals = iter(backbone.encode([image for lesson in lessons for image in lesson.images]))
+    prefixes: list[Prompt] = []
+    rests: list[list[Tensor]] = []
+    asked: list[int] = []
+    for lesson in lessons:
+        own: list[VisualTokens] = [next(visuals) for _ in lesson.images]
+        prompts = [backbone.build_prompt(exercise.text, own) for exercise in lesson.exercises]
+        # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
+        shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if own else 1
+        prefixes.append(prompts[0].head(shared))
+        rests.append([])
+        for prompt, exercise in zip(prompts, lesson.exercises, strict=True):
+            if not torch.equal(prompt.input_ids[:shared], prefixes[-1].input_ids):
+                raise ValueError(
+                    f"the exercises of a lesson differ before their last image: {lesson.exercises[0].text!r} and "
+                    f"{exercise.text!r}; move the text behind <image>, or make two lessons of them"
+                )
+            question = prompt.input_ids[shared:].cpu()
+            target = backbone.tokenizer(exercise.target, add_special_tokens=False)["input_ids"]
+            end = backbone.tokenizer.eos_token_id
+            rests[-1].append(torch.cat([question, torch.tensor([*target, end])]))
+            asked.append(len(question))
+    scores = engine.score(prefixes, rests)
+    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
+    learned = scores.mask & (place >= torch.tensor(asked, device=place.device)[:, None])
+    return -scores.logprobs[learned].mean()
+
+
+def train_supervised(
+    backbone: Backbone,
+    batches: Iterable[Sequence[Lesson]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    warmup_share: float = 0.05,
+    max_grad_norm: float = 1.0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train all weights, the vision encoder too, for `steps` batches under a one-cycle schedule.
+
+    Args:
+        batches: batches of lessons; must not run out before `steps`.
+        on_step: called with the number of steps done and the loss.
+
+    Raises:
+        ValueError: if the batches run out, or a loss is not finite.
+    """
+    engine, parameters = TorchEngine(backbone), list(backbone.model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup_share)
+    backbone.model.train()
+    done = 0
+    for done, lessons in enumerate(itertools.islice(batches, steps), start=1):
+        loss = supervised_loss(engine, lessons)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss of step {done} is {loss.item()}; lower the learning rate")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        if on_step is not None:
+            on_step(done, loss.item())
+    backbone.model.eval()
+    if done < steps:
+        raise ValueError(f"the lessons ran out after {done} of {steps} steps")

@@ -1,0 +1,100 @@
+"""What a run writes while it goes on."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from transformers import TrainerControl, TrainerState
+
+from vitos.engines.base import Sampling
+from vitos.reports.overlay import draw_overlay
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics, write_samples
+from vitos.rl.rewards import RewardWeights
+from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.scans import ScanStore
+
+ROW = '{"step": %d, "reward/localization": 0.5}\n'
+
+
+def begin(folder, step):
+    args, state = SimpleNamespace(output_dir=str(folder)), TrainerState(global_step=step)
+    callback = MetricsFileCallback()
+    callback.on_train_begin(args, state, TrainerControl())
+
+    def log(step, **logs):
+        callback.on_log(args, TrainerState(global_step=step), TrainerControl(), logs=logs)
+
+    return log
+
+
+def test_rows_are_json_lines_and_unknown_numbers_null(tmp_path):
+    log = begin(tmp_path / "run", 0)
+    log(1, **{"reward/localization": 0.25, "iou": math.nan, "loss": math.inf})
+    log(2, train_runtime=3.0)  # Trainer's summary is no update
+    log(2, **{"reward/localization": 0.5})
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    assert [json.loads(line, parse_constant=refuse) for line in lines] == [
+        {"step": 1, "reward/localization": 0.25, "iou": None, "loss": None},
+        {"step": 2, "reward/localization": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(("resumed_at", "left"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
+def test_a_resumed_run_drops_the_rows_behind_its_checkpoint(tmp_path, resumed_at, left):
+    (tmp_path / "metrics.jsonl").write_text("".join(ROW % step for step in (1, 2, 3)) + '{"step": 4, "rew')
+    log = begin(tmp_path, resumed_at)
+    log(10, **{"reward/localization": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [*left, 10]
+
+
+def test_no_file_has_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_the_bar_shows_figures_and_counts_updates(capsys):
+    callback, control = FiguresCallback(), TrainerControl()
+    state = TrainerState(global_step=2, max_steps=5, is_world_process_zero=True)
+    callback.on_train_begin(SimpleNamespace(), state, control)
+    state.global_step = 3
+    callback.on_log(SimpleNamespace(), state, control, logs={"reward/localization": 0.123, "iou": 0.5})
+    callback.on_train_end(SimpleNamespace(), state, control)
+    shown = capsys.readouterr().err
+    assert "3/5" in shown
+    assert "r_loc=0.12, iou=0.50" in shown
+
+
+def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy, phantom_records):
+    records = phantom_records[:2]
+    plan = RolloutPlan(2, 3, Sampling(24, 1.0), Sampling(14, 1.0), seed=0)
+    batch = roll_out(warm_policy, records, ScanStore(warm_policy).get(records), 0, plan, RewardWeights())
+    write_samples(tmp_path, 7, batch.groups)
+    rows = json.loads((tmp_path / "samples" / "step-7.json").read_text())
+    for index, (row, group) in enumerate(zip(rows, batch.groups, strict=True)):
+        assert row["id"] == records[index].id
+        assert row["overlay"] == f"step-7-{index}.png"
+        for entry, rollout, selection, rewards, answers in zip(
+            row["localizations"],
+            group.localizations,
+            group.selections,
+            group.rewards.localization,
+            group.reasonings,
+            strict=True,
+        ):
+            assert entry["text"] == rollout.completion.text
+            assert entry["reasonings"] == [answer.completion.text for answer in answers]
+            assert entry["rewards"] == list(rewards)
+            assert (entry["kept_ratio"], entry["fallback"]) == (selection.mask.mean(), selection.fallback)
+        drawn = draw_overlay(
+            Image.open(records[index].image_paths[0]),
+            group.query.scan.visuals[0].grid,
+            group.selections[0].mask,
+            group.localizations[0].response.boxes,
+            records[index].boxes,
+        )
+        assert Image.open(tmp_path / "samples" / row["overlay"]).tobytes() == drawn.tobytes()

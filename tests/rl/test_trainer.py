@@ -1,0 +1,433 @@
+"""The trainer against brute-force gradients, and runs that stop and go on."""
+
+import errno
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, TrainerCallback
+
+from vitos.engines.base import Sampling, derive_seed
+from vitos.policy import Query, SparseVLM
+from vitos.rl.callbacks import read_metrics
+from vitos.rl.checkpoint import CheckpointError
+from vitos.rl.rewards import RewardWeights
+from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.scans import ScanStore
+
+PLAN = RolloutPlan(2, 2, Sampling(24, 1.3), Sampling(14, 1.3), seed=3)
+
+
+def flat(gradients):
+    return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
+
+
+def same_direction(found, expected, tolerance=1e-4):
+    """`found` holds the trained parameters that have a gradient; the others' gradients must be 0."""
+    found = {name: found.get(name, torch.zeros_like(value)) for name, value in expected.items()}
+    a, b = flat(found), flat(expected)
+    assert float(b.norm()) > 1e-3, "a gradient of zero shows nothing"
+    assert float((a - b).norm() / b.norm()) < tolerance
+
+
+def combine(a, b, x=1.0, y=1.0):
+    return {name: x * a[name] + y * b[name] for name in a}
+
+
+def again(policy, records, rows, step, plan=PLAN):
+    """The rollouts of an update, drawn anew from the ids in its samples."""
+    chosen = [next(r for r in records if r.id == row["id"]) for row in rows]
+    return roll_out(policy, chosen, ScanStore(policy).get(chosen), step, plan, RewardWeights())
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def expected(make_trainer, warm_policy, clone_policy, phantom_records, samples, brute_gradients, tmp_path_factory):
+    """Brute-force gradients of the first update; its questions depend on the seed only."""
+    run = tmp_path_factory.mktemp("first")
+    make_trainer(clone_policy(warm_policy), run, schedule="localization-only").train()
+    policy = clone_policy(warm_policy)
+    return brute_gradients(policy, again(policy, phantom_records, samples(run, 1), 0))
+
+
+# --- one update ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "x", "y"),
+    [("staged", 1, 0), ("reversed", 0, 1), ("localization-only", 1, 0), ("reasoning-only", 0, 1), ("joint", 1, 1)],
+)
+def test_first_update_has_the_gradient_of_the_named_branches(
+    schedule, x, y, expected, make_trainer, warm_policy, clone_policy, recorder, tmp_path
+):
+    """Against full passes of every O_i repeated K times; micro-batches of one prompt each."""
+    seen = recorder()
+    policy = clone_policy(warm_policy)
+    before = {n: p.clone() for n, p in policy.backbone.model.named_parameters()}
+    make_trainer(policy, tmp_path, [seen], schedule=schedule, micro_batch_tokens=1).train()
+    same_direction(seen.gradients[0], combine(expected.localization, expected.reasoning, x, y))
+    vision = {n for n in before if ".visual." in n}
+    assert vision
+    assert not any(name in vision for gradients in seen.gradients for name in gradients)
+    for name, value in policy.backbone.model.named_parameters():
+        assert torch.equal(value, before[name]) == (name in vision), name
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert ("clipped/localization" in rows[0]) == bool(x)
+    assert ("clipped/reasoning" in rows[0]) == bool(y)
+    if schedule == "joint":
+        cosine = torch.cosine_similarity(flat(expected.localization), flat(expected.reasoning), dim=0)
+        assert rows[0]["gradient_cosine"] == pytest.approx(float(cosine), abs=1e-4)
+        for branch in ("localization", "reasoning"):
+            norm = float(flat(getattr(expected, branch)).norm())
+            assert rows[0][f"gradient_norm/{branch}"] == pytest.approx(norm, rel=1e-3)
+    else:
+        assert "gradient_cosine" not in rows[0]
+
+
+def test_alternating_takes_turns_and_measuring_the_cosine_changes_nothing(
+    expected, make_trainer, warm_policy, clone_policy, recorder, tmp_path
+):
+    runs = {}
+    for every in (0, 1):
+        seen = recorder()
+        make_trainer(
+            clone_policy(warm_policy),
+            tmp_path / str(every),
+            [seen],
+            schedule="alternating",
+            log_gradient_cosine_steps=every,
+        ).train()
+        runs[every] = seen, read_metrics(tmp_path / str(every) / "metrics.jsonl")
+    plain, measured = runs[0], runs[1]
+    same_direction(plain[0].gradients[0], expected.localization)
+    assert ["clipped/localization" in row for row in plain[1]] == [True, False]
+    assert ["clipped/reasoning" in row for row in plain[1]] == [False, True]
+    for a, b in zip(plain[0].gradients, measured[0].gradients, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    cosine = torch.cosine_similarity(flat(expected.localization), flat(expected.reasoning), dim=0)
+    assert measured[1][0]["gradient_cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    assert measured[1][0]["loss/policy"] == pytest.approx(plain[1][0]["loss/policy"])
+
+
+def test_dense_trains_the_reasoning_branch_on_all_tokens(
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, brute_gradients, tmp_path
+):
+    seen = recorder()
+    make_trainer(clone_policy(warm_policy), tmp_path, [seen], schedule="dense").train()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["kept_ratio"] for row in rows] == [1.0, 1.0]
+    assert all(row["fallback_rate"] == 0 and "clipped/localization" not in row for row in rows)
+    plan = RolloutPlan(2, 2, PLAN.localize, PLAN.reason, seed=3, dense=True)
+    policy = clone_policy(warm_policy)
+    brute = brute_gradients(policy, again(policy, phantom_records, samples(tmp_path, 1), 0, plan))
+    same_direction(seen.gradients[0], brute.reasoning)
+
+
+def test_groups_without_a_difference_in_outcome_train_nothing(
+    make_trainer, warm_policy, clone_policy, recorder, tmp_path
+):
+    """Answers and boxes cannot be read within 3 tokens: all are wrong, so no group says anything."""
+    seen = recorder()
+    policy = clone_policy(warm_policy)
+    options = {"max_localization_tokens": 3, "max_reasoning_tokens": 3, "skip_equal_outcomes": True}
+    make_trainer(policy, tmp_path, [seen], schedule="localization-only", **options).train()
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (row["skipped_groups/localization"], row["fallback_rate"], row["truncated_rate"]) == (2, 1, 1)
+    assert seen.gradients == [{}]
+
+
+# --- guards of stage 2 -----------------------------------------------------------------------------------------------
+
+
+def test_share_mixes_both_gradients(
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, brute_gradients, tmp_path
+):
+    seen = recorder()
+    make_trainer(clone_policy(warm_policy), tmp_path, [seen], localization_share=0.25).train()
+    stage_one = SparseVLM.from_pretrained(tmp_path / "stage1", device="cpu")
+    brute = brute_gradients(stage_one, again(stage_one, phantom_records, samples(tmp_path, 2), 1))
+    same_direction(seen.gradients[1], combine(brute.localization, brute.reasoning, 0.25, 0.75))
+
+
+def test_localization_kl_pulls_to_stage_one(
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path
+):
+    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second."""
+    runs = {}
+    for weight in (0.0, 5.0):
+        seen, run = recorder(), tmp_path / str(weight)
+        policy = clone_policy(warm_policy)
+        make_trainer(policy, run, [seen], localization_kl=weight, reasoning_steps=2, save_steps=1).train()
+        runs[weight] = seen.gradients, read_metrics(run / "metrics.jsonl")
+    (free, free_rows), (guarded, rows) = runs.values()
+    assert "reference_kl/localization" not in free_rows[1]
+    assert rows[1]["reference_kl/localization"] == pytest.approx(0, abs=1e-9)
+    assert rows[2]["reference_kl/localization"] > 0
+    same_direction(guarded[1], free[1])
+
+    # Both runs are at the same weights at their last update; what differs is 5 x the gradient of the mean k3.
+    run = tmp_path / "5.0"
+    now = SparseVLM.from_pretrained(run / "checkpoint-2", device="cpu")
+    reference = SparseVLM.from_pretrained(run / "stage1", device="cpu")
+    for module in now.backbone.vision_modules:
+        module.requires_grad_(False)
+    batch = again(now, phantom_records, samples(run, 3), 2)
+    total, tokens = 0.0, 0
+    for prompt, group in zip(batch.localize_prompts, batch.groups, strict=True):
+        for rollout in group.localizations:
+            ids = rollout.completion.token_ids
+            with torch.no_grad():
+                known = full_logprobs(reference.backbone, prompt, ids)
+            gap = known - full_logprobs(now.backbone, prompt, ids)
+            total, tokens = total + (gap.exp() - gap - 1).sum(), tokens + len(ids)
+    assert rows[2]["reference_kl/localization"] == pytest.approx(total.item() / tokens, rel=1e-3)
+    named = [(n, p) for n, p in now.backbone.model.named_parameters() if p.requires_grad]
+    kl = dict(zip((n for n, _ in named), torch.autograd.grad(5 * total / tokens, [p for _, p in named]), strict=True))
+    same_direction(combine(guarded[2], free[2], 1, -1), kl, tolerance=5e-3)
+
+
+def test_frozen_boxes_are_written_by_stage_one(
+    make_trainer, warm_policy, clone_policy, phantom_records, samples, tmp_path
+):
+    options = {"frozen_boxes": True, "reasoning_steps": 2, "save_steps": 1, "learning_rate": 0.003}
+    make_trainer(clone_policy(warm_policy), tmp_path, **options).train()
+    rows = samples(tmp_path, 3)
+    chosen = [next(r for r in phantom_records if r.id == row["id"]) for row in rows]
+
+    def boxes_by(folder):
+        policy = SparseVLM.from_pretrained(folder, device="cpu")
+        queries = [Query(s, r.question) for s, r in zip(ScanStore(policy).get(chosen), chosen, strict=True)]
+        seeds = [[derive_seed(3, 2, r.id, "localization", i) for i in range(2)] for r in chosen]
+        rolled = policy.localize(queries, PLAN.localize, seeds)
+        return [[rollout.completion.text for rollout in row] for row in rolled]
+
+    written = [[entry["text"] for entry in row["localizations"]] for row in rows]
+    assert written == boxes_by(tmp_path / "stage1")
+    assert written != boxes_by(tmp_path / "checkpoint-2")
+
+
+# --- stop and go on --------------------------------------------------------------------------------------------------
+
+# Eight questions, two an update: an epoch ends after update 4; stage 2 begins with update 4 (after three).
+RUN = {"localization_steps": 3, "reasoning_steps": 3, "lr_scheduler_type": "linear", "save_total_limit": None}
+
+
+class Stop(TrainerCallback):
+    """Ctrl-C at an update: after its checkpoint is written ("save") or when its figures are ("log")."""
+
+    def __init__(self, event, step):
+        self.event, self.step = event, step
+
+    def on_save(self, args, state, control, **kwargs):
+        self._stop("save", state)
+
+    def on_log(self, args, state, control, **kwargs):
+        self._stop("log", state)
+
+    def _stop(self, event, state):
+        if (event, state.global_step) == (self.event, self.step):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def whole(make_trainer, warm_policy, clone_policy, tmp_path_factory):
+    """An uninterrupted run, with its trained policy."""
+    run = tmp_path_factory.mktemp("whole")
+    trainer = make_trainer(clone_policy(warm_policy), run, save_steps=1, **RUN)
+    trainer.train()
+    return run, trainer
+
+
+def series(run):
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "total_flos"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "save_steps"),
+    [
+        pytest.param("save", 2, 1, id="within stage and epoch"),
+        pytest.param("save", 3, 1, id="at the change of stage"),
+        pytest.param("save", 4, 1, id="after the change of stage, at the end of an epoch"),
+        pytest.param("log", 5, 2, id="one update behind a checkpoint"),
+        pytest.param("log", 1, 2, id="before the first checkpoint"),
+        pytest.param("save", 6, 3, id="all updates done, final model not written"),
+    ],
+)
+def test_resumed_run_equals_the_uninterrupted_one(
+    event, step, save_steps, whole, make_trainer, warm_policy, clone_policy, tmp_path
+):
+    options = RUN | {"save_steps": save_steps}
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(clone_policy(warm_policy), tmp_path, [Stop(event, step)], **options).train()
+    assert not (tmp_path / "model").exists()
+    # What a kill leaves behind: a folder without the mark of completeness, and one still under its own name.
+    (tmp_path / "checkpoint-5" if step < 5 else tmp_path / "checkpoint-99").mkdir()
+    (tmp_path / ".checkpoint-6.partial").mkdir()
+
+    make_trainer(clone_policy(warm_policy), tmp_path, **options).train(resume_from_checkpoint=True)
+    expected_run, _ = whole
+    assert [row["step"] for row in series(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert series(tmp_path) == series(expected_run)
+    for folder in ("model", "stage1"):
+        ours, theirs = weights_of(tmp_path / folder), weights_of(expected_run / folder)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), folder
+
+
+def test_stages_have_their_own_schedule_and_optimizer(whole):
+    run, _ = whole
+    rates = [row["learning_rate"] for row in series(run)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3 * 2 / 3, 1e-3 / 3] * 2)
+    assert [row["stage"] for row in series(run)] == [1, 1, 1, 2, 2, 2]
+    counts = []
+    for step in range(1, 7):
+        state = torch.load(run / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)["state"]
+        (count,) = {int(value["step"]) for value in state.values()}
+        counts.append(count)
+    assert counts == [1, 2, 3, 1, 2, 3]
+    stage_one, third = weights_of(run / "stage1"), weights_of(run / "checkpoint-3")
+    assert all(torch.equal(stage_one[name], third[name]) for name in stage_one)
+
+
+def test_final_model_is_an_ordinary_checkpoint(whole, phantom_records, warm_policy):
+    run, trainer = whole
+    model, problems = AutoModelForImageTextToText.from_pretrained(run / "model", output_loading_info=True)
+    assert not any(problems.values()), problems
+    policy = trainer.policy
+    (prompt,) = policy.localize_prompts(
+        [Query(ScanStore(policy).get(phantom_records[:1])[0], phantom_records[0].question)]
+    )
+    from vitos.prompt import pad_prompts
+
+    inputs = policy.backbone.model_inputs(pad_prompts([prompt], 0))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).logits, policy.backbone.model.eval()(**inputs).logits)
+        assert not torch.equal(model(**inputs).logits, warm_policy.backbone.model(**inputs).logits)
+    assert SparseVLM.from_pretrained(run / "model", device="cpu").spec.localize_prompt == policy.spec.localize_prompt
+
+
+@pytest.mark.parametrize("resume", [None, False])
+def test_a_folder_with_checkpoints_is_refused(resume, whole, make_trainer, warm_policy, clone_policy, tmp_path):
+    shutil.copytree(whole[0] / "checkpoint-2", tmp_path / "checkpoint-2")
+    trainer = make_trainer(clone_policy(warm_policy), tmp_path)
+    with pytest.raises(FileExistsError, match=r"holds checkpoint-2; pass --resume"):
+        trainer.train(resume_from_checkpoint=resume)
+    (tmp_path / "checkpoint-2" / "COMPLETE").unlink()
+    with pytest.raises(CheckpointError, match="checkpoint-2 is no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_full_disk_leaves_the_earlier_checkpoint(make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path):
+    """The second checkpoint does not fit; after that there is room again and the run goes on."""
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("checkpoint-2"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    options = {"schedule": "localization-only", "localization_steps": 3, "save_steps": 1}
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written \(.*No space left"):
+        make_trainer(clone_policy(warm_policy), tmp_path, **options).train()
+    assert [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name] == ["checkpoint-1"]
+    monkeypatch.undo()
+    make_trainer(clone_policy(warm_policy), tmp_path, **options).train(resume_from_checkpoint=True)
+    assert [row["step"] for row in series(tmp_path)] == [1, 2, 3]
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+# --- adapters, refusals ----------------------------------------------------------------------------------------------
+
+
+def test_lora_trains_adapters_only_and_merges_them(
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, tmp_path
+):
+    from peft import LoraConfig
+
+    seen = recorder()
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", bias="none")
+    options = {"localization_kl": 0.1, "localization_steps": 2, "learning_rate": 0.01, "save_steps": 1}
+    policy = clone_policy(warm_policy)
+    make_trainer(policy, tmp_path, [seen], lora=lora, **options).train()
+    names = [name for gradients in seen.gradients for name in gradients]
+    assert names
+    assert all(".lora_" in name and ".visual." not in name and "lm_head" not in name for name in names)
+
+    start = warm_policy.backbone.model.state_dict()
+    for folder in ("stage1", "model"):
+        model, problems = AutoModelForImageTextToText.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not any(problems.values()), (folder, problems)
+        changed = {n for n, value in model.state_dict().items() if not torch.equal(value, start[n])}
+        assert changed
+        assert all("language_model.layers" in name and "proj" in name for name in changed), folder
+    # The reference of the guard is the policy that stage 1 left: no KL at the first update of stage 2.
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[2]["reference_kl/localization"] == pytest.approx(0, abs=1e-6)
+    # What the merged stage-1 policy writes at that update is what the adapters wrote.
+    stage_one = SparseVLM.from_pretrained(tmp_path / "stage1", device="cpu")
+    batch = again(stage_one, phantom_records, samples(tmp_path, 3), 2)
+    texts = [[r.completion.text for r in group.localizations] for group in batch.groups]
+    assert texts == [[entry["text"] for entry in row["localizations"]] for row in samples(tmp_path, 3)]
+
+
+def test_lora_run_goes_on_from_its_checkpoint(make_trainer, warm_policy, clone_policy, tmp_path):
+    from peft import LoraConfig
+
+    options = {"schedule": "localization-only", "localization_steps": 2, "save_steps": 1, "learning_rate": 0.01}
+
+    def trainer(folder, *callbacks):
+        torch.manual_seed(0)  # of the adapters' first weights
+        lora = LoraConfig(r=4, target_modules="all-linear")
+        return make_trainer(clone_policy(warm_policy), folder, callbacks, lora=lora, **options)
+
+    trainer(tmp_path / "a").train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "b", Stop("save", 1)).train()
+    trainer(tmp_path / "b").train(resume_from_checkpoint=True)
+    assert series(tmp_path / "a") == series(tmp_path / "b")
+    a, b = weights_of(tmp_path / "a" / "model"), weights_of(tmp_path / "b" / "model")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_too_few_questions_are_refused(make_trainer, warm_policy, phantom_records, tmp_path):
+    with pytest.raises(ValueError, match="1 training questions do not fill one update of 2"):
+        make_trainer(warm_policy, tmp_path, records=phantom_records[:1])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path):
+    from vitos.rl import trainer as module
+
+    real = module.policy_loss
+
+    def broken(*args, **kwargs):
+        out = real(*args, **kwargs)
+        return type(out)(out.loss * math.nan, out.tokens, out.clipped, out.mismatch_kl, out.reference_kl)
+
+    monkeypatch.setattr(module, "policy_loss", broken)
+    with pytest.raises(FloatingPointError, match=r"the loss of update 1 is nan \(questions \['train/0"):
+        make_trainer(clone_policy(warm_policy), tmp_path, schedule="localization-only").train()
+
+
+def test_samples_hold_the_texts_and_rewards_of_an_update(whole, phantom_records, samples):
+    run, _ = whole
+    rows = samples(run, 1)
+    assert len(rows) == 2
+    for row in rows:
+        record = next(r for r in phantom_records if r.id == row["id"])
+        assert (row["gold"], row["question"]) == (record.answer, record.question)
+        assert (run / "samples" / row["overlay"]).is_file()
+        assert [len(entry["reasonings"]) for entry in row["localizations"]] == [2, 2]
+    rewards = [entry["rewards"] for row in rows for entry in row["localizations"]]
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert np.mean(rewards) == pytest.approx(first["reward/localization"])

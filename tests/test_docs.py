@@ -1,0 +1,266 @@
+"""README and docs say what the code says: names, links, commands, imports, recipe keys and result keys exist."""
+
+import ast
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = {"file.py:function", "my_rewards.py:short"}  # a user's files, not ours
+
+per_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def prose(page):
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page, language):
+    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [block for block in found if block.strip()]
+
+
+def names_in(file):
+    """Top-level names of a Python file, and `Class.member` of its classes."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef)}
+            names |= {f"{node.name}.{m.target.id}" for m in node.body if isinstance(m, ast.AnnAssign)}
+    return names
+
+
+# --- names, links, pictures -----------------------------------------------------------------------------------------
+
+
+@per_page
+def test_code_and_tests_that_are_named_exist(page):
+    for path, mark, name in re.findall(r"`([\w./-]+\.py)(::?)([\w.]+)`", page.read_text(encoding="utf-8")):
+        if f"{path}:{name}" in EXAMPLES:
+            continue
+        assert (mark == "::") == path.startswith("tests/"), f"{path}{mark}{name}"
+        file = ROOT / path if path.startswith(("tests/", "scripts/")) else ROOT / "src/vitos" / path
+        assert file.is_file(), f"{page.name} names {path}"
+        assert name in names_in(file), f"{page.name} names {path}{mark}{name}"
+
+
+@per_page
+def test_links_resolve(page):
+    for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
+        if not picture and not target.startswith(("http://", "https://")):
+            file = page.parent / target.partition("#")[0]
+            assert file.exists(), f"{page.name} links to {target}"
+
+
+def test_pictures_have_an_alt_text_and_exist():
+    pictures = [(page, *found) for page in PAGES for found in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose(page))]
+    assert len(pictures) >= 2
+    assert all(len(alt) > 20 for _, alt, _ in pictures)
+    if not (ROOT / "docs/assets").is_dir():
+        pytest.skip("docs/assets is made from a finished quickstart")
+    assert [target for page, _, target in pictures if not (page.parent / target).is_file()] == []
+
+
+def test_every_page_is_listed_and_the_readme_is_short():
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@per_page
+def test_markers_come_in_pairs(page):
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"<!-- (results:\w+) -->", text) == re.findall(r"<!-- /(results:\w+) -->", text)
+
+
+# --- examples -------------------------------------------------------------------------------------------------------
+
+
+@per_page
+def test_commands_parse(page):
+    from typer.main import get_command
+
+    for line in (line for block in blocks(page, "bash") for line in block.splitlines()):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
+        elif words[:1] == ["python"]:
+            assert (ROOT / words[1]).is_file(), line
+        elif words:
+            assert words[0] == "vitos", line
+            command, rest, context = get_command(_app()), words[1:], None
+            while rest is not None:
+                context = command.make_context(command.name, list(rest), parent=context)  # fails on unknown options
+                rest = None
+                if hasattr(command, "resolve_command"):
+                    pending = [*context._protected_args, *context.args]
+                    _, command, rest = command.resolve_command(context, pending)
+            recipes = [word for word in words if word.startswith("recipes/")]
+            assert all((ROOT / recipe).is_file() for recipe in recipes), line
+
+
+def _app():
+    from vitos.cli import app
+
+    return app
+
+
+@per_page
+def test_python_examples_compile_and_import_what_exists(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("vitos"):
+                continue
+            place = ROOT / "src" / Path(*node.module.split("."))
+            file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            names = names_in(file) | _lazy_names(file)
+            assert {alias.name for alias in node.names} <= names, f"{page.name}: {ast.unparse(node)}"
+
+
+def _lazy_names(file):
+    """Names that `vitos` loads on first use."""
+    import vitos
+
+    return set(vitos.__all__) if file == ROOT / "src/vitos/__init__.py" else set()
+
+
+def test_the_yaml_examples_are_recipes(tmp_path):
+    from vitos.config import load_recipe
+
+    required = {"name": "x", "output_dir": "x", "data": {"train": "x.json"}}
+    found = [block for page in PAGES for block in blocks(page, "yaml")]
+    assert len(found) >= 2
+    for block in found:
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(required | yaml.safe_load(block)), encoding="utf-8")
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+def recipe_keys(section, prefix=""):
+    """(dotted key, default as YAML, or None for a section) of every key below a dataclass."""
+    hints = get_type_hints(section, include_extras=False)
+    for field in dataclasses.fields(section):
+        key, hint = prefix + field.name, hints[field.name]
+        inner = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            default = "required"
+        else:
+            value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            default = None if dataclasses.is_dataclass(value) else as_yaml(value)
+        yield key, default
+        for part in inner:
+            yield from recipe_keys(part, f"{key}[]." if getattr(hint, "__origin__", None) is tuple else f"{key}.")
+
+
+def as_yaml(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else "[]" if value == () else str(value)
+
+
+def test_every_recipe_key_has_a_row_with_its_default():
+    from vitos.config import Recipe
+
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \| `?([^`|]+?)`? \|", text, re.MULTILINE))
+    keys = dict(recipe_keys(Recipe))
+    assert len(keys) > 60
+    sections = {key for key, default in keys.items() if default is None}
+    for key in sections:
+        assert f"`{key}`" in text
+    expected = {key: default for key, default in keys.items() if default is not None}
+    assert {key: rows.get(key) for key in expected} == expected
+    assert set(rows) <= set(keys), "a row for a key that no longer exists"
+
+
+def documented():
+    """Every `code` word of docs/results.md."""
+    return set(re.findall(r"`([^`]+)`", prose(ROOT / "docs/results.md")))
+
+
+def literal_keys(function):
+    """Text keys of the dictionaries written out in a function of `vitos.run`, and the texts of its tuples."""
+    tree = ast.parse((ROOT / "src/vitos/run.py").read_text(encoding="utf-8"))
+    (body,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    dicts = [key for node in ast.walk(body) if isinstance(node, ast.Dict) for key in node.keys]
+    tuples = [item for node in ast.walk(body) if isinstance(node, ast.Tuple) for item in node.elts]
+    stored = [node.slice for node in ast.walk(body) if isinstance(node, ast.Subscript)]
+    found = [node.value for node in (*dicts, *tuples, *stored) if isinstance(node, ast.Constant)]
+    return {value for value in found if isinstance(value, str)}
+
+
+def test_keys_of_a_run_and_its_stages_are_explained():
+    keys = literal_keys("evaluate") | literal_keys("_seconds")
+    assert {"vitos_version", "seconds_by_stage", "reason_decode", "dense_total"} <= keys
+    assert keys - documented() == set()
+
+
+def test_keys_of_results_and_cases_are_explained():
+    from vitos.benchmarks.evaluate import Case
+    from vitos.benchmarks.results import summarize
+    from vitos.data.record import Record
+    from vitos.geometry import TokenGrid
+
+    answer = {"text": "", "answer": "A", "correct": True}
+    boxes = {"boxes": [], "parsed": True, "iou": 0.5}
+    sparse = {"kept": [0], "kept_ratio": 0.5, "fallback": False}
+    conditions = dict.fromkeys(("sparse", "random", "own@0.25", "random@0.25"), answer | sparse)
+    conditions |= {"localization": answer | boxes, "base_dense": answer}
+    record = Record("1", (Path("a.png"),), "?", "A", meta={"template": "t"})
+    case = Case(record, TokenGrid.single(1, 2), conditions).to_json()
+    results = summarize([case | {"dataset": "a"}], bootstrap_samples=10)
+    nested = [results["comparisons"][0], *results["by_template"].values(), *results["budgets"].values()]
+    keys = {*results, *case, *conditions, *case["grid"][0], *(key for row in nested for key in row)}
+    keys |= {key for row in conditions.values() for key in row}
+    assert {"relative_performance_ci", "p_value", "gold_boxes", "rows", "own@0.25", "fallback"} <= keys
+    assert keys - documented() == set()
+
+
+def test_metrics_of_an_update_are_explained():
+    import numpy as np
+    import torch
+
+    from vitos.data.record import Record
+    from vitos.engines.base import Completion
+    from vitos.geometry import Box
+    from vitos.policy import Query, Rollout, Scan
+    from vitos.response import parse_localization, parse_reasoning
+    from vitos.rl.loss import LossOutputs
+    from vitos.rl.rewards import RewardWeights, group_rewards
+    from vitos.rl.rollout import QuestionGroup, RolloutBatch, rollout_metrics
+    from vitos.sparsify import Selection
+
+    record = Record("1", (Path("a.png"),), "?", "A", (Box(0, 0, 0.5, 0.5),))
+    completion = Completion(torch.tensor([1]), torch.zeros(1), "", True)
+    first, second = parse_localization("<answer>A</answer>"), parse_reasoning("<answer>A</answer>")
+    group = QuestionGroup(
+        record,
+        Query(Scan(()), "?"),
+        [Rollout(completion, first)],
+        [Selection(np.ones(4, dtype=bool), fallback=True)],
+        [[Rollout(completion, second)]],
+        group_rewards(record, [first], [[second]], RewardWeights()),
+    )
+    keys = set(rollout_metrics(RolloutBatch([group], [], [])))
+    sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {"skipped_groups"}
+    keys |= {f"{name}/{branch}" for name in sums for branch in ("localization", "reasoning")}
+    trainer = (ROOT / "src/vitos/rl/trainer.py").read_text(encoding="utf-8")
+    keys |= {f"seconds/{name}" for name in re.findall(r'watch\.stage\("(\w+)"\)', trainer)}
+    assert {"reward/iou", "clipped/reasoning", "skipped_groups/localization", "seconds/update"} <= keys
+    assert keys - documented() == set()
