@@ -4,8 +4,9 @@ import ast
 import dataclasses
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -17,17 +18,17 @@ EXAMPLES = {"file.py:function", "my_rewards.py:short"}  # a user's files, not ou
 per_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def prose(page):
+def prose(page: Path) -> str:
     """The page without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def blocks(page, language):
+def blocks(page: Path, language: str) -> list[str]:
     found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     return [block for block in found if block.strip()]
 
 
-def names_in(file):
+def names_in(file: Path) -> set[str]:
     """Top-level names of a Python file, and `Class.member` of its classes."""
     names = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -40,7 +41,7 @@ def names_in(file):
             names |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.ClassDef):
             names |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef)}
-            names |= {f"{node.name}.{m.target.id}" for m in node.body if isinstance(m, ast.AnnAssign)}
+            names |= {f"{node.name}.{ast.unparse(m.target)}" for m in node.body if isinstance(m, ast.AnnAssign)}
     return names
 
 
@@ -48,7 +49,7 @@ def names_in(file):
 
 
 @per_page
-def test_code_and_tests_that_are_named_exist(page):
+def test_code_and_tests_that_are_named_exist(page: Path) -> None:
     for path, mark, name in re.findall(r"`([\w./-]+\.py)(::?)([\w.]+)`", page.read_text(encoding="utf-8")):
         if f"{path}:{name}" in EXAMPLES:
             continue
@@ -59,14 +60,14 @@ def test_code_and_tests_that_are_named_exist(page):
 
 
 @per_page
-def test_links_resolve(page):
+def test_links_resolve(page: Path) -> None:
     for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
         if not picture and not target.startswith(("http://", "https://")):
             file = page.parent / target.partition("#")[0]
             assert file.exists(), f"{page.name} links to {target}"
 
 
-def test_pictures_have_an_alt_text_and_exist():
+def test_pictures_have_an_alt_text_and_exist() -> None:
     pictures = [(page, *found) for page in PAGES for found in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose(page))]
     assert len(pictures) >= 2
     assert all(len(alt) > 20 for _, alt, _ in pictures)
@@ -75,14 +76,14 @@ def test_pictures_have_an_alt_text_and_exist():
     assert [target for page, _, target in pictures if not (page.parent / target).is_file()] == []
 
 
-def test_every_page_is_listed_and_the_readme_is_short():
+def test_every_page_is_listed_and_the_readme_is_short() -> None:
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []
     assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 200
 
 
 @per_page
-def test_markers_come_in_pairs(page):
+def test_markers_come_in_pairs(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"<!-- (results:\w+) -->", text) == re.findall(r"<!-- /(results:\w+) -->", text)
 
@@ -91,7 +92,7 @@ def test_markers_come_in_pairs(page):
 
 
 @per_page
-def test_commands_parse(page):
+def test_commands_parse(page: Path) -> None:
     from typer.main import get_command
 
     for line in (line for block in blocks(page, "bash") for line in block.splitlines()):
@@ -102,43 +103,44 @@ def test_commands_parse(page):
             assert (ROOT / words[1]).is_file(), line
         elif words:
             assert words[0] == "vitos", line
-            command, rest, context = get_command(_app()), words[1:], None
-            while rest is not None:
+            command: Any = get_command(_app())
+            context, rest = None, words[1:]
+            while True:
                 context = command.make_context(command.name, list(rest), parent=context)  # fails on unknown options
-                rest = None
-                if hasattr(command, "resolve_command"):
-                    pending = [*context._protected_args, *context.args]
-                    _, command, rest = command.resolve_command(context, pending)
+                if not hasattr(command, "resolve_command"):
+                    break
+                _, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
             recipes = [word for word in words if word.startswith("recipes/")]
             assert all((ROOT / recipe).is_file() for recipe in recipes), line
 
 
-def _app():
+def _app() -> Any:
     from vitos.cli import app
 
     return app
 
 
 @per_page
-def test_python_examples_compile_and_import_what_exists(page):
+def test_python_examples_compile_and_import_what_exists(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("vitos"):
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            if not isinstance(node, ast.ImportFrom) or not module.startswith("vitos"):
                 continue
-            place = ROOT / "src" / Path(*node.module.split("."))
+            place = ROOT / "src" / Path(*module.split("."))
             file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
             names = names_in(file) | _lazy_names(file)
             assert {alias.name for alias in node.names} <= names, f"{page.name}: {ast.unparse(node)}"
 
 
-def _lazy_names(file):
+def _lazy_names(file: Path) -> set[str]:
     """Names that `vitos` loads on first use."""
     import vitos
 
     return set(vitos.__all__) if file == ROOT / "src/vitos/__init__.py" else set()
 
 
-def test_the_yaml_examples_are_recipes(tmp_path):
+def test_the_yaml_examples_are_recipes(tmp_path: Path) -> None:
     from vitos.config import load_recipe
 
     required = {"name": "x", "output_dir": "x", "data": {"train": "x.json"}}
@@ -152,29 +154,28 @@ def test_the_yaml_examples_are_recipes(tmp_path):
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
-def recipe_keys(section, prefix=""):
+def recipe_keys(section: type, prefix: str = "") -> Iterator[tuple[str, str | None]]:
     """(dotted key, default as YAML, or None for a section) of every key below a dataclass."""
     hints = get_type_hints(section, include_extras=False)
     for field in dataclasses.fields(section):
         key, hint = prefix + field.name, hints[field.name]
         inner = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            default = "required"
-        else:
-            value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        default: str | None = "required"
+        if field.default_factory is not dataclasses.MISSING or field.default is not dataclasses.MISSING:
+            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             default = None if dataclasses.is_dataclass(value) else as_yaml(value)
         yield key, default
         for part in inner:
             yield from recipe_keys(part, f"{key}[]." if getattr(hint, "__origin__", None) is tuple else f"{key}.")
 
 
-def as_yaml(value):
+def as_yaml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else "[]" if value == () else str(value)
 
 
-def test_every_recipe_key_has_a_row_with_its_default():
+def test_every_recipe_key_has_a_row_with_its_default() -> None:
     from vitos.config import Recipe
 
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
@@ -189,12 +190,12 @@ def test_every_recipe_key_has_a_row_with_its_default():
     assert set(rows) <= set(keys), "a row for a key that no longer exists"
 
 
-def documented():
+def documented() -> set[str]:
     """Every `code` word of docs/results.md."""
     return set(re.findall(r"`([^`]+)`", prose(ROOT / "docs/results.md")))
 
 
-def literal_keys(function):
+def literal_keys(function: str) -> set[str]:
     """Text keys of the dictionaries written out in a function of `vitos.run`, and the texts of its tuples."""
     tree = ast.parse((ROOT / "src/vitos/run.py").read_text(encoding="utf-8"))
     (body,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
@@ -205,13 +206,13 @@ def literal_keys(function):
     return {value for value in found if isinstance(value, str)}
 
 
-def test_keys_of_a_run_and_its_stages_are_explained():
+def test_keys_of_a_run_and_its_stages_are_explained() -> None:
     keys = literal_keys("evaluate") | literal_keys("_seconds")
     assert {"vitos_version", "seconds_by_stage", "reason_decode", "dense_total"} <= keys
     assert keys - documented() == set()
 
 
-def test_keys_of_results_and_cases_are_explained():
+def test_keys_of_results_and_cases_are_explained() -> None:
     from vitos.benchmarks.evaluate import Case
     from vitos.benchmarks.results import summarize
     from vitos.data.record import Record
@@ -232,7 +233,7 @@ def test_keys_of_results_and_cases_are_explained():
     assert keys - documented() == set()
 
 
-def test_metrics_of_an_update_are_explained():
+def test_metrics_of_an_update_are_explained() -> None:
     import numpy as np
     import torch
 

@@ -39,7 +39,7 @@ Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for t
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and data, print every value, stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
 ) -> None:
     """Train a recipe in all its stages, evaluate the result and write the report."""
@@ -93,7 +93,7 @@ def evaluate(
 def ask(
     checkpoint: Checkpoint,
     image: Annotated[Path, typer.Argument(help="Image file.")],
-    question: Annotated[str, typer.Argument(help='Question, options on lines of their own: "…\\nA. nodule\\nB. cyst".')],
+    question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
 ) -> None:
@@ -207,5 +207,6 @@ def main() -> None:
         # where they come from.
         if os.environ.get("VITOS_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        message = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(1)

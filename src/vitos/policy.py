@@ -123,7 +123,12 @@ class SparseVLM:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | torch.device | None = None, spec: VitosSpec | None = None, **options: Any
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        spec: VitosSpec | None = None,
+        **options: Any,
     ) -> SparseVLM:
         """Load a checkpoint with its `vitos.json`, or an ordinary model of a known family with the default spec.
 

@@ -36,9 +36,9 @@ class Exercise:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Images and the exercises that share them."""
+    """Images, or their visual tokens where the encoder is frozen, and the exercises that share them."""
 
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image | VisualTokens, ...]
     exercises: tuple[Exercise, ...]
 
 
@@ -61,7 +61,9 @@ def record_lesson(record: Record, image: Image.Image, backbone: Backbone, spec: 
 def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson]) -> Tensor:
     """Mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients."""
     backbone = engine.backbone
-    visuals = iter(backbone.encode([image for lesson in lessons for image in lesson.images]))
+    given = [image for lesson in lessons for image in lesson.images]
+    encoded = iter(backbone.encode([image for image in given if isinstance(image, Image.Image)]))
+    visuals = iter([next(encoded) if isinstance(image, Image.Image) else image for image in given])
     prefixes: list[Prompt] = []
     rests: list[list[Tensor]] = []
     asked: list[int] = []
@@ -100,7 +102,7 @@ def train_supervised(
     max_grad_norm: float = 1.0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train all weights, the vision encoder too, for `steps` batches under a one-cycle schedule.
+    """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
 
     Args:
         batches: batches of lessons; must not run out before `steps`.
@@ -109,9 +111,11 @@ def train_supervised(
     Raises:
         ValueError: if the batches run out, or a loss is not finite.
     """
-    engine, parameters = TorchEngine(backbone), list(backbone.model.parameters())
+    engine, parameters = TorchEngine(backbone), [p for p in backbone.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup_share)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=warmup_share, cycle_momentum=False
+    )
     backbone.model.train()
     done = 0
     for done, lessons in enumerate(itertools.islice(batches, steps), start=1):

@@ -36,8 +36,7 @@ def run(models, records, **changes):
 @pytest.fixture(scope="module")
 def cases(models, records):
     found = run(models, records)
-    fallbacks = [case.conditions["sparse"]["fallback"] for case in found]
-    assert 0 < sum(fallbacks) < len(fallbacks)
+    assert not all(case.conditions["sparse"]["fallback"] for case in found)
     return found
 
 
@@ -110,6 +109,18 @@ def test_budgets_have_their_number_of_tokens(cases):
             expected |= {"own", "inverted"}
         assert {name.split("@")[0] for name in at_budget} == expected
         assert all(len(row["kept"]) == 16 for row in at_budget.values())
+
+
+def test_without_evidence_controls_of_its_place_are_left_out(models, records):
+    """Three tokens are too few for a box: everything is kept, and there is nothing to shift or to invert."""
+    (case,) = run_policy(models[0], records[:1], replace(PLAN, max_localization_tokens=3))
+    assert set(case.conditions) == {
+        *("localization", "sparse", "dense", "random", "centre", "oracle"),
+        *("random@0.25", "centre@0.25", "oracle@0.25"),
+    }
+    assert case.conditions["sparse"]["fallback"]
+    for name in ("sparse", "random", "centre"):
+        assert case.conditions[name]["kept"] == list(range(64))
 
 
 def test_conditions_that_are_not_asked_for_are_absent(models, records):

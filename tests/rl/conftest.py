@@ -12,7 +12,7 @@ from vitos.rl.config import DualStreamConfig
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.trainer import DualStreamTrainer
 
-TEMPERATURE = 1.3
+TEMPERATURE = 1.4  # keeps good and bad rollouts mixed, whatever exactly the warm start learned
 
 
 class Recorder(TrainerCallback):

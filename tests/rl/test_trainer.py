@@ -20,7 +20,7 @@ from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutPlan, roll_out
 from vitos.scans import ScanStore
 
-PLAN = RolloutPlan(2, 2, Sampling(24, 1.3), Sampling(14, 1.3), seed=3)
+PLAN = RolloutPlan(2, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=3)
 
 
 def flat(gradients):

@@ -30,10 +30,16 @@ def _shifted(
     return shifted_mask(grid, boxes, rng, count=int(kept.mask.sum())) if boxes else None
 
 
+def _inverted(
+    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Selection, rng: np.random.Generator
+) -> BoolArray | None:
+    return None if kept.mask.all() else inverted_mask(grid, kept.mask, rng)
+
+
 CONTROLS: dict[str, Control] = {
     "random": lambda grid, record, boxes, kept, rng: random_mask(grid, int(kept.mask.sum()), rng),
     "centre": lambda grid, record, boxes, kept, rng: centre_mask(grid, int(kept.mask.sum())),
-    "inverted": lambda grid, record, boxes, kept, rng: None if kept.mask.all() else inverted_mask(grid, kept.mask, rng),
+    "inverted": _inverted,
     "shifted": _shifted,
     "oracle": lambda grid, record, boxes, kept, rng: oracle_mask(grid, record.boxes) if record.boxes else None,
 }

@@ -207,9 +207,9 @@ def kind_at_point(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def kind_in_region(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """What is the finding in an organ that holds exactly one?"""
-    homes = [(organ, [f for f in scene.findings if organ.contains(f.x, f.y)]) for organ in scene.organs]
-    single = [(organ, found[0]) for organ, found in homes if len(found) == 1]
+    """What is the finding in an organ that holds the centre of exactly one, with no other near its border?"""
+    homes = [(organ, [f for f in scene.findings if organ.contains(f.x, f.y, scale=1.7)]) for organ in scene.organs]
+    single = [(organ, near[0]) for organ, near in homes if len(near) == 1 and organ.contains(near[0].x, near[0].y)]
     if not single:
         return None
     organ, target = single[rng.integers(len(single))]

@@ -93,8 +93,8 @@ def build_nano(seed: int = 0) -> Qwen25VL:
     Three choices decide whether so small a model learns to localise in minutes (measured with linear probes: how much
     of a visual token's row and column can be read from the language model's last hidden state before any training):
 
-    - Rotary base 10 instead of 10,000: M-RoPE gives the columns the slowest frequencies, which at 10,000 do not turn at
-      all over eight columns (R² of row / column 0.81 / 0.39 before, 0.91 / 0.78 with this and the next choice).
+    - Rotary base 10 instead of 10,000: M-RoPE gives the columns the slowest frequencies, which at 10,000 hardly turn
+      over eight columns (R² of row / column 0.81 / 0.39 before, 0.91 / 0.78 with this and the next choice).
     - Query and key biases drawn with std 2 instead of 0: attention then depends on relative position from the start.
     - Embeddings of the numbers 0.00 … 1.00 are smooth in the number, so that neighbours share what they learn.
 

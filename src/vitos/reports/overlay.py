@@ -20,7 +20,7 @@ _CELL_LINE = (255, 255, 255, 56)
 _KEPT_EDGE = (255, 255, 255, 190)
 _VIEW_LINE = (255, 255, 255, 120)
 # Dropped cells: this share of the picture remains, the rest is a dark blue that shows on a black background too.
-_DIM = 0.34
+_DIM = 0.4
 _DIM_COLOUR = np.array([18.0, 24.0, 44.0])
 
 
@@ -44,7 +44,7 @@ def draw_overlay(
         boxes: predicted evidence.
         gold_boxes: annotated evidence.
         min_side: images with a smaller side are enlarged by the next integer factor, without smoothing, so that
-            the pixels stay what they were.
+            the pixels stay what they were; strips only until their long side reaches four times this.
 
     Returns:
         A new RGB image; its side lengths are those of `image` times an integer.
@@ -54,7 +54,7 @@ def draw_overlay(
     """
     if min_side < 1:
         raise ValueError(f"min_side must be at least 1, got {min_side}")
-    factor = math.ceil(min_side / min(image.size))
+    factor = max(1, min(math.ceil(min_side / min(image.size)), 4 * min_side // max(image.size)))
     width, height = image.width * factor, image.height * factor
     canvas = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
     line = max(2, round(min(width, height) / 160))

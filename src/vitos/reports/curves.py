@@ -1,0 +1,218 @@
+"""Curves of a training run and of an evaluation at several token budgets, as matplotlib figures.
+
+Figures are made through the object API: no pyplot, no global state, no display. The caller saves them
+(`figure.savefig("curves.svg")`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from vitos.reports import values as v
+
+# Okabe–Ito without its yellow, which is hard to see on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# One colour and mark for each way to choose tokens, the same in every figure.
+CONDITION_STYLE = {
+    "sparse": ("#0072B2", "o"),
+    "oracle": ("#009E73", "D"),
+    "random": ("#D55E00", "s"),
+    "centre": ("#E69F00", "^"),
+    "inverted": ("#CC79A7", "v"),
+}
+GREY = "#5f6672"
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One small multiple: metrics by exact key, or by a prefix that ends in `/`; `unit` spans the y axis over 0..1."""
+
+    title: str
+    keys: tuple[str, ...]
+    unit: bool = False
+
+    def found(self, available: Sequence[str]) -> list[str]:
+        """Metrics of this panel among `available`, in the order of `keys`."""
+        return [a for key in self.keys for a in available if a == key or (key.endswith("/") and a.startswith(key))]
+
+
+PANELS = (
+    Panel("Rewards", ("reward/",)),
+    Panel("Accuracy of both branches", ("accuracy/",), unit=True),
+    Panel("Boxes: IoU and tokens kept", ("iou", "kept_ratio"), unit=True),
+    Panel("Fallback and parse rates", ("fallback_rate", "parse_rate"), unit=True),
+    Panel("Standard deviation within a group", ("group_std",)),
+    Panel("Cosine of both branches' gradients", ("gradient_cosine",)),
+)
+NAMES = {"iou": "mean IoU", "kept_ratio": "tokens kept", "fallback_rate": "fallback", "parse_rate": "boxes parsed"}
+
+
+def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Small multiples of a run: raw values as dots, a centred running mean within each stage as a line.
+
+    Panels without a metric are left out. A change of stage is a vertical line; where the steps begin anew with it,
+    the next stage is drawn after the last one.
+
+    Args:
+        metrics: rows of `metrics.jsonl` in the order of the file; a row may hold any subset of the metrics.
+
+    Raises:
+        ValueError: if no row holds a metric that a panel shows, or a row has no `step`.
+    """
+    available = list(dict.fromkeys(key for row in metrics for key in row if v.number(_only(row, key), key) is not None))
+    panels = [(panel, found) for panel in PANELS if (found := panel.found(available))]
+    if not panels:
+        raise ValueError("no row of the metrics holds a reward, accuracy, IoU, rate or group figure to draw")
+    x, stages = _timeline(metrics)
+    changes = [i for i, (a, b) in enumerate(pairwise(stages), start=1) if a != b]
+
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(3.7 * columns, 2.7 * rows)
+    for index, (panel, found) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for key, colour in zip(found, _cycle(len(found)), strict=True):
+            _draw_metric(axes, x, metrics, key, changes, colour)
+        _draw_stages(axes, x, stages, changes, with_names=index == 0)
+        _finish(axes, panel.title)
+        axes.set_xlim(float(x.min()) - 0.5, float(x.max()) + 0.5)
+        if panel.unit:
+            axes.set_ylim(-0.03, 1.03)
+        if index >= len(panels) - columns:
+            axes.set_xlabel("step")
+        if len(found) > 1:
+            axes.legend(fontsize=7.5, frameon=False, labelcolor=GREY, loc="best", handlelength=1.2)
+    return figure
+
+
+def pareto(results: Mapping[str, Any]) -> Figure:
+    """Accuracy over the share of tokens kept, one line for each way to choose them; the base model as a level.
+
+    Args:
+        results: content of `results.json` with `budgets`; the run's own point is drawn from `kept_ratio`.
+
+    Raises:
+        ValueError: if there are no budgets.
+    """
+    budgets = results.get("budgets") or {}
+    if not budgets:
+        raise ValueError("the results hold no budgets; evaluate with evaluate.budgets=[0.75, 0.5, 0.25, 0.1]")
+    figure = _figure(6.6, 3.6)
+    axes = figure.add_subplot()
+    for condition, (colour, marker) in CONDITION_STYLE.items():
+        curve = []
+        for budget, row in budgets.items():
+            kept, value = v.share(row, "kept_ratio"), v.share(row, condition)
+            if value is not None:
+                curve.append((float(budget) if kept is None else kept, value))
+        if curve:
+            xs, ys = zip(*sorted(curve), strict=True)
+            main = condition == "sparse"
+            axes.plot(xs, ys, color=colour, marker=marker, markersize=5, lw=2.4 if main else 1.4, label=v.label(condition))
+    kept, value = v.share(results, "kept_ratio"), v.accuracy(results, "sparse")
+    if kept is not None and value is not None:
+        axes.plot([kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label="Sparse, own boxes")
+    base = v.accuracy(results, "base_dense")
+    if base is not None:
+        axes.axhline(base, color=GREY, lw=1.2, ls=(0, (4, 3)), label=v.label("base_dense"))
+    _finish(axes, "Accuracy at equal token budgets")
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("visual tokens kept")
+    axes.set_ylabel("accuracy", color=GREY, fontsize=8.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _timeline(metrics: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], list[object]]:
+    """Position of every row on one axis, shape (rows,), and its stage."""
+    positions: list[float] = []
+    stages: list[object] = []
+    offset = 0.0
+    for index, row in enumerate(metrics):
+        step = v.number(row, "step")
+        if step is None:
+            raise v.ResultsError(f"row {index} of the metrics has no 'step'")
+        stage = row.get("stage")
+        if stages and stage != stages[-1] and step + offset <= positions[-1]:
+            offset = positions[-1] + 1 - step
+        positions.append(step + offset)
+        stages.append(stage)
+    return np.array(positions), stages
+
+
+def _draw_metric(
+    axes: Axes,
+    x: NDArray[np.float64],
+    metrics: Sequence[Mapping[str, Any]],
+    key: str,
+    changes: Sequence[int],
+    colour: str,
+) -> None:
+    y = np.array([math.nan if (value := v.number(row, key)) is None else value for row in metrics])
+    axes.plot(x, y, ls="", marker=".", ms=3, mew=0, color=colour, alpha=0.35)
+    name = NAMES.get(key, key.split("/", 1)[-1].replace("_", " "))
+    for start, end in pairwise([0, *changes, len(y)]):
+        known = np.flatnonzero(np.isfinite(y[start:end])) + start
+        if known.size:
+            axes.plot(x[known], running_mean(y[known]), color=colour, lw=1.7, label=name)
+            name = "_nolegend_"
+
+
+def running_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred mean over about a tenth of the values; at either end over what there is. Same shape as `y`."""
+    half = len(y) // 20
+    kernel = np.ones(2 * half + 1)
+    middle = slice(half, half + len(y))
+    return np.asarray(np.convolve(y, kernel)[middle] / np.convolve(np.ones(len(y)), kernel)[middle])
+
+
+def _draw_stages(
+    axes: Axes, x: NDArray[np.float64], stages: Sequence[object], changes: Sequence[int], *, with_names: bool
+) -> None:
+    for change in changes:
+        axes.axvline(float(x[change - 1] + x[change]) / 2, color=GREY, lw=1, ls=(0, (2, 2)))
+    if with_names and changes:
+        for start in (0, *changes):
+            place = (float(x[start]), 0.99)
+            transform = axes.get_xaxis_transform()
+            axes.text(*place, f" {stages[start]}", transform=transform, fontsize=7, color=GREY, va="top")
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9.5, loc="left", color="#22262e")
+    axes.grid(axis="y", color="#d9dce2", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, length=0, labelcolor=GREY)
+    axes.xaxis.label.set(color=GREY, fontsize=8.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#b6bac2")
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _only(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The row's one entry if it may be a metric: text such as the branch, and flags, are none."""
+    value = row[key]
+    return {key: value} if isinstance(value, int | float) and not isinstance(value, bool) else {}

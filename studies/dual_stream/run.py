@@ -1,0 +1,141 @@
+"""Which parts of the dual stream matter, on nano and phantoms: `python studies/dual_stream/run.py [--jobs 2]`.
+
+Three seeds of every variant, the same number of updates each, two processes of one thread. Finished runs are kept in
+`runs/study/` and not run again, so the study can be stopped at any time. Writes `results.json`, `table.md` and
+`figure.svg` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+HERE, RUNS = Path(__file__).parent, Path("runs/study")
+VARIANTS: dict[str, list[str]] = {
+    "staged": [],
+    "reversed": ["train.schedule=reversed"],
+    "alternating": ["train.schedule=alternating"],
+    "joint": ["train.schedule=joint"],
+    "no feedback (λ = 0)": ["rewards.feedback=0"],
+    "no IoU reward": ["rewards.iou=0"],
+    "fusion none": ["sparsify.fusion=none"],
+    "fusion mean": ["sparsify.fusion=mean"],
+    "RL without pruning": ["train.schedule=dense"],
+}
+COLUMNS = {
+    "sparse": "sparse_accuracy",
+    "localization": "localization_accuracy",
+    "dense": "dense_accuracy",
+    "random": "control_random_accuracy",
+    "untrained sparse": "control_untrained_sparse_accuracy",
+    "base dense": "base_dense_accuracy",
+    "IoU": "mean_iou",
+    "kept": "kept_ratio",
+}
+
+
+STYLE = {"random": ("#999999", "x"), "dense": ("#0072B2", "s"), "sparse": ("#D55E00", "o")}
+
+
+def run_one(variant: str, seed: int) -> None:
+    """Train and evaluate one variant in a process of its own."""
+    folder = folder_of(variant, seed)
+    if (folder / "results.json").is_file():
+        return
+    sets = [f"output_dir={folder}", f"name={json.dumps(variant)}", f"seed={seed}", *VARIANTS[variant]]
+    command = [sys.executable, "-m", "vitos", "train", str(HERE / "study.yaml"), "--resume"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "w", encoding="utf-8") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        full = command + [part for value in sets for part in ("--set", value)]
+        subprocess.run(full, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    print(f"done: {variant}, seed {seed}", flush=True)
+
+
+def folder_of(variant: str, seed: int) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in variant).strip("-").lower()
+    return RUNS / f"{name}-{seed}"
+
+
+def collect(seeds: int) -> dict[str, Any]:
+    """Figures of every finished run by variant, one list entry a seed."""
+    out: dict[str, Any] = {}
+    for variant in VARIANTS:
+        rows = []
+        for seed in range(seeds):
+            folder = folder_of(variant, seed)
+            if not (folder / "results.json").is_file():
+                continue
+            results = json.loads((folder / "results.json").read_text())
+            metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            cosines = [row["gradient_cosine"] for row in metrics if row.get("gradient_cosine") is not None]
+            row = {name: results[key] for name, key in COLUMNS.items()}
+            row["gradient cosine"] = float(np.mean(cosines)) if cosines else None
+            rows.append({"seed": seed, **row})
+        if rows:
+            out[variant] = rows
+    return out
+
+
+def cell(values: list[float | None]) -> str:
+    """Mean ± standard deviation over the seeds."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "–"
+
+
+def table(results: dict[str, Any]) -> str:
+    columns = [*COLUMNS, "gradient cosine"]
+    lines = ["| variant | seeds | " + " | ".join(columns) + " |", "| " + "--- | " * (len(columns) + 2)]
+    for variant, rows in results.items():
+        cells = [cell([row[column] for row in rows]) for column in columns]
+        lines.append(f"| {variant} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(results: dict[str, Any]) -> Figure:
+    """Sparse accuracy of every variant, a dot a seed, beside its own dense and random answers."""
+    drawn = Figure(figsize=(8, 0.45 * len(results) + 1.4), layout="constrained")
+    axes = drawn.subplots()
+    for place, rows in enumerate(results.values()):
+        for column, (colour, marker) in STYLE.items():
+            values = [row[column] for row in rows]
+            label = column if place == 0 else None
+            axes.scatter(values, [place] * len(values), color=colour, marker=marker, s=26, label=label)
+    base = np.mean([row["base dense"] for rows in results.values() for row in rows])
+    untrained = np.mean([row["untrained sparse"] for rows in results.values() for row in rows])
+    axes.axvline(base, color="#0072B2", linestyle=":", linewidth=1, label="base, dense")
+    axes.axvline(untrained, color="#D55E00", linestyle=":", linewidth=1, label="base, sparse")
+    axes.set_yticks(range(len(results)), list(results))
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy on the phantom test split")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    # Seed by seed, so that a study stopped early has every variant.
+    runs = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda run: run_one(*run), runs))
+    results = collect(args.seeds)
+    (HERE / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (HERE / "table.md").write_text(table(results), encoding="utf-8")
+    figure(results).savefig(HERE / "figure.svg")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
