@@ -153,7 +153,6 @@ class DataSection:
         train: questions to train on.
         eval: questions of the evaluation after training, one data set each; empty: none.
         limit_train, limit_eval: use only the first so many questions (of each eval file).
-        max_image_pixels: larger images are refused before they are decoded.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -162,7 +161,6 @@ class DataSection:
     eval: Paths = ()
     limit_train: Count | None = None
     limit_eval: Count | None = None
-    max_image_pixels: Count = 64_000_000
 
     def problems(self) -> Iterator[Problem]:
         if not self.train:

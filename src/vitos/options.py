@@ -92,8 +92,8 @@ class DualStreamOptions:
         localization_share: guard of stage 2: share of the localization loss mixed in, 0 <= share < 1.
         frozen_boxes: guard of stage 2: boxes come from the frozen stage-1 weights.
 
-        learning_rate, weight_decay, adam_beta2, max_grad_norm, lr_scheduler_type, warmup_steps, seed, bf16,
-            gradient_checkpointing: as in `transformers.TrainingArguments`.
+        learning_rate, weight_decay, adam_beta2, max_grad_norm, lr_scheduler_type, warmup_steps, seed, bf16:
+            as in `transformers.TrainingArguments`.
         micro_batch_tokens: padded tokens of one forward pass when sampling and scoring; lower it to save memory.
 
         logging_steps, save_steps, save_total_limit, report_to: as in `transformers.TrainingArguments`.
@@ -138,7 +138,6 @@ class DualStreamOptions:
     warmup_steps: CountOrZero = 0
     seed: CountOrZero = 0
     bf16: Bool = False
-    gradient_checkpointing: Bool | None = None  # no; False would make TrainingArguments warn
     micro_batch_tokens: Count = 16_384
 
     logging_steps: Count = 1

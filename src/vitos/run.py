@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from vitos import __version__
 from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
 from vitos.benchmarks.results import summarize
-from vitos.config import Recipe, WarmStartSection, dump_recipe
+from vitos.config import ModelSection, Recipe, WarmStartSection, dump_recipe
 from vitos.data.check import check_dataset
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
 from vitos.data.images import load_image
@@ -34,7 +34,7 @@ from vitos.reports.card import model_card
 from vitos.reports.html import write_report
 from vitos.reports.table import results_table
 from vitos.rl.callbacks import METRICS_FILE, read_metrics
-from vitos.rl.checkpoint import is_complete, staged_folder
+from vitos.rl.checkpoint import complete_checkpoints, is_complete, staged_folder
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.rewards import ExtraReward, RewardWeights, load_reward
 from vitos.rl.trainer import FINAL, DualStreamTrainer
@@ -55,6 +55,7 @@ class Evaluation:
         base: the model before training, or None: no dense accuracy to relate to.
         rl_dense: a model trained without pruning, or None.
         limit: the first so many questions of each file.
+        load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Evaluation:
     rl_dense: str | None = None
     limit: int | None = None
     bootstrap_samples: int = 10_000
+    load: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -77,6 +79,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         DataError, ConfigError, CheckpointError: before anything is trained where that can be known.
     """
     console, run = console or Console(), Path(recipe.output_dir)
+    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
+        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
     for source in (*recipe.data.train, *recipe.data.eval):
         check_dataset(source).raise_if_errors()
     records = _read(recipe.data.train, recipe.data.limit_train)
@@ -116,6 +120,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
                 base=base,
                 limit=min(limits) if limits else None,
                 bootstrap_samples=recipe.evaluate.bootstrap_samples,
+                load=load_options(recipe.model),
                 plan=EvaluationPlan(
                     controls=recipe.evaluate.controls,
                     budgets=recipe.evaluate.budgets,
@@ -123,7 +128,6 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
                     max_localization_tokens=recipe.train.max_localization_tokens,
                     max_reasoning_tokens=recipe.train.max_reasoning_tokens,
                     seed=recipe.seed,
-                    max_image_pixels=recipe.data.max_image_pixels,
                 ),
             ),
             run,
@@ -137,20 +141,19 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 def load_policy(recipe: Recipe) -> SparseVLM:
     """The recipe's model, with the recipe's sparsification in its spec."""
     model, sparse = recipe.model, recipe.sparsify
-    policy = SparseVLM.from_pretrained(
-        model.path,
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation,
-        trust_remote_code=model.trust_remote_code,
-        min_pixels=model.min_pixels,
-        max_pixels=model.max_pixels,
-    )
+    policy = SparseVLM.from_pretrained(model.path, **load_options(model))
     return policy.with_spec(
         keep=KeepRule(sparse.margin, sparse.min_tokens),
         fusion=Fusion(sparse.fusion, sparse.beta),
         positions=sparse.positions,
         coordinates=model.coordinates or policy.spec.coordinates,
     )
+
+
+def load_options(model: ModelSection) -> dict[str, Any]:
+    """How the recipe's models are loaded, for `SparseVLM.from_pretrained`."""
+    names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels")
+    return {name: getattr(model, name) for name in names}
 
 
 def reward_weights(recipe: Recipe) -> RewardWeights:
@@ -161,7 +164,7 @@ def reward_weights(recipe: Recipe) -> RewardWeights:
 
 def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
     """The user's rewards, imported from their files."""
-    return [ExtraReward(e.function, load_reward(e.function), e.weight, e.branch) for e in recipe.rewards.extra]
+    return [ExtraReward(e.name, load_reward(e.function), e.weight, e.branch) for e in recipe.rewards.extra]
 
 
 def warm_start(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> None:
@@ -228,9 +231,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table."""
     console = console or Console()
-    policy = SparseVLM.from_pretrained(evaluation.checkpoint)
-    base = SparseVLM.from_pretrained(evaluation.base, spec=policy.spec) if evaluation.base else None
-    rl_dense = SparseVLM.from_pretrained(evaluation.rl_dense) if evaluation.rl_dense else None
+    policy = SparseVLM.from_pretrained(evaluation.checkpoint, **evaluation.load)
+    base = rl_dense = None
+    if evaluation.base:
+        base = SparseVLM.from_pretrained(evaluation.base, spec=policy.spec, **evaluation.load)
+    if evaluation.rl_dense:
+        rl_dense = SparseVLM.from_pretrained(evaluation.rl_dense, **evaluation.load)
     watch, base_watch = Stopwatch(), Stopwatch()
     sets = {source: read_records(source, limit=evaluation.limit) for source in evaluation.data}
     cases: list[dict[str, Any]] = []

@@ -20,16 +20,14 @@ class ScanStore:
     Args:
         policy: whose encoder runs; it must not change while the store is in use.
         max_bytes: of visual tokens kept; 0 keeps none.
-        max_pixels: larger images are refused.
         batch_size: images encoded at a time.
     """
 
     def __init__(
-        self, policy: SparseVLM, max_bytes: int = 4 << 30, max_pixels: int = 64_000_000, batch_size: int = 32
+        self, policy: SparseVLM, max_bytes: int = 4 << 30, batch_size: int = 32
     ) -> None:
         self._policy = policy
         self._max_bytes = max_bytes
-        self._max_pixels = max_pixels
         self._batch_size = batch_size
         self._scans: OrderedDict[tuple[Path, ...], Scan] = OrderedDict()
         self._bytes = 0
@@ -45,7 +43,7 @@ class ScanStore:
         missing = [paths for paths in wanted if paths not in self._scans]
         for start in range(0, len(missing), self._batch_size):
             part = missing[start : start + self._batch_size]
-            images = [[load_image(path, max_pixels=self._max_pixels) for path in paths] for paths in part]
+            images = [[load_image(path) for path in paths] for paths in part]
             fresh |= zip(part, self._policy.encode_many(images), strict=True)
         found = {paths: fresh[paths] if paths in fresh else self._scans[paths] for paths in wanted}
         for paths, scan in found.items():

@@ -63,7 +63,6 @@ class EvaluationPlan:
     max_localization_tokens: int = 256
     max_reasoning_tokens: int = 256
     seed: int = 0
-    max_image_pixels: int = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ def run_policy(
 
 def _encode(policy: SparseVLM, batch: Sequence[Record], plan: EvaluationPlan, watch: Stopwatch) -> list[Query]:
     with watch.stage("vision"):
-        scans = ScanStore(policy, max_bytes=0, max_pixels=plan.max_image_pixels).get(batch)
+        scans = ScanStore(policy, max_bytes=0).get(batch)
     return [Query(scan, record.question) for scan, record in zip(scans, batch, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""`nano`, untrained: a Qwen2.5-VL of 1.5 million parameters with a small tokenizer of its own.
+"""`nano`, untrained: a Qwen2.5-VL of 1.6 million parameters with a small tokenizer of its own.
 
 Its weights come from `scripts/make_nano.py`. Numbers 0.00 … 1.00 and every word of the phantoms are one token each,
 so that a box is eleven tokens and an answer ten.
@@ -138,7 +138,7 @@ def build_nano(seed: int = 0) -> Qwen25VL:
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config)
-    _position_aware_start(model, [tokenizer.convert_tokens_to_ids(f"{i / 100:.2f}") for i in range(101)])
+    _position_aware_start(model, [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)])
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
@@ -169,8 +169,8 @@ def _position_aware_start(model: Qwen2_5_VLForConditionalGeneration, number_ids:
             parameter.normal_(0, 2)
         elif name.endswith("qkv.bias"):  # vision: queries, keys, values in one
             parameter[: 2 * len(parameter) // 3].normal_(0, 2)
-    table = model.get_input_embeddings().weight
-    width = table.shape[1]
+    table = model.lm_head.weight  # tied to the input embeddings
+    width = int(table.shape[1])
     cycles = 0.5 * 16 ** torch.rand(width)  # 0.5 to 8 over the range of the numbers
     phase = 2 * torch.pi * torch.rand(width)
     values = torch.linspace(0, 1, len(number_ids))[:, None]

@@ -33,6 +33,11 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
                 "gradient_accumulation_steps must be 1: a step's questions are questions_per_step, and its memory is "
                 "bounded by micro_batch_tokens, without changing the result"
             )
+        if self.gradient_checkpointing:
+            raise ValueError(
+                "gradient checkpointing switches off the KV cache that completions are scored with; leave it out and "
+                "lower train.micro_batch_tokens to save memory"
+            )
         super().__post_init__()  # type: ignore[no-untyped-call]
 
     @classmethod
