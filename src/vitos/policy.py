@@ -205,9 +205,14 @@ class SparseVLM:
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None = None,
         watch: Stopwatch | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The localization branch on all visual tokens: for every query one rollout a seed (one, if no seeds)."""
-        prompts = self.localize_prompts(queries)
+        """The localization branch on all visual tokens: for every query one rollout a seed (one, if no seeds).
+
+        Args:
+            prompts: those of `localize_prompts`, where the caller has them already.
+        """
+        prompts = prompts or self.localize_prompts(queries)
         out = []
         for query, completions in zip(queries, self._sample(prompts, sampling, seeds, watch, "localize"), strict=True):
             read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
@@ -225,9 +230,14 @@ class SparseVLM:
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None = None,
         watch: Stopwatch | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The reasoning branch on the selected tokens (None: all of them), one rollout a seed."""
-        prompts = self.reason_prompts(queries, selections)
+        """The reasoning branch on the selected tokens (None: all of them), one rollout a seed.
+
+        Args:
+            prompts: those of `reason_prompts`, where the caller has them already.
+        """
+        prompts = prompts or self.reason_prompts(queries, selections)
         sampled = self._sample(prompts, sampling, seeds, watch, "reason")
         return [
             [Rollout(c, parse_reasoning(c.text, query.options)) for c in completions]

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vitos.reports import values as v
 from vitos.reports.summary import summary
 from vitos.reports.table import results_markdown
 
@@ -67,6 +68,8 @@ def model_card(results: Mapping[str, Any], recipe: Mapping[str, Any], base_model
         base_model: hub id or folder; only a hub id stands in the front matter, as the hub asks for.
         license: an identifier of the hub; `other` leaves the terms to the base model's.
     """
+    datasets = str(results.get("dataset") or "").split(", ")
+    results = {**results, "dataset": ", ".join(map(_without_folder, datasets))}
     hub_id = _HUB_ID.fullmatch(base_model) is not None
     front: dict[str, Any] = {
         "license": license,
@@ -77,11 +80,11 @@ def model_card(results: Mapping[str, Any], recipe: Mapping[str, Any], base_model
         "language": ["en"],
     }
     text = _TEXT.format(
-        name=_line(str(results.get("name") or "ViToS checkpoint")),
+        name=v.markdown_line(str(results.get("name") or "ViToS checkpoint")),
         research_only=RESEARCH_ONLY,
-        version=_line(str(results.get("vitos_version") or "")) or "(version not recorded)",
+        version=v.markdown_line(str(results.get("vitos_version") or "")) or "(version not recorded)",
         base_model=base_model if hub_id else _without_folder(base_model),
-        summary="\n\n".join(_line(part) for part in summary(results)),
+        summary="\n\n".join(v.markdown_line(part) for part in summary(results)),
         tables=results_markdown(results),
         recipe=yaml.safe_dump(_publishable(recipe), sort_keys=False, allow_unicode=True, width=100),
     )
@@ -100,8 +103,3 @@ def _publishable(value: Any) -> Any:
 def _without_folder(text: str) -> str:
     """`/data/someone/train.json` → `train.json`; relative paths and all other text stay."""
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if re.match(r"[/~]|[A-Za-z]:[/\\]", text) else text
-
-
-def _line(text: str) -> str:
-    """One line that cannot start an HTML tag."""
-    return " ".join(text.split()).replace("<", "&lt;")

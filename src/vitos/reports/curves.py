@@ -31,6 +31,7 @@ CONDITION_STYLE = {
     "centre": ("#E69F00", "^"),
     "inverted": ("#CC79A7", "v"),
 }
+CONDITION_NAMES = {"sparse": "Own boxes"}
 GREY = "#5f6672"
 
 
@@ -52,7 +53,7 @@ PANELS = (
     Panel("Accuracy of both branches", ("accuracy/",), unit=True),
     Panel("Boxes: IoU and tokens kept", ("iou", "kept_ratio"), unit=True),
     Panel("Fallback and parse rates", ("fallback_rate", "parse_rate"), unit=True),
-    Panel("Standard deviation within a group", ("group_std",)),
+    Panel("Standard deviation within a group", ("group_std", "group_std/")),
     Panel("Cosine of both branches' gradients", ("gradient_cosine",)),
 )
 NAMES = {"iou": "mean IoU", "kept_ratio": "tokens kept", "fallback_rate": "fallback", "parse_rate": "boxes parsed"}
@@ -119,10 +120,10 @@ def pareto(results: Mapping[str, Any]) -> Figure:
         if curve:
             xs, ys = zip(*sorted(curve), strict=True)
             main = condition == "sparse"
-            axes.plot(xs, ys, color=colour, marker=marker, markersize=5, lw=2.4 if main else 1.4, label=v.label(condition))
+            axes.plot(xs, ys, color=colour, marker=marker, markersize=5, lw=2.4 if main else 1.4, label=CONDITION_NAMES.get(condition, v.label(condition)))
     kept, value = v.share(results, "kept_ratio"), v.accuracy(results, "sparse")
     if kept is not None and value is not None:
-        axes.plot([kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label="Sparse, own boxes")
+        axes.plot([kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label="This run, budget free")
     base = v.accuracy(results, "base_dense")
     if base is not None:
         axes.axhline(base, color=GREY, lw=1.2, ls=(0, (4, 3)), label=v.label("base_dense"))
@@ -136,21 +137,26 @@ def pareto(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _timeline(metrics: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], list[object]]:
+def _timeline(metrics: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], list[str]]:
     """Position of every row on one axis, shape (rows,), and its stage."""
     positions: list[float] = []
-    stages: list[object] = []
+    stages: list[str] = []
     offset = 0.0
     for index, row in enumerate(metrics):
         step = v.number(row, "step")
         if step is None:
             raise v.ResultsError(f"row {index} of the metrics has no 'step'")
-        stage = row.get("stage")
+        stage = _stage_name(row.get("stage"))
         if stages and stage != stages[-1] and step + offset <= positions[-1]:
             offset = positions[-1] + 1 - step
         positions.append(step + offset)
         stages.append(stage)
     return np.array(positions), stages
+
+
+def _stage_name(stage: object) -> str:
+    """`2.0` → `stage 2`; a log over the end of a stage holds the mean of both numbers and counts to the nearer."""
+    return f"stage {round(stage)}" if isinstance(stage, int | float) else str(stage or "")
 
 
 def _draw_metric(
@@ -180,7 +186,7 @@ def running_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _draw_stages(
-    axes: Axes, x: NDArray[np.float64], stages: Sequence[object], changes: Sequence[int], *, with_names: bool
+    axes: Axes, x: NDArray[np.float64], stages: Sequence[str], changes: Sequence[int], *, with_names: bool
 ) -> None:
     for change in changes:
         axes.axvline(float(x[change - 1] + x[change]) / 2, color=GREY, lw=1, ls=(0, (2, 2)))

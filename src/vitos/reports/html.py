@@ -36,7 +36,7 @@ MAX_CHARACTERS = 1200
 SHOWN_CONDITIONS = ("localization", "sparse", "random")
 
 
-_ORIGIN = (("Checkpoint", "checkpoint"), ("vitos", "vitos_version"), ("Command", "command"))
+_ORIGIN = (("Checkpoint", "checkpoint"), ("Base model", "base"), ("vitos", "vitos_version"), ("Command", "command"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def write_report(
         main=table.main_sheet(results),
         controls=table.control_sheet(results),
         comparisons=table.comparison_sheet(results),
-        templates=table.template_sheet(results),
+        groupings=[s for s in (table.dataset_sheet(results), table.template_sheet(results)) if s],
         budgets=budgets,
         pareto=_figure_uri(pareto(results)) if budgets else None,
         stages=table.stage_sheet(results),

@@ -5,7 +5,7 @@ A claim is made only where its 95 % interval excludes "no difference"; otherwise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitos.reports import values as v
@@ -15,11 +15,13 @@ LARGE_BUDGET = 0.7
 
 NAMES = {
     "random": "randomly chosen tokens",
+    "shifted": "its own boxes moved elsewhere",
     "centre": "tokens around the centre",
-    "inverted": "tokens outside the boxes",
-    "oracle": "tokens in the gold boxes",
-    "untrained_sparse": "the untrained model's own boxes",
+    "inverted": "tokens outside its boxes",
+    "oracle": "the tokens of the gold boxes",
+    "untrained_sparse": "the model before training with its own boxes",
     "rl_dense": "the same training without pruning",
+    "dense": "the trained model with all tokens",
 }
 
 
@@ -36,7 +38,7 @@ def _measured(results: Mapping[str, Any]) -> str:
     where = f"On {'the' if count is None else f'{count:,}'} questions of {dataset or 'the test set'}"
     return (
         f"{where}, the base model answered {v.percent(base)} correctly with all visual tokens. After training, the "
-        f"sparse branch answered {v.percent(sparse)} while seeing {v.percent(kept)} of the visual tokens on average."
+        f"sparse branch answered {v.percent(sparse)} correctly and saw {v.percent(kept)} of the visual tokens on average."
     )
 
 
@@ -54,13 +56,19 @@ def _relative(results: Mapping[str, Any]) -> str:
 
 
 def _controls(results: Mapping[str, Any]) -> str:
-    sentences = [s for c in v.CONTROLS if (s := _control(results, c))]
-    if not sentences:
+    gaps = {c: gap for c in NAMES if (gap := v.difference(results, "sparse", c)) is not None}
+    if not gaps:
         return "No control was run, so it is unknown whether the choice of tokens matters."
-    random = v.difference(results, "sparse", "random")
-    if random is None:
+    groups: dict[str, list[str]] = {}
+    for control, gap in gaps.items():
+        groups.setdefault(_verdict(gap), []).append(f"{NAMES[control]} ({_size(gap)})")
+    sentences = [f"The sparse branch {verdict} {_listed(groups[verdict])}." for verdict in _VERDICTS if verdict in groups]
+    if any(c in gaps for c in v.SAME_BUDGET):
+        same = [NAMES[c] for c in v.SAME_BUDGET if c in gaps]
+        sentences.append(f"Of these, {_listed(same)} had the same token budget.")
+    if "random" not in gaps:
         sentences.append("Without the random control it is unknown whether the choice of tokens matters.")
-    elif random.interval is not None and random.interval.low <= 0:
+    elif _verdict(gaps["random"]) != _BETTER:
         sentences.append("This run therefore does not show that choosing tokens by boxes beats choosing at random.")
     kept = v.share(results, "kept_ratio")
     if kept is not None and kept >= LARGE_BUDGET:
@@ -71,20 +79,28 @@ def _controls(results: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _control(results: Mapping[str, Any], control: str) -> str:
-    gap = v.difference(results, "sparse", control)
-    if gap is None:
-        return ""
-    budget = "At the same budget, against" if control in v.SAME_BUDGET else "Against"
-    text = f"{budget} {NAMES[control]}, the sparse branch"
-    size = f"{v.points(abs(gap.estimate)).lstrip('+')} points"
-    direction = "higher" if gap.estimate > 0 else "lower"
+_BETTER = "is better than"
+_VERDICTS = (
+    _BETTER,
+    "is worse than",
+    "cannot be told apart (the 95% interval contains 0) from",
+    "was compared, without an interval, with",
+)
+
+
+def _verdict(gap: v.Difference) -> str:
     if gap.interval is None:
-        return f"{text} is {size} {direction}; no interval was computed."
-    span = v.points_interval(gap.interval)
-    if gap.interval.contains(0):
-        return f"{text} shows no clear difference: {v.points(gap.estimate)} points, interval {span} contains 0."
-    return f"{text} is {size} {direction} (interval {span})."
+        return _VERDICTS[3]
+    return _VERDICTS[2] if gap.interval.contains(0) else _BETTER if gap.estimate > 0 else _VERDICTS[1]
+
+
+def _size(gap: v.Difference) -> str:
+    span = f", 95% interval {v.points_interval(gap.interval)}" if gap.interval else ""
+    return f"{v.points(gap.estimate)} points{span}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _boxes(results: Mapping[str, Any]) -> str:
@@ -107,6 +123,6 @@ def _time(results: Mapping[str, Any]) -> str:
     if total is None or not dense:
         return ""
     return (
-        f"Localizing and reasoning together took {v.seconds(total)}, {total / dense:.2f} times the "
-        f"{v.seconds(dense)} of one dense pass in the same engine."
+        f"Localizing and reasoning together took {v.seconds(total)} per question, {total / dense:.2f} times the "
+        f"{v.seconds(dense)} of one dense pass of the base model in the same engine."
     )

@@ -71,61 +71,64 @@ def main_sheet(results: Mapping[str, Any]) -> Sheet:
             "" if before is None else f"before training {v.decimal(before)}",
         ),
         ("Questions that fell back to all tokens", v.percent(v.share(results, "fallback_rate")), ""),
-        ("Boxes that parsed", v.percent(v.share(results, "parse_rate")), ""),
+        ("Box lists that parsed", v.percent(v.share(results, "parse_rate")), ""),
+        ("Sparse answers that could not be read", v.percent(v.share(results, "no_answer_rate")), ""),
     )
     return Sheet("Main figures", ("Figure", "Value", "Detail"), rows)
 
 
 def control_sheet(results: Mapping[str, Any]) -> Sheet:
-    """Accuracy of every control, and by how much the sparse branch is better. Controls that did not run are left out;
-    those that are usual and missing stand there with a dash."""
-    shown = [c for c in v.CONTROLS if c != "rl_dense" or v.accuracy(results, c) is not None]
+    """Accuracy of every control, and by how much the sparse branch is better.
+
+    Controls that always belong to an evaluation show a dash where they are missing; the others are left out.
+    """
     rows = []
-    for control in shown:
-        gap = v.difference(results, "sparse", control)
-        rows.append((v.label(control), v.percent(v.accuracy(results, control)), _difference(gap)))
-    note = "Random, centre, inverted and oracle choose tokens at the budget of the sparse branch."
+    for control in (*v.CONTROLS, "dense"):
+        value = v.accuracy(results, control)
+        if value is not None or control not in ("shifted", "rl_dense", "dense"):
+            gap = v.difference(results, "sparse", control)
+            rows.append((v.label(control), v.percent(value), _difference(gap, results.get("num_questions"))))
+    note = (
+        "Random, shifted, centre and inverted see as many tokens as the sparse branch did on the same question "
+        "(inverted fewer where the boxes cover most of the image); oracle sees the tokens of the gold boxes."
+    )
     return Sheet("Controls", ("Control", "Accuracy", "Sparse minus control"), tuple(rows), note)
 
 
 def comparison_sheet(results: Mapping[str, Any]) -> Sheet | None:
     """Listed comparisons that the other sheets do not show, or None."""
-    shown = [{"sparse", c} for c in v.CONTROLS] + [{c, "base_dense"} for c in ("localization", "sparse")]
+    shown = [{"sparse", c} for c in (*v.CONTROLS, "dense")] + [{c, "base_dense"} for c in ("localization", "sparse")]
     rows = []
     for row in results.get("comparisons") or ():
         a, b = v.condition_name(row["a"]), v.condition_name(row["b"])
         if {a, b} not in shown:
-            rows.append((f"{v.label(a)} minus {_lower(v.label(b))}", _difference(v.difference(results, a, b))))
+            rows.append((f"{v.label(a)} minus {_lower(v.label(b))}", _difference(v.difference(results, a, b), results.get("num_questions"))))
     return Sheet("Other comparisons", ("Comparison", "Difference"), tuple(rows)) if rows else None
 
 
 def template_sheet(results: Mapping[str, Any]) -> Sheet | None:
     """One row for each question template, or None."""
-    conditions = ("base_dense", "localization", "sparse", "untrained_sparse", "random", "oracle")
-    heads = ("Base", "Localization", "Sparse", "Untrained sparse", "Random", "Oracle")
-    rows = []
-    for template, row in (results.get("by_template") or {}).items():
-        figures = (v.percent(v.share(row, c)) for c in conditions)
-        count, iou, kept = (v.number(row, "num_questions"), v.share(row, "mean_iou"), v.share(row, "kept_ratio"))
-        rows.append((template, v.decimal(count, 0), *figures, v.decimal(iou), v.percent(kept)))
-    columns = ("Template", "Questions", *heads, "IoU", "Kept")
-    return Sheet("By question template", columns, tuple(rows)) if rows else None
+    return _group_sheet("By question template", "Template", results.get("by_template") or {})
+
+
+def dataset_sheet(results: Mapping[str, Any]) -> Sheet | None:
+    """One row for each data set where there are several, or None."""
+    groups = results.get("by_dataset") or {}
+    return _group_sheet("By data set", "Data set", groups) if len(groups) > 1 else None
 
 
 def budget_sheet(results: Mapping[str, Any]) -> Sheet | None:
     """Accuracy of each way of choosing tokens at each budget, largest first, or None."""
-    conditions = ("sparse", *v.SAME_BUDGET)
-    heads = ("Sparse", "Random", "Centre", "Inverted", "Oracle")
-    budgets = results.get("budgets") or {}
-    rows = [
-        (v.percent(float(budget)), v.percent(v.share(row, "kept_ratio")), *(v.percent(v.share(row, c)) for c in conditions))
-        for budget, row in sorted(budgets.items(), key=lambda item: -float(item[0]))
-    ]
-    return Sheet("Token budgets", ("Budget", "Kept", *heads), tuple(rows)) if rows else None
+    heads = {"sparse": "Own boxes", "random": "Random", "centre": "Centre", "inverted": "Inverted", "oracle": "Oracle"}
+    rows = []
+    for budget, row in sorted((results.get("budgets") or {}).items(), key=lambda item: -float(item[0])):
+        figures = (v.percent(v.share(row, key)) for key in ("kept_ratio", *heads))
+        rows.append((v.percent(float(budget)), *figures))
+    return _without_empty(Sheet("Token budgets", ("Budget", "Kept", *heads.values()), tuple(rows))) if rows else None
 
 
 def stage_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """Seconds of every stage, the sum of both passes and one dense pass, or None."""
+    """Seconds per question of every stage, the sum of both passes and one dense pass, or None."""
     times = results.get("seconds_by_stage") or {}
     total = v.number(times, "total")
     rows = []
@@ -135,13 +138,13 @@ def stage_sheet(results: Mapping[str, Any]) -> Sheet | None:
         rows.append((name, v.seconds(value), part))
     if all(row[1] == v.DASH for row in rows):
         return None
-    note = "The dense pass is the base line in the same engine; its share is its time relative to both passes."
-    return Sheet("Time by stage", ("Stage", "Time", "Share of both passes"), tuple(rows), note)
+    note = "The dense pass is the base model on all tokens, once, in the same engine: what a speed-up is measured against."
+    return Sheet("Time per question", ("Stage", "Time", "Share of both passes"), tuple(rows), note)
 
 
 def sheets(results: Mapping[str, Any]) -> list[Sheet]:
     """All tables for which `results` holds figures, in the order of reading."""
-    optional = (comparison_sheet, template_sheet, budget_sheet, stage_sheet)
+    optional = (comparison_sheet, dataset_sheet, template_sheet, budget_sheet, stage_sheet)
     found = (make(results) for make in optional)
     return [main_sheet(results), control_sheet(results), *(sheet for sheet in found if sheet is not None)]
 
@@ -189,16 +192,44 @@ def headline(results: Mapping[str, Any]) -> str:
 
 def _accuracy_row(results: Mapping[str, Any], condition: str) -> tuple[str, str, str]:
     gap = v.difference(results, condition, "base_dense")
-    detail = f"{_difference(gap)} against base" if gap else ""
+    detail = f"{_difference(gap, results.get('num_questions'))} against base" if gap else ""
     return v.label(condition), v.percent(v.accuracy(results, condition)), detail
 
 
-def _difference(gap: v.Difference | None) -> str:
-    """`+5.1 points (+2.0 to +8.3, p = 0.002)`, as far as known."""
+def _group_sheet(title: str, head: str, groups: Mapping[str, Mapping[str, Any]]) -> Sheet | None:
+    conditions = {
+        "base_dense": "Base",
+        "localization": "Localization",
+        "sparse": "Sparse",
+        "dense": "Trained, all tokens",
+        "untrained_sparse": "Untrained sparse",
+        "random": "Random",
+        "shifted": "Shifted",
+        "oracle": "Oracle",
+    }
+    rows = []
+    for name, row in groups.items():
+        figures = (v.percent(v.share(row, condition)) for condition in conditions)
+        count, iou, kept = v.number(row, "num_questions"), v.share(row, "mean_iou"), v.share(row, "kept_ratio")
+        rows.append((name, v.decimal(count, 0), *figures, v.decimal(iou), v.percent(kept)))
+    columns = (head, "Questions", *conditions.values(), "IoU", "Kept")
+    return _without_empty(Sheet(title, columns, tuple(rows))) if rows else None
+
+
+def _without_empty(sheet: Sheet) -> Sheet:
+    """The sheet without columns that hold nothing but dashes."""
+    keep = [i for i in range(len(sheet.columns)) if any(row[i] != v.DASH for row in sheet.rows)]
+    rows = tuple(tuple(row[i] for i in keep) for row in sheet.rows)
+    return Sheet(sheet.title, tuple(sheet.columns[i] for i in keep), rows, sheet.note)
+
+
+def _difference(gap: v.Difference | None, num_questions: int | None = None) -> str:
+    """`+5.1 points (+2.0 to +8.3, p = 0.002)`, as far as known; the questions too if not all of `num_questions`."""
     if gap is None:
         return v.DASH
     extra = [v.points_interval(gap.interval)] if gap.interval else []
     extra += [v.p_value(gap.p_value)] if gap.p_value is not None else []
+    extra += [f"{gap.num_questions} questions"] if gap.num_questions and gap.num_questions != num_questions else []
     return f"{v.points(gap.estimate)} points" + (f" ({', '.join(extra)})" if extra else "")
 
 
@@ -208,5 +239,5 @@ def _lower(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot leave its table cell, nor be read as HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Markdown that cannot leave its table cell."""
+    return v.markdown_line(text).replace("|", "\\|")

@@ -7,6 +7,7 @@ in the file and percentage points in print. A figure that is missing, null or no
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,18 @@ LABELS = {
     "base_dense": "Base model, all tokens",
     "localization": "Localization branch, all tokens",
     "sparse": "Sparse branch, kept tokens",
+    "dense": "Trained model, all tokens",
     "random": "Random tokens",
+    "shifted": "Shifted boxes",
     "centre": "Centre tokens",
     "inverted": "Inverted boxes",
     "oracle": "Oracle (gold) boxes",
     "untrained_sparse": "Untrained model, sparse",
     "rl_dense": "RL without pruning, all tokens",
 }
-SAME_BUDGET = ("random", "centre", "inverted", "oracle")
-CONTROLS = (*SAME_BUDGET, "untrained_sparse", "rl_dense")
+# Conditions that see as many tokens as the sparse branch saw, question by question.
+SAME_BUDGET = ("random", "shifted", "centre", "inverted")
+CONTROLS = (*SAME_BUDGET, "oracle", "untrained_sparse", "rl_dense")
 
 
 class ResultsError(ValueError):
@@ -46,11 +50,15 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Accuracy of one condition minus that of another on the same questions, in fractions."""
+    """Accuracy of one condition minus that of another on the same questions, in fractions.
+
+    `num_questions` is how many questions have both, where the results say so.
+    """
 
     estimate: float
     interval: Interval | None = None
     p_value: float | None = None
+    num_questions: int | None = None
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -117,10 +125,10 @@ def difference(results: Mapping[str, Any], a: str, b: str) -> Difference | None:
         estimate = number(row, "difference")
         if estimate is None or pair not in ((a, b), (b, a)):
             continue
-        ci, p_value = interval(row, "ci"), number(row, "p_value")
+        ci, p_value, count = interval(row, "ci"), number(row, "p_value"), row.get("num_questions")
         if pair == (a, b):
-            return Difference(estimate, ci, p_value)
-        return Difference(-estimate, Interval(-ci.high, -ci.low) if ci else None, p_value)
+            return Difference(estimate, ci, p_value, count)
+        return Difference(-estimate, Interval(-ci.high, -ci.low) if ci else None, p_value, count)
     first, second = accuracy(results, a), accuracy(results, b)
     return None if first is None or second is None else Difference(first - second)
 
@@ -163,6 +171,11 @@ def p_value(value: float | None) -> str:
     if value is None:
         return DASH
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def markdown_line(text: str) -> str:
+    """One line of Markdown text in which untrusted names cannot start an HTML tag."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()))
 
 
 def seconds(value: float | None) -> str:

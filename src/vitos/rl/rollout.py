@@ -96,7 +96,8 @@ def roll_out(
         return derive_seed(plan.seed, step, record.id, branch, *index)
 
     first = [[seeds(r, "localization", i) for i in range(plan.num_localizations)] for r in records]
-    localizations = (localizer or policy).localize(queries, plan.localize, first, watch)
+    localize_prompts = policy.localize_prompts(queries)
+    localizations = (localizer or policy).localize(queries, plan.localize, first, watch, localize_prompts)
 
     with watch.stage("sparsify"):
         selections = [
@@ -105,12 +106,14 @@ def roll_out(
         ]
     flat_queries = [query for query in queries for _ in range(plan.num_localizations)]
     flat_selections = [selection for row in selections for selection in row]
+    with watch.stage("sparsify"):
+        reason_prompts = policy.reason_prompts(flat_queries, flat_selections)
     second = [
         [seeds(record, "reasoning", i, j) for j in range(plan.num_reasonings)]
         for record in records
         for i in range(plan.num_localizations)
     ]
-    flat = policy.reason(flat_queries, flat_selections, plan.reason, second, watch)
+    flat = policy.reason(flat_queries, flat_selections, plan.reason, second, watch, reason_prompts)
     size = plan.num_localizations
     groups = []
     for p, (record, query) in enumerate(zip(records, queries, strict=True)):
@@ -123,11 +126,7 @@ def roll_out(
             extra_rewards,
         )
         groups.append(QuestionGroup(record, query, localizations[p], selections[p], reasonings, rewards))
-    return RolloutBatch(
-        groups=groups,
-        localize_prompts=policy.localize_prompts(queries),
-        reason_prompts=policy.reason_prompts(flat_queries, flat_selections),
-    )
+    return RolloutBatch(groups, localize_prompts, reason_prompts)
 
 
 def _select(policy: SparseVLM, query: Query, rollout: Rollout, dense: bool) -> Selection:

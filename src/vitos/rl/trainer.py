@@ -20,6 +20,7 @@ from vitos.data.record import Record
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
 from vitos.policy import SparseVLM, Stopwatch
+from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
 from vitos.rl.branch import BranchBatch, localization_batch, reasoning_batch
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import (
@@ -88,7 +89,7 @@ class DualStreamTrainer(Trainer):
         self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
         for module in model.backbone.vision_modules:
             module.requires_grad_(False)
-        network = model.backbone.model if lora is None else _with_adapters(model, lora)
+        network = model.backbone.model if lora is None else add_adapters(model, lora)
         super().__init__(
             model=network,
             args=args,
@@ -249,7 +250,7 @@ class DualStreamTrainer(Trainer):
         folder = self.run_folder / f"stage{number}"
         if first_step:
             with staged_folder(folder) as staging:
-                self._merged_copy().save_pretrained(staging)
+                merged_copy(self.policy, self.model).save_pretrained(staging)
             inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
             inner.state.clear()
         if self._stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
@@ -317,18 +318,9 @@ class DualStreamTrainer(Trainer):
 
     def _final_policy(self) -> SparseVLM:
         """The trained policy, adapters merged into the weights."""
-        merge = getattr(self.model, "merge_and_unload", None)
-        if merge is not None:
-            self.policy.backbone.model = merge()
+        if is_adapted(self.model):
+            self.policy.backbone.model = cast(Any, self.model).merge_and_unload()
         return self.policy
-
-    def _merged_copy(self) -> SparseVLM:
-        """The policy as it can be saved: itself, or a copy with its adapters merged (merging in place would round)."""
-        if not hasattr(self.model, "merge_and_unload"):
-            return self.policy
-        backbone, adapted = copy.copy(self.policy.backbone), cast(Any, copy.deepcopy(self.model))
-        backbone.model = adapted.merge_and_unload()
-        return SparseVLM(backbone, self.policy.spec)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Weights of a checkpoint, through `from_pretrained`.
@@ -336,7 +328,7 @@ class DualStreamTrainer(Trainer):
         Trainer's own loads adapters well, but takes the names of whole models as they stand in the file, which for
         many vision-language models are not the module's: it would skip all of them and only warn.
         """
-        if hasattr(self.model, "merge_and_unload"):
+        if is_adapted(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         network = self.policy.backbone.model
@@ -386,17 +378,3 @@ def _frozen_copy(policy: SparseVLM) -> SparseVLM:
     backbone = copy.copy(policy.backbone)
     backbone.model = copy.deepcopy(policy.backbone.model).eval().requires_grad_(False)
     return SparseVLM(backbone, policy.spec)
-
-
-def _with_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
-    """The model with adapters on the linear layers of its language model, the vision encoder and the head left out."""
-    from peft import get_peft_model
-
-    model = policy.backbone.model
-    outside = {id(m) for root in policy.backbone.vision_modules for m in root.modules()}
-    outside.add(id(model.get_output_embeddings()))
-    if lora.target_modules == "all-linear":
-        lora.target_modules = [
-            name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and id(m) not in outside
-        ]
-    return get_peft_model(model, lora)
