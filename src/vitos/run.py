@@ -270,9 +270,9 @@ def evaluate(
     with atomic_write(out / CASES) as path:
         path.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
     write_json_atomic(out / RESULTS, results)
-    write_report(results=results, cases=cases, metrics=metrics, run_dir=out, out=out / REPORT)
+    write_report(out, results, cases, metrics)
     if recipe is not None:
-        card = model_card(results, dataclasses.asdict(recipe), str(evaluation.base))
+        card = model_card(results, dataclasses.asdict(recipe), evaluation.base or recipe.model.path)
         write_text_atomic(Path(evaluation.checkpoint) / "README.md", card)
     console.print(results_table(results))
     console.print(f"Report: {out / REPORT}")

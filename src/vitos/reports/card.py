@@ -13,7 +13,9 @@ from vitos.reports import values as v
 from vitos.reports.summary import summary
 from vitos.reports.table import results_markdown
 
-RESEARCH_ONLY = "For research only. Not a medical device; not for diagnosis, treatment or any decision about a patient."
+RESEARCH_ONLY = (
+    "For research only. Not a medical device; not for diagnosis, treatment or any decision about a patient."
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -71,7 +71,9 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Raises:
         ValueError: if no row holds a metric that a panel shows, or a row has no `step`.
     """
-    available = list(dict.fromkeys(key for row in metrics for key in row if v.number(_only(row, key), key) is not None))
+    available = list(
+        dict.fromkeys(key for row in metrics for key in row if v.number(_only(row, key), key) is not None)
+    )
     panels = [(panel, found) for panel in PANELS if (found := panel.found(available))]
     if not panels:
         raise ValueError("no row of the metrics holds a reward, accuracy, IoU, rate or group figure to draw")
@@ -120,10 +122,20 @@ def pareto(results: Mapping[str, Any]) -> Figure:
         if curve:
             xs, ys = zip(*sorted(curve), strict=True)
             main = condition == "sparse"
-            axes.plot(xs, ys, color=colour, marker=marker, markersize=5, lw=2.4 if main else 1.4, label=CONDITION_NAMES.get(condition, v.label(condition)))
+            axes.plot(
+                xs,
+                ys,
+                color=colour,
+                marker=marker,
+                markersize=5,
+                lw=2.4 if main else 1.4,
+                label=CONDITION_NAMES.get(condition, v.label(condition)),
+            )
     kept, value = v.share(results, "kept_ratio"), v.accuracy(results, "sparse")
     if kept is not None and value is not None:
-        axes.plot([kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label="This run, budget free")
+        axes.plot(
+            [kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label="This run, budget free"
+        )
     base = v.accuracy(results, "base_dense")
     if base is not None:
         axes.axhline(base, color=GREY, lw=1.2, ls=(0, (4, 3)), label=v.label("base_dense"))
@@ -192,9 +204,8 @@ def _draw_stages(
         axes.axvline(float(x[change - 1] + x[change]) / 2, color=GREY, lw=1, ls=(0, (2, 2)))
     if with_names and changes:
         for start in (0, *changes):
-            place = (float(x[start]), 0.99)
             transform = axes.get_xaxis_transform()
-            axes.text(*place, f" {stages[start]}", transform=transform, fontsize=7, color=GREY, va="top")
+            axes.text(float(x[start]), 0.01, f" {stages[start]}", transform=transform, fontsize=7, color=GREY)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -108,8 +108,8 @@ def write_report(
         num_cases=len(cases),
         per_group=MAX_CASES // 2,
         origin=[(name, results[key]) for name, key in _ORIGIN if results.get(key)],
-        predicted_colour="#%02x%02x%02x" % PREDICTED_COLOUR,
-        gold_colour="#%02x%02x%02x" % GOLD_COLOUR,
+        predicted_colour="#" + bytes(PREDICTED_COLOUR).hex(),
+        gold_colour="#" + bytes(GOLD_COLOUR).hex(),
     )
     write_text_atomic(out or run_dir / "report.html", page)
 
@@ -128,7 +128,7 @@ def select_cases(
 def _spread(cases: Sequence[Mapping[str, Any]], correct: bool, count: int) -> list[Mapping[str, Any]]:
     queues: dict[object, list[int]] = {}
     for index, case in enumerate(cases):
-        if (case["conditions"].get("sparse") or {}).get("correct") is correct:
+        if (_field(case, "conditions").get("sparse") or {}).get("correct") is correct:
             queues.setdefault(case.get("template"), []).append(index)
     turns = sorted((turn, index) for queue in queues.values() for turn, index in enumerate(queue))
     return [cases[index] for index in sorted(index for _, index in turns[:count])]
@@ -138,9 +138,9 @@ def _spread(cases: Sequence[Mapping[str, Any]], correct: bool, count: int) -> li
 
 
 def _view(case: Mapping[str, Any], run_dir: Path) -> CaseView:
-    conditions = case["conditions"]
+    conditions = _field(case, "conditions")
     located, sparse = conditions.get("localization") or {}, conditions.get("sparse") or {}
-    image = load_image(run_dir / case["image"])
+    image = load_image(run_dir / _field(case, "image"))
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     grid = _grid(case)
     kept = sparse.get("kept") if grid else None
@@ -149,16 +149,16 @@ def _view(case: Mapping[str, Any], run_dir: Path) -> CaseView:
     try:
         picture = draw_overlay(image, grid, kept, boxes, gold)
     except ValueError as error:
-        raise v.ResultsError(f"case {case['id']!r}, condition 'sparse': {error}") from error
+        raise v.ResultsError(f"case {case.get('id')!r}, condition 'sparse': {error}") from error
     kept_text = f"{len(kept)} of {grid.num_tokens} visual tokens kept" if kept is not None and grid else "all tokens"
     return CaseView(
-        id=str(case["id"]),
+        id=str(_field(case, "id")),
         template=str(case.get("template") or ""),
         image=_image_uri(picture),
         width=picture.width,
         height=picture.height,
-        alt=f"Image of case {case['id']}: {kept_text}, {len(boxes)} predicted and {len(gold)} gold boxes.",
-        question=_shortened(str(case["question"]).replace(IMAGE_PLACEHOLDER, "").strip()),
+        alt=f"Image of case {case.get('id')}: {kept_text}, {len(boxes)} predicted and {len(gold)} gold boxes.",
+        question=_shortened(str(_field(case, "question")).replace(IMAGE_PLACEHOLDER, "").strip()),
         gold=str(case.get("gold") or v.DASH),
         answers=tuple(
             _answer(name, condition, kept_text)
@@ -187,14 +187,20 @@ def _grid(case: Mapping[str, Any]) -> TokenGrid | None:
     try:
         return TokenGrid(tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in rows))
     except (KeyError, TypeError, ValueError) as error:
-        raise v.ResultsError(f"case {case['id']!r}, field 'grid': {error}") from error
+        raise v.ResultsError(f"case {case.get('id')!r}, field 'grid': {error}") from error
 
 
 def _boxes(case: Mapping[str, Any], rows: Sequence[Sequence[float]] | None, name: str) -> list[Box]:
     try:
         return [Box(*row) for row in rows or ()]
     except (TypeError, ValueError) as error:
-        raise v.ResultsError(f"case {case['id']!r}, field {name!r}: {error}") from error
+        raise v.ResultsError(f"case {case.get('id')!r}, field {name!r}: {error}") from error
+
+
+def _field(case: Mapping[str, Any], name: str) -> Any:
+    if name not in case:
+        raise v.ResultsError(f"case {case.get('id')!r} has no field {name!r}; write cases.jsonl with `vitos eval`")
+    return case[name]
 
 
 def _shortened(text: str) -> str:
@@ -214,7 +220,7 @@ def _image_uri(image: Image.Image) -> str:
 
 def _figure_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170)
+    figure.savefig(buffer, format="png", dpi=170, transparent=True)
     return _uri("image/png", buffer)
 
 

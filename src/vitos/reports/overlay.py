@@ -125,16 +125,19 @@ def _dim(canvas: Image.Image, shown: Sequence[tuple[View, BoolArray]]) -> Image.
 def _draw_cells(draw: ImageDraw.ImageDraw, view: View, mask: BoolArray, size: tuple[int, int], line: int) -> None:
     """Each line between two cells once: faint between kept cells, strong between kept and dropped."""
     x, y = _edges(view, size)
-    padded = np.pad(mask, 1)
+    # Cells of padding, or less than a pixel wide, have nothing to frame.
+    cols = (x[1:] > np.maximum(x[:-1], 0)) & (x[:-1] < size[0])
+    rows = (y[1:] > np.maximum(y[:-1], 0)) & (y[:-1] < size[1])
+    padded = np.pad(mask & np.outer(rows, cols), 1)
     for row in range(view.rows + 1):
         for col in range(view.cols + 1):
             here = bool(padded[row + 1, col + 1])
             above, left = bool(padded[row, col + 1]), bool(padded[row + 1, col])
-            if col < view.cols and (here or above):
+            if here or above:
                 colour = _CELL_LINE if here and above else _KEPT_EDGE
                 top = min(max(y[row], 0), size[1] - line)
                 draw.rectangle((x[col], top, x[col + 1] - 1, top + line - 1), fill=colour)
-            if row < view.rows and (here or left):
+            if here or left:
                 colour = _CELL_LINE if here and left else _KEPT_EDGE
                 start = min(max(x[col], 0), size[0] - line)
                 draw.rectangle((start, y[row], start + line - 1, y[row + 1] - 1), fill=colour)

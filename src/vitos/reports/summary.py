@@ -38,7 +38,8 @@ def _measured(results: Mapping[str, Any]) -> str:
     where = f"On {'the' if count is None else f'{count:,}'} questions of {dataset or 'the test set'}"
     return (
         f"{where}, the base model answered {v.percent(base)} correctly with all visual tokens. After training, the "
-        f"sparse branch answered {v.percent(sparse)} correctly and saw {v.percent(kept)} of the visual tokens on average."
+        f"sparse branch answered {v.percent(sparse)} correctly and saw "
+        f"{v.percent(kept)} of the visual tokens on average."
     )
 
 
@@ -62,7 +63,9 @@ def _controls(results: Mapping[str, Any]) -> str:
     groups: dict[str, list[str]] = {}
     for control, gap in gaps.items():
         groups.setdefault(_verdict(gap), []).append(f"{NAMES[control]} ({_size(gap)})")
-    sentences = [f"The sparse branch {verdict} {_listed(groups[verdict])}." for verdict in _VERDICTS if verdict in groups]
+    found = [verdict for verdict in _VERDICTS if verdict in groups]
+    clauses = "; it ".join(f"{verdict} {_listed(groups[verdict])}" for verdict in found)
+    sentences = [f"Differences in points, with 95% intervals in brackets: the sparse branch {clauses}."]
     if any(c in gaps for c in v.SAME_BUDGET):
         same = [NAMES[c] for c in v.SAME_BUDGET if c in gaps]
         sentences.append(f"Of these, {_listed(same)} had the same token budget.")
@@ -83,7 +86,7 @@ _BETTER = "is better than"
 _VERDICTS = (
     _BETTER,
     "is worse than",
-    "cannot be told apart (the 95% interval contains 0) from",
+    "cannot be told apart, the interval containing 0, from",
     "was compared, without an interval, with",
 )
 
@@ -95,8 +98,8 @@ def _verdict(gap: v.Difference) -> str:
 
 
 def _size(gap: v.Difference) -> str:
-    span = f", 95% interval {v.points_interval(gap.interval)}" if gap.interval else ""
-    return f"{v.points(gap.estimate)} points{span}"
+    span = f" [{v.points(gap.interval.low)}, {v.points(gap.interval.high)}]" if gap.interval else ""
+    return f"{v.points(gap.estimate)}{span}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def main_sheet(results: Mapping[str, Any]) -> Sheet:
     """Accuracies, relative performance, tokens kept and the quality of the boxes."""
     kept = [v.percent(v.share(results, f"kept_ratio_{p}")) for p in ("p10", "p90")]
     ci = v.interval(results, "relative_performance_ci")
-    before = v.share(results, "mean_iou_before")
+    before, unread = v.share(results, "mean_iou_before"), v.share(results, "no_answer_rate")
     rows = (
         (v.label("base_dense"), v.percent(v.accuracy(results, "base_dense")), ""),
         _accuracy_row(results, "localization"),
@@ -72,7 +72,7 @@ def main_sheet(results: Mapping[str, Any]) -> Sheet:
         ),
         ("Questions that fell back to all tokens", v.percent(v.share(results, "fallback_rate")), ""),
         ("Box lists that parsed", v.percent(v.share(results, "parse_rate")), ""),
-        ("Sparse answers that could not be read", v.percent(v.share(results, "no_answer_rate")), ""),
+        *((("Sparse answers that could not be read", v.percent(unread), ""),) if unread is not None else ()),
     )
     return Sheet("Main figures", ("Figure", "Value", "Detail"), rows)
 
@@ -102,8 +102,9 @@ def comparison_sheet(results: Mapping[str, Any]) -> Sheet | None:
     for row in results.get("comparisons") or ():
         a, b = v.condition_name(row["a"]), v.condition_name(row["b"])
         if {a, b} not in shown:
-            rows.append((f"{v.label(a)} minus {_lower(v.label(b))}", _difference(v.difference(results, a, b), results.get("num_questions"))))
-    return Sheet("Other comparisons", ("Comparison", "Difference"), tuple(rows)) if rows else None
+            gap = _difference(v.difference(results, a, b), results.get("num_questions"))
+            rows.append((v.label(a), v.label(b), gap))
+    return Sheet("Other comparisons", ("Condition", "Minus", "Difference"), tuple(rows)) if rows else None
 
 
 def template_sheet(results: Mapping[str, Any]) -> Sheet | None:
@@ -138,7 +139,7 @@ def stage_sheet(results: Mapping[str, Any]) -> Sheet | None:
         rows.append((name, v.seconds(value), part))
     if all(row[1] == v.DASH for row in rows):
         return None
-    note = "The dense pass is the base model on all tokens, once, in the same engine: what a speed-up is measured against."
+    note = "The dense pass is the base model on all tokens, once, in the same engine: the base line of any speed-up."
     return Sheet("Time per question", ("Stage", "Time", "Share of both passes"), tuple(rows), note)
 
 
@@ -231,11 +232,6 @@ def _difference(gap: v.Difference | None, num_questions: int | None = None) -> s
     extra += [v.p_value(gap.p_value)] if gap.p_value is not None else []
     extra += [f"{gap.num_questions} questions"] if gap.num_questions and gap.num_questions != num_questions else []
     return f"{v.points(gap.estimate)} points" + (f" ({', '.join(extra)})" if extra else "")
-
-
-def _lower(text: str) -> str:
-    """The label within a sentence; `RL …` stays as it is."""
-    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _cell(text: str) -> str:
