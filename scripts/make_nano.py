@@ -4,9 +4,9 @@ It becomes what a downloaded vision-language model is: a vision encoder that was
 that has looked at many images *densely* and has learned to name, list, localise and answer. It never sees a sparse
 prompt here; that is what the dual stream teaches.
 
-1. The encoder learns to say, of every visual token, which finding it sees, where the token lies and where the finding
-   ends, through linear heads that are thrown away. Without this the language model of this size stays blind: 500
-   updates of all weights together left naming and boxes at chance.
+1. The encoder learns to say, of every visual token, which finding it sees, where the token lies and which numbers
+   write the finding's box, through linear heads that are thrown away. Without this a language model of this size
+   stays blind: 500 updates of all weights together left naming and boxes at chance.
 2. The language model learns, on the frozen encoder's tokens: both branches' formats, a list of all findings with
    boxes, and a text-only task that binds what is said to an option's letter.
 """
@@ -39,7 +39,7 @@ from vitos.response import format_box_list, format_localization, format_reasonin
 from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
-TEXTS = 4  # text-only lessons in a batch
+TEXTS = 2  # text-only lessons in a batch
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
 
@@ -66,9 +66,9 @@ def make_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]:
 
 
 def cell_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Kind of the finding that each cell overlaps most, 0 for none, (64,), and its box less the centre, (64, 4)."""
+    """Kind of the finding that each cell overlaps most, 0 for none, (64,), and its box in hundredths, (64, 4)."""
     grid = TokenGrid.single(SIDE, SIDE)
-    kinds, offsets = np.zeros(grid.num_tokens, dtype=np.int64), np.zeros((grid.num_tokens, 4), dtype=np.float32)
+    kinds, boxes = np.zeros(grid.num_tokens, dtype=np.int64), np.zeros((grid.num_tokens, 4), dtype=np.int64)
     most = np.full(grid.num_tokens, 0.15)  # share of the cell; a sliver is not a finding
     (view,) = grid.views
     for finding in scene.findings:
@@ -80,9 +80,8 @@ def cell_targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
             if width * height * grid.num_tokens > most[cell]:
                 most[cell] = width * height * grid.num_tokens
                 kinds[cell] = 1 + KINDS.index(finding.kind)
-                x, y = grid.centres()[cell]
-                offsets[cell] = (box.x1 - x, box.y1 - y, box.x2 - x, box.y2 - y)
-    return kinds, offsets
+                boxes[cell] = [round(100 * v) for v in box.as_tuple()]
+    return kinds, boxes
 
 
 def train_encoder(
@@ -90,9 +89,13 @@ def train_encoder(
 ) -> None:
     """Teach the vision encoder and its merger, 16 images an update."""
     targets = [cell_targets(scene) for scene in scenes]
-    kinds, offsets = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
+    kinds, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
     cells = torch.arange(SIDE * SIDE)
-    head = nn.Linear(backbone.model.config.get_text_config().hidden_size, 1 + len(KINDS) + 2 * SIDE + 4)
+    # A box is read out as the embeddings of its four numbers, the code in which the language model has to write it.
+    ids = [backbone.tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
+    numbers = F.normalize(backbone.model.lm_head.weight[ids].detach().clone(), dim=-1)
+    width = numbers.shape[1]
+    head = nn.Linear(width, 1 + len(KINDS) + 2 * SIDE + 4 * width)
     modules = [*backbone.vision_modules, head]
     parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.95))
@@ -103,13 +106,13 @@ def train_encoder(
     for step in range(1, steps + 1):
         index = torch.randint(len(images), (16,))
         tokens = torch.stack([v.embeddings for v in backbone.encode([images[i] for i in index])])
-        kind, row, column, offset = head(tokens).split([1 + len(KINDS), SIDE, SIDE, 4], dim=-1)
+        kind, row, column, box = head(tokens).split([1 + len(KINDS), SIDE, SIDE, 4 * width], dim=-1)
         found = kinds[index] > 0
         loss = (
             F.cross_entropy(kind.flatten(0, 1), kinds[index].flatten(), weight=weight)
             + 0.3 * F.cross_entropy(row.flatten(0, 1), (cells // SIDE).repeat(len(index)))
             + 0.3 * F.cross_entropy(column.flatten(0, 1), (cells % SIDE).repeat(len(index)))
-            + 5.0 * (offset[found] - offsets[index][found]).abs().mean()
+            + 0.5 * F.cross_entropy(3 * box[found].view(-1, width) @ numbers.T, boxes[index][found].view(-1))
         )
         optimizer.zero_grad()
         loss.backward()
@@ -140,27 +143,30 @@ def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -
         exercises.append(Exercise(NANO_SPEC.localize_text(q.full_text), target))
         if place == 0:
             exercises.append(Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.answer)))
+    exercises.append(binding_exercise(rng, "<image>"))
     listed = sorted(scene.findings, key=lambda f: (f.y, f.x))
     exercises.append(Exercise(DESCRIBE_PROMPT, "\n".join(f" {f.kind} {boxes_text([f])}" for f in listed)))
     return Lesson((visual,), tuple(exercises))
 
 
+def binding_exercise(rng: np.random.Generator, before: str = "") -> Exercise:
+    """Which option says what is said: the binding of words to letters, with or without an image in front."""
+    words = (KINDS, QUADRANTS, ("1", "2", "3", "4"))[rng.integers(3)]
+    options = [words[i] for i in rng.permutation(len(words))][: rng.integers(2, 5)]
+    said = options[rng.integers(len(options))]
+    thought = f"it is {'a ' if words is KINDS else ''}{said}"
+    listed = "".join(f"\n{name}. {option}" for name, option in zip("ABCD", options, strict=False))
+    text = NANO_SPEC.reason_text(f"{before}{thought}. Which option says it?{listed}")
+    return Exercise(text, format_reasoning(thought, "ABCD"[options.index(said)]))
+
+
 def text_lesson(rng: np.random.Generator) -> Lesson:
-    """Which option says what is said: the binding of words to letters, without an image."""
-    exercises = []
-    for _ in range(5):
-        words = (KINDS, QUADRANTS, ("1", "2", "3", "4"))[rng.integers(3)]
-        options = [words[i] for i in rng.permutation(len(words))][: rng.integers(2, 5)]
-        said = f"it is {'a ' if words is KINDS else ''}{options[rng.integers(len(options))]}"
-        letter = "ABCD"[options.index(said.removeprefix("it is ").removeprefix("a "))]
-        listed = "".join(f"\n{name}. {option}" for name, option in zip("ABCD", options, strict=False))
-        text = NANO_SPEC.reason_text(f"{said}. Which option says it?{listed}")
-        exercises.append(Exercise(text, format_reasoning(said, letter)))
-    return Lesson((), tuple(exercises))
+    """Binding words to letters without an image."""
+    return Lesson((), tuple(binding_exercise(rng) for _ in range(5)))
 
 
 def batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int) -> Iterator[list[Lesson]]:
-    """Twelve scenes and four text lessons a batch; questions are drawn anew each time."""
+    """Twelve scenes and two text lessons a batch; questions are drawn anew each time."""
     rng = np.random.default_rng(seed)
     usable = [i for i, scene in enumerate(scenes) if scene.findings]
     while True:
@@ -231,8 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--scenes", type=int, default=6000)
-    parser.add_argument("--encoder-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--encoder-steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -258,6 +264,7 @@ def main() -> None:
         batches(scenes, visuals, args.seed),
         steps=args.steps,
         learning_rate=args.learning_rate,
+        answer_weight=5.0,
         on_step=lambda step, loss: report("language", step, loss),
     )
     policy.save_pretrained(args.out)

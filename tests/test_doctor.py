@@ -179,14 +179,14 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_incomplete_nano_is_named(monkeypatch, tmp_path):
-    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "weights").mkdir(parents=True)
     monkeypatch.setattr(doctor.importlib.resources, "files", lambda package: tmp_path)
     for name in ("config.json", "tokenizer.json"):
-        (tmp_path / "nano" / name).write_text("{}")
+        (tmp_path / "nano" / "weights" / name).write_text("{}")
     finding = doctor._nano()
     assert finding.status == "missing"
     assert finding.detail == "the embedded model lacks model.safetensors"
-    (tmp_path / "nano" / "model.safetensors").write_text("")
+    (tmp_path / "nano" / "weights" / "model.safetensors").write_text("")
     assert doctor._nano().status == "ok"
 
 

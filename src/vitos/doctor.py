@@ -190,7 +190,7 @@ def _torchvision() -> Finding:
 
 
 def _nano() -> Finding:
-    folder = importlib.resources.files("vitos") / "nano"
+    folder = importlib.resources.files("vitos") / "nano" / "weights"
     absent = [name for name in NANO_FILES if not (folder / name).is_file()]
     if absent:
         return Finding("nano", "missing", f"the embedded model lacks {', '.join(absent)}", "reinstall vitos")

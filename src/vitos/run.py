@@ -187,9 +187,7 @@ def warm_start(policy: SparseVLM, records: Sequence[Record], section: WarmStartS
     bar.close()
 
 
-def _lesson_batches(
-    policy: SparseVLM, records: Sequence[Record], section: WarmStartSection
-) -> Iterator[list[Lesson]]:
+def _lesson_batches(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> Iterator[list[Lesson]]:
     rng = np.random.default_rng(section.seed)
     lessons: dict[str, Lesson] = {}
     queue: list[int] = []

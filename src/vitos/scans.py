@@ -23,9 +23,7 @@ class ScanStore:
         batch_size: images encoded at a time.
     """
 
-    def __init__(
-        self, policy: SparseVLM, max_bytes: int = 4 << 30, batch_size: int = 32
-    ) -> None:
+    def __init__(self, policy: SparseVLM, max_bytes: int = 4 << 30, batch_size: int = 32) -> None:
         self._policy = policy
         self._max_bytes = max_bytes
         self._batch_size = batch_size

@@ -58,8 +58,13 @@ def record_lesson(record: Record, image: Image.Image, backbone: Backbone, spec: 
     return Lesson((image,), (localize, reason))
 
 
-def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson]) -> Tensor:
-    """Mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients."""
+def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weight: float = 1.0) -> Tensor:
+    """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
+
+    Args:
+        answer_weight: weight of the token behind `<answer>`; all others weigh 1. One token in twenty, it would
+            otherwise hardly be heard.
+    """
     backbone = engine.backbone
     given = [image for lesson in lessons for image in lesson.images]
     encoded = iter(backbone.encode([image for image in given if isinstance(image, Image.Image)]))
@@ -67,6 +72,7 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson]) -> Tensor:
     prefixes: list[Prompt] = []
     rests: list[list[Tensor]] = []
     asked: list[int] = []
+    letters: list[int] = []
     for lesson in lessons:
         own: list[VisualTokens] = [next(visuals) for _ in lesson.images]
         prompts = [backbone.build_prompt(exercise.text, own) for exercise in lesson.exercises]
@@ -85,10 +91,17 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson]) -> Tensor:
             end = backbone.tokenizer.eos_token_id
             rests[-1].append(torch.cat([question, torch.tensor([*target, end])]))
             asked.append(len(question))
+            before, tag, _ = exercise.target.partition("<answer>")
+            letters.append(
+                len(question) + len(backbone.tokenizer(before + tag, add_special_tokens=False)["input_ids"])
+                if tag
+                else -1
+            )
     scores = engine.score(prefixes, rests)
     place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
     learned = scores.mask & (place >= torch.tensor(asked, device=place.device)[:, None])
-    return -scores.logprobs[learned].mean()
+    weight = torch.where(place == torch.tensor(letters, device=place.device)[:, None], answer_weight, 1.0)[learned]
+    return -(weight * scores.logprobs[learned]).sum() / weight.sum()
 
 
 def train_supervised(
@@ -100,12 +113,14 @@ def train_supervised(
     weight_decay: float = 0.01,
     warmup_share: float = 0.05,
     max_grad_norm: float = 1.0,
+    answer_weight: float = 1.0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
 
     Args:
         batches: batches of lessons; must not run out before `steps`.
+        answer_weight: see `supervised_loss`.
         on_step: called with the number of steps done and the loss.
 
     Raises:
@@ -119,7 +134,7 @@ def train_supervised(
     backbone.model.train()
     done = 0
     for done, lessons in enumerate(itertools.islice(batches, steps), start=1):
-        loss = supervised_loss(engine, lessons)
+        loss = supervised_loss(engine, lessons, answer_weight)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of step {done} is {loss.item()}; lower the learning rate")
         optimizer.zero_grad()

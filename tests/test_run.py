@@ -1,0 +1,206 @@
+"""The verbs of the command line, end to end on the embedded model: what a user types, and what a user gets wrong."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from vitos.cli import main
+from vitos.data.phantom import write_phantoms
+from vitos.nano import NANO_PATH
+from vitos.policy import SparseVLM
+
+RECIPE = """
+name: tiny
+output_dir: {run}
+data: {{train: {train}, eval: {test}}}
+train:
+  localization_steps: 2
+  reasoning_steps: 2
+  questions_per_step: 4
+  num_localizations: 2
+  num_reasonings: 2
+  learning_rate: 1.0e-4
+  max_localization_tokens: 80
+  max_reasoning_tokens: 20
+  save_steps: 2
+  log_samples_steps: 2
+  log_samples: 1
+evaluate: {{budgets: [0.25], batch_size: 8, bootstrap_samples: 200}}
+"""
+QUESTION = "What is the finding in the left lung?\\nA. nodule\\nB. cyst\\nC. mass\\nD. calcification"
+
+
+def vitos(capsys, monkeypatch, *args):
+    """Exit code, standard output and standard error of one call."""
+    monkeypatch.setattr("sys.argv", ["vitos", *map(str, args)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Phantoms and a recipe for them."""
+    root = tmp_path_factory.mktemp("run")
+    train, test = write_phantoms(root, "train", 8), write_phantoms(root, "test", 10)
+    (root / "recipe.yaml").write_text(RECIPE.format(run=root / "out", train=train, test=test))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """The folder of a finished run."""
+    from vitos import run
+    from vitos.config import load_recipe
+
+    return run.train(load_recipe(folder / "recipe.yaml", ["trainer.disable_tqdm=true"]))
+
+
+def test_a_run_leaves_a_model_a_report_and_results(trained):
+    AutoModelForImageTextToText.from_pretrained(trained / "model")  # plain transformers reads it
+    assert json.loads((trained / "model" / "vitos.json").read_text())["fusion"]["mode"] == "weighted"
+    results = json.loads((trained / "results.json").read_text())
+    cases = [json.loads(line) for line in (trained / "cases.jsonl").read_text().splitlines()]
+    assert results["num_questions"] == len(cases) == 10
+    right = [case["conditions"]["sparse"]["correct"] for case in cases]
+    assert results["sparse_accuracy"] == pytest.approx(sum(right) / 10)
+    kept = [case["conditions"]["sparse"]["kept_ratio"] for case in cases]
+    assert results["kept_ratio"] == pytest.approx(sum(kept) / 10)
+    for case in cases:  # controls see as many tokens as the policy kept
+        tokens = case["conditions"]
+        assert len(tokens["random"]["kept"]) == len(tokens["centre"]["kept"]) == len(tokens["sparse"]["kept"])
+        assert (trained / case["image"]).is_file()
+    assert results["control_rl_dense_accuracy"] is None
+    assert set(results["budgets"]) == {"0.25"}
+    assert "<html" in (trained / "report.html").read_text()
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in metrics] == [1, 1, 2, 2]
+    assert (trained / "samples" / "step-2-0.png").is_file()
+
+
+def test_a_finished_run_is_refused_or_resumed(trained, folder, capsys, monkeypatch):
+    before = (trained / "model" / "model.safetensors").read_bytes()
+    code, _, error = vitos(capsys, monkeypatch, "train", folder / "recipe.yaml")
+    assert code == 1
+    assert "--resume" in error
+    code, out, _ = vitos(capsys, monkeypatch, "train", folder / "recipe.yaml", "--resume")
+    assert code == 0, out
+    assert (trained / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_eval_relates_a_checkpoint_to_its_base(trained, folder, capsys, monkeypatch, tmp_path):
+    args = ["--data", folder / "test.json", "--base", "nano", "--budget", "0.5", "--max-tokens", "40"]
+    code, out, error = vitos(capsys, monkeypatch, "eval", trained / "model", *args, "--limit", 6, "--out", tmp_path)
+    assert code == 0, error
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["num_questions"] == 6
+    assert results["base_dense_accuracy"] is not None
+    assert "Report" in out
+
+
+def test_ask_answers_and_draws(folder, capsys, monkeypatch, tmp_path):
+    image = next((folder / "images").iterdir())
+    code, out, error = vitos(capsys, monkeypatch, "ask", "nano", image, QUESTION, "--overlay", tmp_path / "o.png")
+    assert code == 0, error
+    vlm = SparseVLM.from_pretrained("nano")
+    finding = vlm.ask(vlm.encode(image), QUESTION.replace("\\n", "\n"))
+    assert re.search(rf"answer +{finding.answer or 'no answer'}", out)
+    assert re.search(rf"tokens kept +{finding.kept.sum()} of 64", out)
+    assert "reason_decode" in out
+    assert Image.open(tmp_path / "o.png").width >= 384
+
+
+def test_data_verbs(folder, capsys, monkeypatch, tmp_path):
+    code, out, _ = vitos(capsys, monkeypatch, "data", "check", folder / "test.json")
+    assert code == 0
+    assert "10" in out
+    code, _, _ = vitos(capsys, monkeypatch, "data", "convert", folder / "test.json", tmp_path / "p", "--to", "parquet")
+    assert code == 0
+    assert list((tmp_path / "p").rglob("*.parquet"))
+
+
+# --- what a user gets wrong -----------------------------------------------------------------------------------------
+
+
+def damaged(folder, tmp_path, change):
+    """A copy of the data set, its first record or image changed, and a recipe that trains on it."""
+    root = tmp_path / "data"
+    shutil.copytree(folder, root, ignore=shutil.ignore_patterns("out"))
+    rows = json.loads((root / "train.json").read_text())
+    change(rows[0], root / rows[0]["image_path"][0])
+    (root / "train.json").write_text(json.dumps(rows))
+    text = RECIPE.format(run=root / "out", train=root / "train.json", test=root / "test.json")
+    (root / "recipe.yaml").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row, image: image.unlink(), "train_0_0.png"),
+        (lambda row, image: image.write_bytes(image.read_bytes()[:400]), "train_0_0.png"),
+        (lambda row, image: Image.new("RGB", (1, 1)).save(image), "train_0_0.png"),
+        (lambda row, image: row.update(bbox=[[0.1, 0.1, 1.5, 0.2]]), "train.json[0]"),
+        (lambda row, image: row.update(answer="Z"), "train.json[0]"),
+        (lambda row, image: row.update(image_path=["../../etc/passwd"]), "train.json[0]"),
+    ],
+    ids=["missing image", "truncated image", "1x1 image", "box out of range", "answer no option", "path outside"],
+)
+def test_bad_data_is_refused_before_anything_is_written(folder, tmp_path, capsys, monkeypatch, change, message):
+    root = damaged(folder, tmp_path, change)
+    code, _, error = vitos(capsys, monkeypatch, "train", root / "recipe.yaml")
+    assert code == 1
+    assert message in error
+    assert not (root / "out").exists()
+    code, out, _ = vitos(capsys, monkeypatch, "data", "check", root / "train.json")
+    assert code == 1, out
+
+
+def test_an_unknown_key_names_the_nearest(folder, capsys, monkeypatch):
+    code, _, error = vitos(capsys, monkeypatch, "train", folder / "recipe.yaml", "--set", "train.lerning_rate=1")
+    assert code == 1
+    assert "train.learning_rate" in error
+
+
+def test_a_checkpoint_of_another_geometry_is_refused(folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(NANO_PATH, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    config["size"]["longest_edge"] *= 4
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(config))
+    image = next((folder / "images").iterdir())
+    code, _, error = vitos(capsys, monkeypatch, "ask", tmp_path / "model", image, QUESTION)
+    assert code == 1
+    assert "boxes would shift" in error
+
+
+def test_ctrl_c_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
+    from vitos.rl.trainer import DualStreamTrainer
+
+    step = DualStreamTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    out = tmp_path / "out"
+    call = ["train", folder / "recipe.yaml", "--set", f"output_dir={out}"]
+    monkeypatch.setattr(DualStreamTrainer, "training_step", interrupted)
+    code, text, _ = vitos(capsys, monkeypatch, *call)
+    assert code == 130
+    assert "--resume" in text
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not list(Path(out).glob(".*"))
+    monkeypatch.setattr(DualStreamTrainer, "training_step", step)
+    code, _, error = vitos(capsys, monkeypatch, *call, "--resume")
+    assert code == 0, error
+    assert (out / "results.json").is_file()
