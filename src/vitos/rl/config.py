@@ -28,6 +28,8 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
         self.logging_strategy = "steps"
         self.logging_first_step = True
         self.dataloader_pin_memory = False  # records are no tensors
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False  # Trainer would drop the bar where its own messages are silenced
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 "gradient_accumulation_steps must be 1: a step's questions are questions_per_step, and its memory is "
