@@ -1,21 +1,24 @@
 """Train `nano`, the embedded model, from nothing: `python scripts/make_nano.py --out src/vitos/nano/weights`.
 
 It becomes what a downloaded vision-language model is: a vision encoder that was trained before, and a language model
-that has looked at many images *densely* and has learned to name, list, localise and answer. It never sees a sparse
-prompt here; that is what the dual stream teaches.
+that has looked at many images *densely* and has learned to name, localise and answer. It never sees a sparse prompt
+here; that is what the dual stream teaches.
 
 1. The encoder learns to say, of every visual token, which finding it sees, where the token lies and which numbers
    write the finding's box, through linear heads that are thrown away. Without this a language model of this size
    stays blind: 500 updates of all weights together left naming and boxes at chance.
-2. The language model learns, on the frozen encoder's tokens: both branches' formats, a list of all findings with
-   boxes, and a text-only task that binds what is said to an option's letter.
+2. The language model learns, on the frozen encoder's tokens: short questions (where is a kind, what is at a point),
+   both branches' formats, and, with and without an image in front, to bind what is said to an option's letter.
+
+`--encoder FOLDER` keeps the model as it is between the two, and begins with the second where that folder exists.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +26,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitos.backbones import Backbone
@@ -32,14 +35,15 @@ from vitos.benchmarks.results import summarize
 from vitos.data.phantom import KINDS, QUADRANTS, TEMPLATES, Finding, Scene, render, sample, write_phantoms
 from vitos.data.readers import read_records
 from vitos.geometry import TokenGrid
-from vitos.nano.build import DESCRIBE_PROMPT, NANO_SPEC, build_nano
+from vitos.nano.build import NANO_SPEC, WORDS, build_nano
 from vitos.policy import SparseVLM
 from vitos.prompt import VisualTokens
 from vitos.response import format_box_list, format_localization, format_reasoning
 from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
-TEXTS = 2  # text-only lessons in a batch
+SCENES, TEXTS = 10, 2  # lessons with an image, and without, in a batch
+SHORT, LONG = 4, 2  # short questions and questions of the templates about a scene
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
 
@@ -120,9 +124,7 @@ def train_encoder(
         optimizer.step()
         schedule.step()
         right = (kind.argmax(-1) == kinds[index])[found].float().mean()
-        report("encoder", step, loss.item(), right.item())
-    for module in backbone.vision_modules:
-        module.requires_grad_(False)
+        report(step, loss.item(), right.item())
 
 
 # --- the language model ---------------------------------------------------------------------------------------------
@@ -133,31 +135,46 @@ def boxes_text(findings: Sequence[Finding]) -> str:
 
 
 def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
-    """Two questions of random templates that the scene can carry, and the list of its findings."""
-    names = [name for name in rng.permutation(list(TEMPLATES)) if scene.findings]
-    asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:2]
-    exercises = []
+    """Short questions, questions of random templates that the scene can carry, and one binding of options."""
+    short = short_exercises(scene, rng)
+    exercises = [short[i] for i in rng.permutation(len(short))[:SHORT]]
+    names = list(rng.permutation(list(TEMPLATES)))
+    asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:LONG]
     for place, q in enumerate(asked):
-        evidence = sorted(q.evidence, key=lambda f: (f.y, f.x))
-        target = format_localization(q.thought, boxes_text(evidence), q.answer)
+        target = format_localization(q.thought, boxes_text(in_reading_order(q.evidence)), q.answer)
         exercises.append(Exercise(NANO_SPEC.localize_text(q.full_text), target))
         if place == 0:
             exercises.append(Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.answer)))
-    exercises.append(binding_exercise(rng, "<image>"))
-    listed = sorted(scene.findings, key=lambda f: (f.y, f.x))
-    exercises.append(Exercise(DESCRIBE_PROMPT, "\n".join(f" {f.kind} {boxes_text([f])}" for f in listed)))
-    return Lesson((visual,), tuple(exercises))
+    return Lesson((visual,), (*exercises, binding_exercise(rng, "<image>")))
+
+
+def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
+    """Where are the findings of a kind, and what is at a point: most to be learned per token."""
+    found = in_reading_order(scene.findings)
+    by_kind = {kind: [f for f in found if f.kind == kind] for kind in KINDS}
+    out = [Exercise(f"<image>Locate the {kind}.", " " + boxes_text(own)) for kind, own in by_kind.items() if own]
+    for f in found:
+        x, y = np.clip(np.array([f.x, f.y]) + rng.uniform(-0.02, 0.02, 2), 0, 1)
+        out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {f.kind} {boxes_text([f])}"))
+    return out
+
+
+def in_reading_order(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda f: (f.y, f.x))
 
 
 def binding_exercise(rng: np.random.Generator, before: str = "") -> Exercise:
-    """Which option says what is said: the binding of words to letters, with or without an image in front."""
-    words = (KINDS, QUADRANTS, ("1", "2", "3", "4"))[rng.integers(3)]
-    options = [words[i] for i in rng.permutation(len(words))][: rng.integers(2, 5)]
+    """Which option says what is said? Mostly about arbitrary words, so that copying is learned and not the words."""
+    words = (tuple(WORD_LIST), KINDS, QUADRANTS, ("1", "2", "3", "4"))[rng.choice(4, p=(0.55, 0.15, 0.15, 0.15))]
+    options = [words[i] for i in rng.choice(len(words), rng.integers(2, 5), replace=False)]
     said = options[rng.integers(len(options))]
-    thought = f"it is {'a ' if words is KINDS else ''}{said}"
+    thought = f"{('it is', 'it is a', 'it is the', 'there are')[rng.integers(4)]} {said}"
     listed = "".join(f"\n{name}. {option}" for name, option in zip("ABCD", options, strict=False))
     text = NANO_SPEC.reason_text(f"{before}{thought}. Which option says it?{listed}")
     return Exercise(text, format_reasoning(thought, "ABCD"[options.index(said)]))
+
+
+WORD_LIST = [word for word in dict.fromkeys(WORDS.lower().split()) if word.isalpha()]
 
 
 def text_lesson(rng: np.random.Generator) -> Lesson:
@@ -166,12 +183,51 @@ def text_lesson(rng: np.random.Generator) -> Lesson:
 
 
 def batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int) -> Iterator[list[Lesson]]:
-    """Twelve scenes and two text lessons a batch; questions are drawn anew each time."""
+    """Scenes and text lessons; questions are drawn anew each time."""
     rng = np.random.default_rng(seed)
     usable = [i for i, scene in enumerate(scenes) if scene.findings]
     while True:
-        index = rng.choice(usable, 12, replace=False)
+        index = rng.choice(usable, SCENES, replace=False)
         yield [scene_lesson(scenes[i], visuals[i], rng) for i in index] + [text_lesson(rng) for _ in range(TEXTS)]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal (Jordan et al. 2024), for matrices; a float32 `torch.optim.Muon`.
+
+    The latter iterates in bfloat16, which a CPU without matrix units for it only emulates (three times slower here).
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(average, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(update, alpha=group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About the nearest matrix with singular values of 1, by five Newton-Schulz iterations."""
+    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+
+
+def make_optimizers(backbone: Backbone, learning_rate: float, matrix_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
+    named = [(name, p) for name, p in backbone.model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in named if not (p.ndim == 2 and ".layers." in name)]
+    adam = torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.95))
+    return [Muon(matrices, lr=matrix_rate), adam]
 
 
 @torch.no_grad()
@@ -191,8 +247,9 @@ The embedded model of vitos: Qwen2.5-VL architecture with {parameters:,} paramet
 float32. It looks at synthetic slices ("phantoms") of 128 x 128 pixels through 8 x 8 visual tokens. It shows and tests
 the method; it knows no real anatomy and is no medical device.
 
-Made by `python scripts/make_nano.py --out FOLDER --encoder-steps {encoder_steps} --steps {steps} --seed {seed}` in
-{minutes:.0f} minutes on {threads} core(s), from generated scenes only. It has seen dense images only, never a sparse
+Made by `python scripts/make_nano.py --out FOLDER --scenes {scenes} --encoder-steps {encoder_steps}
+--steps {steps} --seed {seed}` in {minutes:.0f} minutes on {threads} core(s), from generated
+scenes only. It has seen dense images only, never a sparse
 prompt.
 
 On {questions} validation questions (`vitos data phantom`, seed 999), greedy:
@@ -236,15 +293,19 @@ def card(policy: SparseVLM, args: argparse.Namespace, minutes: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--scenes", type=int, default=6000)
-    parser.add_argument("--encoder-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--scenes", type=int, default=8000)
+    parser.add_argument("--encoder-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of embeddings, norms and biases")
+    parser.add_argument("--matrix-rate", type=float, default=0.02, help="learning rate of matrices")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--encoder", type=Path, help="folder of the model between the two parts")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    policy, start = SparseVLM(build_nano(args.seed), NANO_SPEC), time.time()
+    trained = args.encoder is not None and args.encoder.exists()
+    policy = SparseVLM.from_pretrained(args.encoder) if trained else SparseVLM(build_nano(args.seed), NANO_SPEC)
+    start = time.time()
     seen: list[tuple[float, ...]] = []
 
     def report(part: str, step: int, *figures: float) -> None:
@@ -256,7 +317,12 @@ def main() -> None:
             policy.save_pretrained(args.out)
 
     scenes, images = make_scenes(args.scenes, args.seed)
-    train_encoder(policy.backbone, scenes, images, args.encoder_steps, report)
+    if not trained:
+        train_encoder(policy.backbone, scenes, images, args.encoder_steps, partial(report, "encoder"))
+        if args.encoder is not None:
+            policy.save_pretrained(args.encoder)
+    for module in policy.backbone.vision_modules:
+        module.requires_grad_(False)
     seen.clear()
     visuals = encode_all(policy.backbone, images)
     train_supervised(
@@ -265,7 +331,8 @@ def main() -> None:
         steps=args.steps,
         learning_rate=args.learning_rate,
         answer_weight=5.0,
-        on_step=lambda step, loss: report("language", step, loss),
+        optimizers=make_optimizers(policy.backbone, args.learning_rate, args.matrix_rate),
+        on_step=partial(report, "language"),
     )
     policy.save_pretrained(args.out)
     text = card(policy, args, (time.time() - start) / 60)

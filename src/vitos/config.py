@@ -253,7 +253,6 @@ class EvaluateSection:
         controls: also run random, centre, inverted and oracle boxes at the same number of tokens.
         batch_size: questions decoded together.
         bootstrap_samples: of the paired intervals.
-        limit: evaluate only the first so many questions of each file (a trial; `data.limit_eval` holds as well).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -262,7 +261,6 @@ class EvaluateSection:
     controls: Bool = True
     batch_size: Count = 64
     bootstrap_samples: Count = 10_000
-    limit: Count | None = None
 
 
 # TrainingArguments that follow from other keys of the recipe, with the key to set instead.

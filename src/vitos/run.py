@@ -111,14 +111,13 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval:
-        limits = [n for n in (recipe.data.limit_eval, recipe.evaluate.limit) if n is not None]
         evaluate(
             Evaluation(
                 name=recipe.name,
                 checkpoint=str(run / FINAL),
                 data=recipe.data.eval,
                 base=base,
-                limit=min(limits) if limits else None,
+                limit=recipe.data.limit_eval,
                 bootstrap_samples=recipe.evaluate.bootstrap_samples,
                 load=load_options(recipe.model),
                 plan=EvaluationPlan(

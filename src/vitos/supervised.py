@@ -114,12 +114,15 @@ def train_supervised(
     warmup_share: float = 0.05,
     max_grad_norm: float = 1.0,
     answer_weight: float = 1.0,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
 
     Args:
         batches: batches of lessons; must not run out before `steps`.
+        learning_rate, weight_decay: of AdamW.
+        optimizers: others instead of AdamW, with peak learning rates of their own.
         answer_weight: see `supervised_loss`.
         on_step: called with the number of steps done and the loss.
 
@@ -127,21 +130,30 @@ def train_supervised(
         ValueError: if the batches run out, or a loss is not finite.
     """
     engine, parameters = TorchEngine(backbone), [p for p in backbone.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=warmup_share, cycle_momentum=False
-    )
+    if optimizers is None:
+        optimizers = [torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            [group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=warmup_share,
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
     backbone.model.train()
     done = 0
     for done, lessons in enumerate(itertools.islice(batches, steps), start=1):
         loss = supervised_loss(engine, lessons, answer_weight)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of step {done} is {loss.item()}; lower the learning rate")
-        optimizer.zero_grad()
+        backbone.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if on_step is not None:
             on_step(done, loss.item())
     backbone.model.eval()
