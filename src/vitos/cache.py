@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,8 +41,13 @@ FORMAT = 1
 HEAD = "cache.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 REBUILD = "run the same `vitos data cache` again: it keeps what is whole and computes the rest"
-# What of a processor's settings says where it comes from, not what it does to pixels.
-_NAMES = ("image_processor_type", "processor_class", "_processor_class", "name_or_path", "_name_or_path")
+# What of the settings says where they come from, not what happens to pixels; dtypes are in the weights' digest.
+_NAMES = ("image_processor_type", "processor_class", "_processor_class", "name_or_path", "_name_or_path") + (
+    "transformers_version",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+)
 
 
 class CacheError(RuntimeError):
@@ -88,9 +94,7 @@ def fingerprint(backbone: Backbone) -> dict[str, Any]:
         "format": FORMAT,
         "family": type(backbone).__name__,
         "encoder weights": _weights_digest(backbone.vision_modules),
-        "encoder settings": _json_digest(
-            {k: v for k, v in vision.items() if k not in (*_NAMES, "transformers_version")}
-        ),
+        "encoder settings": _json_digest({k: v for k, v in vision.items() if k not in _NAMES}),
         "attention": str(getattr(config, "_attn_implementation", None)),
         "image processor": _json_digest(processor),
         "pixel limits and patches": dataclasses.asdict(backbone.geometry),
@@ -111,10 +115,10 @@ def _json_digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _bytes(tensor: Tensor) -> NDArray[Any]:
+def _bytes(tensor: Tensor) -> memoryview:
     """The tensor's memory as bytes, in any number format, without a copy where it is on the CPU."""
-    octets: NDArray[Any] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return octets
+    octets: NDArray[np.uint8] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return octets.data
 
 
 def differences(cached: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -39,7 +39,7 @@ from vitos.run import load_policy, recipe_images
 SHARD_BYTES = 256 << 20
 ASK_ABOVE = 10 << 30
 KEPT_FREE = 1 << 30  # of the disk, for everything else that is written meanwhile
-SAMPLED = 8
+SAMPLED = 16
 GIB = 1 << 30
 
 
@@ -117,7 +117,7 @@ def build_cache(
     started = time.perf_counter()
     dtype = _prepare(policy, folder, dtype)
     done, dropped = _keep_whole_shards(folder)
-    _check_room(policy, images, folder, dtype, len(done), confirm)
+    _check_room(policy, images, folder, dtype, done, confirm)
     pending: dict[str, VisualTokens] = {}
     computed = tokens = waiting = 0
     try:
@@ -201,19 +201,24 @@ def _keep_whole_shards(folder: Path) -> tuple[set[str], tuple[str, ...]]:
 
 
 def _check_room(
-    policy: SparseVLM, images: Sequence[Path], folder: Path, dtype: str, done: int, confirm: Callable[[str], bool]
+    policy: SparseVLM,
+    images: Sequence[Path],
+    folder: Path,
+    dtype: str,
+    done: set[str],
+    confirm: Callable[[str], bool],
 ) -> None:
     """Estimate from a few images, spread over all, and compare with the free disk and with what needs no question."""
-    missing = len(images) - done
-    if missing <= 0:
+    sample = [load_image(path) for path in images[:: max(1, len(images) // SAMPLED)][:SAMPLED]]
+    sizes = [_size(policy.encode_many([[p]])[0].visuals[0], dtype) for p in sample if image_key(p) not in done]
+    if not sizes:
         return
-    sample = images[:: max(1, len(images) // SAMPLED)][:SAMPLED]
-    each = sum(_size(policy.encode_many([[load_image(path)]])[0].visuals[0], dtype) for path in sample) / len(sample)
+    missing, each = round(len(images) * len(sizes) / len(sample)), sum(sizes) / len(sizes)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     total, free = int(missing * each), shutil.disk_usage(place).free
     text = (
-        f"{missing} images make about {total / GIB:.1f} GiB of {dtype} ({each / (1 << 20):.2f} MiB each, measured on "
-        f"{len(sample)}); the disk of {folder} has {free / GIB:.1f} GiB free."
+        f"about {missing} images make about {total / GIB:.1f} GiB of {dtype} ({each / (1 << 20):.2f} MiB each, "
+        f"measured on {len(sizes)}); the disk of {folder} has {free / GIB:.1f} GiB free."
     )
     if total > free - KEPT_FREE:
         raise CacheError(f"{text} Name a folder on a larger disk, lower model.max_pixels, or take --dtype bfloat16.")

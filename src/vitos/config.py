@@ -153,7 +153,7 @@ class DataSection:
         train: questions to train on.
         eval: questions of the evaluation after training, one data set each; empty: none.
         limit_train, limit_eval: use only the first so many questions (of each eval file).
-        cache: folder that `vitos data cache` made of these files with this model's encoder; None: encode while running.
+        cache: folder that `vitos data cache` made of these files with this model's encoder; None: encode as they come.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN

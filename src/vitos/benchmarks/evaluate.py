@@ -74,8 +74,8 @@ class Case:
 
     record: Record
     grid: TokenGrid
-    images: tuple[ImageFacts, ...] = ()
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images: tuple[ImageFacts, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,7 +122,7 @@ def run_policy(
         batch = records[start : start + plan.batch_size]
         queries = _encode(stores[policy], batch, watch)
         scans = [query.scan for query in queries]
-        cases = [Case(r, scan.visuals[0].grid, scan.images) for r, scan in zip(batch, scans, strict=True)]
+        cases = [Case(r, scan.visuals[0].grid, images=scan.images) for r, scan in zip(batch, scans, strict=True)]
         whole: list[Selection | None] = [None] * len(batch)
 
         located = [row[0] for row in policy.localize(queries, localize, watch=watch)]
