@@ -158,6 +158,10 @@ def change_attention(backbone, monkeypatch):
     backbone.model.config._attn_implementation = "eager"
 
 
+def change_feature_layer(backbone, monkeypatch):
+    backbone.model.config.vision_feature_layer = -2  # LLaVA has it beside the encoder's own settings
+
+
 def change_settings(backbone, monkeypatch):
     backbone.model.config.vision_config.fullatt_block_indexes = [0]
 
@@ -171,6 +175,7 @@ def change_settings(backbone, monkeypatch):
         (change_version, ["library versions, vitos: .* in the cache, 99.0 here"]),
         (change_attention, ["attention: sdpa in the cache, eager here"]),
         (change_settings, ["encoder settings"]),
+        (change_feature_layer, ["encoder settings"]),
     ],
 )
 def test_a_cache_of_something_else_is_refused_with_the_part(

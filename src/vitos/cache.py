@@ -42,11 +42,9 @@ HEAD = "cache.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 REBUILD = "run the same `vitos data cache` again: it keeps what is whole and computes the rest"
 # What of the settings says where they come from, not what happens to pixels; dtypes are in the weights' digest.
-_NAMES = ("image_processor_type", "processor_class", "_processor_class", "name_or_path", "_name_or_path") + (
-    "transformers_version",
-    "architectures",
-    "torch_dtype",
-    "dtype",
+_NAMES = (
+    *("image_processor_type", "processor_class", "_processor_class", "name_or_path", "_name_or_path"),
+    *("transformers_version", "architectures", "torch_dtype", "dtype"),
 )
 
 
@@ -87,18 +85,26 @@ def fingerprint(backbone: Backbone) -> dict[str, Any]:
     The device is not part of it: tokens made on a GPU may be read on another machine.
     """
     config = backbone.model.config
-    vision = config.vision_config.to_dict() if hasattr(config, "vision_config") else config.to_dict()
     processor = {k: v for k, v in backbone.image_processor.to_dict().items() if k not in _NAMES}
     packages = ("torch", "transformers", "pillow")
     return {
         "format": FORMAT,
         "family": type(backbone).__name__,
         "encoder weights": _weights_digest(backbone.vision_modules),
-        "encoder settings": _json_digest({k: v for k, v in vision.items() if k not in _NAMES}),
+        "encoder settings": _json_digest(_settings(config.to_dict())),
         "attention": str(getattr(config, "_attn_implementation", None)),
         "image processor": _json_digest(processor),
         "pixel limits and patches": dataclasses.asdict(backbone.geometry),
         "library versions": {"vitos": __version__} | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's configuration without the language model's: which layer's features, how they are pooled, and so on."""
+    return {
+        str(key): _settings(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in (*_NAMES, "text_config") and not str(key).endswith(("_token_id", "_token_index"))
     }
 
 
