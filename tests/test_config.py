@@ -222,6 +222,8 @@ def test_unknown_keys_name_the_nearest(write, extra, expected):
         ("model={min_pixels: 9, max_pixels: 4}", "model.min_pixels", "must not exceed model.max_pixels"),
         ("model.path=''", "model.path", "is empty"),
         ("warm_start={}", "warm_start.steps", "is required"),
+        ("data={train: a.json, cache: ''}", "data.cache", "at least 1 character"),
+        ("data={train: a.json, cache: 3}", "data.cache", "valid string"),
         ("trainer.learning_rate=1", "trainer.learning_rate", "set train.learning_rate"),
         ("trainer.output_dir=x", "trainer.output_dir", "set output_dir"),
         ("trainer.max_steps=3", "trainer.max_steps", "set train.localization_steps"),
@@ -232,6 +234,12 @@ def test_ranges_and_rules(write, override, key, expected):
     (line,) = problems_of(write(MINIMAL), [override])
     assert line.startswith(f"{key}: ")
     assert expected in line
+
+
+def test_a_warm_start_changes_what_a_cache_holds(write):
+    (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
+    assert line.startswith("data.cache: ")
+    assert "leave one of them out" in line
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_diagnosis_of_this_machine():
     assert findings["transformers"].detail == importlib.metadata.version("transformers")
     assert findings["python"].status == "ok"
     assert {"cores", "memory", "disk", "cache", "nano", "torchvision"} <= set(findings)
-    assert {"peft", "vllm", "pydicom", "gradio", "tensorboard", "wandb"} <= set(findings)
+    assert {"peft", "vllm", "pydicom", "nibabel", "gradio", "tensorboard", "wandb"} <= set(findings)
 
 
 def test_ranges_are_those_of_the_package():

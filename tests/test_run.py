@@ -128,6 +128,94 @@ def test_data_verbs(folder, capsys, monkeypatch, tmp_path):
     assert list((tmp_path / "p").rglob("*.parquet"))
 
 
+def test_training_and_evaluation_from_a_cache_are_the_same_to_the_last_bit(folder, tmp_path, capsys, monkeypatch):
+    """Two updates, then all conditions of the evaluation with its base model."""
+    found = {}
+    cache = tmp_path / "cache"
+    recipe = [folder / "recipe.yaml", "--set", "train.localization_steps=1", "--set", "train.reasoning_steps=1"]
+    for name in ("without", "with"):
+        args = [*recipe, "--set", f"output_dir={tmp_path / name}", "--set", "trainer.disable_tqdm=true"]
+        if name == "with":
+            args += ["--set", f"data.cache={cache}"]
+            code, out, error = vitos(capsys, monkeypatch, "data", "cache", *args)
+            assert code == 0, error
+            assert "18 distinct" in out
+            monkeypatch.setattr(SparseVLM, "encode_many", None)  # nothing is encoded from here on
+        code, _, error = vitos(capsys, monkeypatch, "train", *args)
+        assert code == 0, error
+        run = tmp_path / name
+        results = json.loads((run / "results.json").read_text())
+        for key in ("seconds_by_stage", "command", "checkpoint"):
+            del results[key]
+        metrics = [
+            {
+                k: v
+                for k, v in json.loads(line).items()
+                if "seconds" not in k and "runtime" not in k and "_per_" not in k
+            }
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+        ]
+        weights = (run / "model" / "model.safetensors").read_bytes()
+        found[name] = (results, metrics, (run / "cases.jsonl").read_text(), weights)
+    for without, cached in zip(found["without"], found["with"], strict=True):
+        assert without == cached
+
+
+def test_a_cache_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypatch):
+    cache = tmp_path / "cache"
+    code, _, error = vitos(
+        capsys, monkeypatch, "data", "cache", "nano", "--data", folder / "train.json", "--out", cache
+    )
+    assert code == 0, error
+    eager = [
+        "--set",
+        f"data.cache={cache}",
+        "--set",
+        "model.max_pixels=4096",
+        "--set",
+        f"output_dir={tmp_path / 'o'}",
+    ]
+    code, _, error = vitos(capsys, monkeypatch, "train", folder / "recipe.yaml", *eager)
+    assert code == 1
+    assert "attention: sdpa in the cache, eager here" in error
+    assert not (tmp_path / "o").exists()
+    args = ["--data", folder / "test.json", "--cache", cache, "--out", tmp_path / "e", "--limit", 2]
+    code, _, error = vitos(capsys, monkeypatch, "eval", "nano", *args)
+    assert code == 1
+    assert re.search(r"test_\w+\.png is not in the cache", error.replace("\n", ""))
+
+
+@pytest.mark.parametrize(("source", "shown"), [("CT_small.dcm", "DICOM MONOCHROME2, 128 x 128, window 135.5,2063")])
+def test_dicom_from_check_to_overlay(folder, tmp_path, capsys, monkeypatch, source, shown):
+    data = pytest.importorskip("pydicom.data", reason="the dicom extra is not installed")
+    file = data.get_testdata_file(source, download=False)
+    code, out, error = vitos(capsys, monkeypatch, "ask", "nano", file, QUESTION, "--overlay", tmp_path / "o.png")
+    assert code == 0, error
+    assert shown in out
+    assert Image.open(tmp_path / "o.png").width >= 384
+    code, out, _ = vitos(capsys, monkeypatch, "ask", "nano", f"{file}#window=40,400", QUESTION)
+    assert "window 40,400 (selector)" in out
+    code, _, error = vitos(capsys, monkeypatch, "ask", "nano", f"{file}#frame=2", QUESTION)
+    assert code == 1
+    assert "frame=2 is not there" in error
+
+    shutil.copy(file, tmp_path / "ct.dcm")
+    record = {"question": QUESTION.replace("\\n", "\n"), "answer": "A", "bbox": [[0.1, 0.1, 0.5, 0.5]]}
+    rows = [record | {"image_path": f"ct.dcm#window=40,{width}"} for width in (100, 400)]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    code, out, _ = vitos(capsys, monkeypatch, "data", "check", tmp_path / "test.json")
+    assert code == 0
+    assert "No problems found" in out
+    args = ["--data", tmp_path / "test.json", "--out", tmp_path / "e", "--max-tokens", 24]
+    code, _, error = vitos(capsys, monkeypatch, "eval", "nano", *args)
+    assert code == 0, error
+    cases = [json.loads(line) for line in (tmp_path / "e" / "cases.jsonl").read_text().splitlines()]
+    assert [case["images"][0]["rendering"]["window"] for case in cases] == [[40, 100], [40, 400]]
+    (tmp_path / "test.json").write_text(json.dumps([record | {"image_path": "ct.dcm#window=40"}]))
+    code, out, _ = vitos(capsys, monkeypatch, "data", "check", tmp_path / "test.json")
+    assert code == 1
+
+
 # --- what a user gets wrong -----------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
 vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
 vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
-vitos data check|convert|phantom …
+vitos data check|convert|cache|phantom …
 vitos doctor
 """
 
@@ -73,6 +73,7 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
@@ -83,7 +84,7 @@ def evaluate(
 
     plan = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
     evaluate(
-        Evaluation(Path(checkpoint).name, checkpoint, tuple(data), plan, base, rl_dense, limit),
+        Evaluation(Path(checkpoint).name, checkpoint, tuple(data), plan, base, rl_dense, limit, cache=cache),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )
@@ -92,23 +93,28 @@ def evaluate(
 @app.command()
 def ask(
     checkpoint: Checkpoint,
-    image: Annotated[Path, typer.Argument(help="Image file.")],
+    image: Annotated[
+        Path, typer.Argument(help="Image file; frame, slice or window behind it, as in scan.dcm#frame=3.")
+    ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
     _quiet()
-    from vitos.data.images import load_image
+    from vitos.data.images import load_image_facts
     from vitos.policy import SparseVLM, Stopwatch
     from vitos.reports.overlay import draw_overlay
 
-    picture = load_image(image)
+    picture, facts = load_image_facts(image)
+    for warning in facts.warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     with watch.stage("vision"):
         scan = vlm.encode(picture)
     finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens)
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("image", facts.summary())
     table.add_row("answer", finding.answer or "no answer could be read")
     table.add_row("reasoning", finding.thought or "–")
     table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
@@ -154,6 +160,33 @@ def convert_data(
     with console.status(f"converting {source}"):
         count = convert(source, target, to=to, limit=limit)
     console.print(f"{count} questions in {target}")
+
+
+@data_app.command("cache")
+def cache_data(
+    model: Annotated[str, typer.Argument(help="A recipe (.yaml), or a checkpoint: folder, hub id or nano.")],
+    data: Annotated[list[str] | None, typer.Option("--data", help="Record file; by default the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default the recipe's data.cache.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the encoder's own.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, however large it gets.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
+) -> None:
+    """Compute the visual tokens of all images once, for training and evaluation; goes on where it was stopped."""
+    _quiet()
+    from vitos.cache_build import build_cache, cache_inputs, render_build
+
+    policy, images, folder = cache_inputs(model, data or [], out, set_ or [])
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("caching", total=None)
+
+        def confirm(text: str) -> bool:
+            bar.stop()
+            agreed = yes or (sys.stdin.isatty() and typer.confirm(f"{text} Go on?"))
+            bar.start()
+            return agreed
+
+        report = build_cache(policy, images, folder, dtype, confirm=confirm, progress=partial(_advance, bar, task))
+    console.print(render_build(report))
 
 
 @data_app.command()

@@ -153,6 +153,7 @@ class DataSection:
         train: questions to train on.
         eval: questions of the evaluation after training, one data set each; empty: none.
         limit_train, limit_eval: use only the first so many questions (of each eval file).
+        cache: folder that `vitos data cache` made of these files with this model's encoder; None: encode as they come.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -161,6 +162,7 @@ class DataSection:
     eval: Paths = ()
     limit_train: Count | None = None
     limit_eval: Count | None = None
+    cache: Annotated[str, Field(min_length=1)] | None = None
 
     def problems(self) -> Iterator[Problem]:
         if not self.train:
@@ -312,8 +314,15 @@ class Recipe:
     trainer: Annotated[Mapping[str, Any], AfterValidator(_not_owned)] = field(default_factory=dict)
     evaluate: EvaluateSection = EvaluateSection()
 
+    def problems(self) -> Iterator[Problem]:
+        if self.data.cache is not None and self.warm_start is not None:
+            yield (
+                "data.cache",
+                "holds what the encoder said before the warm start, which trains it; leave one of them out",
+            )
 
-_RECIPE = TypeAdapter(Recipe)
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -38,6 +38,7 @@ OPTIONAL = {
     "peft": "low-rank adapters (model.lora)",
     "vllm": "the vLLM engine",
     "pydicom": "reading DICOM files",
+    "nibabel": "reading NIfTI volumes",
     "gradio": "the web demo",
     "tensorboard": "report_to: tensorboard",
     "wandb": "report_to: wandb",

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
-from vitos.data.images import load_image
+from vitos.data.images import ImageFacts, load_image, load_image_facts
 from vitos.data.record import IMAGE_PLACEHOLDER, parse_options
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.torch_engine import TorchEngine
@@ -34,9 +34,14 @@ from vitos.spec import VitosSpec
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image."""
+    """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image.
+
+    Attributes:
+        images: how each was opened (frame, slice, window); empty where pictures were given, not files.
+    """
 
     visuals: tuple[VisualTokens, ...]
+    images: tuple[ImageFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class Finding:
         boxes: evidence in fractions of the original image.
         kept: kept visual tokens of the first image, bool (N,); `fallback` if no box could be read and all are kept.
         seconds: time of each stage: vision is in the scan's making, not here.
+        images: how the scan's files were opened (frame, slice, window).
     """
 
     answer: str | None
@@ -80,6 +86,7 @@ class Finding:
     localization: Rollout
     reasoning: Rollout
     seconds: dict[str, float]
+    images: tuple[ImageFacts, ...] = ()
 
     @property
     def kept_ratio(self) -> float:
@@ -167,9 +174,13 @@ class SparseVLM:
     # --- one image, one question ------------------------------------------------------------------------------------
 
     def encode(self, *images: Image.Image | str | Path) -> Scan:
-        """Visual tokens of the image(s) that one question is about."""
-        loaded = [image if isinstance(image, Image.Image) else load_image(Path(image)) for image in images]
-        return self.encode_many([[image.convert("RGB") for image in loaded]])[0]
+        """Visual tokens of the image(s) that one question is about: pictures, or files as records name them."""
+        if any(isinstance(image, Image.Image) for image in images):
+            pictures = [i if isinstance(i, Image.Image) else load_image(Path(i)) for i in images]
+            return self.encode_many([[picture.convert("RGB") for picture in pictures]])[0]
+        loaded = [load_image_facts(Path(str(image))) for image in images]
+        scan = self.encode_many([[picture for picture, _ in loaded]])[0]
+        return dataclasses.replace(scan, images=tuple(facts for _, facts in loaded))
 
     def ask(self, scan: Scan, question: str, max_tokens: int = 256) -> Finding:
         """Localize, keep the evidence's tokens, answer from them; greedy."""
@@ -189,15 +200,19 @@ class SparseVLM:
             localization=localization,
             reasoning=reasoning,
             seconds=watch.seconds,
+            images=scan.images,
         )
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_many(self, images: Sequence[Sequence[Image.Image]]) -> list[Scan]:
-        """One scan for every sequence of RGB images; the encoder runs once over all of them."""
-        visuals = iter(self.backbone.encode([image for group in images for image in group]))
-        return [Scan(tuple(next(visuals) for _ in group)) for group in images]
+        """One scan for every sequence of RGB images.
+
+        Every image is encoded alone: the last bits of a matrix product can depend on the rows beside it, and the
+        tokens of an image must not depend on its batch, or on whether they were encoded now or for the cache.
+        """
+        return [Scan(tuple(self.backbone.encode([image])[0] for image in group)) for group in images]
 
     def localize(
         self,

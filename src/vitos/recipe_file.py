@@ -84,7 +84,7 @@ def _explain(error: ErrorDetails, root: type, prefix: tuple[str, ...]) -> Iterat
     for part in (*prefix, *error["loc"]):
         key += f"[{part}]" if isinstance(part, int) and kind != "invalid_key" else f".{part}" if key else str(part)
     if kind == RULES:
-        yield from (f"{key}.{name}: {message}" for name, message in error["ctx"]["problems"])
+        yield from (f"{key}.{name}".lstrip(".") + f": {message}" for name, message in error["ctx"]["problems"])
     elif kind in ("missing", "missing_argument"):
         yield f"{key}: is required"
     elif kind == "unexpected_keyword_argument":

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from vitos import __version__
 from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
 from vitos.benchmarks.results import summarize
+from vitos.cache import EmbeddingCache
 from vitos.config import ModelSection, Recipe, WarmStartSection, dump_recipe
 from vitos.data.check import check_dataset
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
@@ -56,6 +57,7 @@ class Evaluation:
         rl_dense: a model trained without pruning, or None.
         limit: the first so many questions of each file.
         load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
+        cache: folder of an embedding cache that fits the encoders of all models, or None.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Evaluation:
     limit: int | None = None
     bootstrap_samples: int = 10_000
     load: Mapping[str, Any] = field(default_factory=dict)
+    cache: str | None = None
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -76,7 +79,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     """Check the data, start warm if asked to, train, evaluate; returns the run folder.
 
     Raises:
-        DataError, ConfigError, CheckpointError: before anything is trained where that can be known.
+        DataError, ConfigError, CheckpointError, CacheError: before anything is trained where that can be known.
     """
     console, run = console or Console(), Path(recipe.output_dir)
     if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
@@ -85,6 +88,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         check_dataset(source).raise_if_errors()
     records = _read(recipe.data.train, recipe.data.limit_train)
     policy = load_policy(recipe)
+    cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
     run.mkdir(parents=True, exist_ok=True)
     write_text_atomic(run / RECIPE, dump_recipe(recipe))
 
@@ -108,6 +112,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             reward_weights=reward_weights(recipe),
             reward_funcs=extra_rewards(recipe),
             lora=_lora(recipe),
+            cache=cache,
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval:
@@ -120,6 +125,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
                 limit=recipe.data.limit_eval,
                 bootstrap_samples=recipe.evaluate.bootstrap_samples,
                 load=load_options(recipe.model),
+                cache=recipe.data.cache,
                 plan=EvaluationPlan(
                     controls=recipe.evaluate.controls,
                     budgets=recipe.evaluate.budgets,
@@ -153,6 +159,14 @@ def load_options(model: ModelSection) -> dict[str, Any]:
     """How the recipe's models are loaded, for `SparseVLM.from_pretrained`."""
     names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels")
     return {name: getattr(model, name) for name in names}
+
+
+def recipe_images(recipe: Recipe) -> list[Path]:
+    """Every image that training and evaluation of a recipe open, each once, in the order of the files."""
+    records = _read(recipe.data.train, recipe.data.limit_train)
+    for source in recipe.data.eval:
+        records += read_records(source, limit=recipe.data.limit_eval)
+    return list(dict.fromkeys(path for record in records for path in record.image_paths))
 
 
 def reward_weights(recipe: Recipe) -> RewardWeights:
@@ -248,6 +262,7 @@ def evaluate(
                 watch=watch,
                 base_watch=base_watch,
                 progress=lambda done: bar.update(done),
+                cache=evaluation.cache,
             )
             cases += [{"dataset": source, **case.to_json()} for case in answered]
     results = {

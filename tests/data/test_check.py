@@ -68,6 +68,32 @@ def test_a_sound_set(tmp_path):
     assert "3 valid of 3" in printed(report)
 
 
+def test_windows_of_one_file_are_images_of_their_own(tmp_path):
+    """Two windows are no duplicates; two files with one window are."""
+    deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30))
+    add(tmp_path, "a.png", deep)
+    add(tmp_path, "b.png", deep)
+    names = ["a.png#window=100,50", "a.png#window=300,50", "b.png#window=100,50"]
+    report = check_dataset(write(tmp_path, [item(name) for name in names]))
+    assert report.images == 3
+    (same,) = [p for p in report.of("note") if "same bytes" in p.problem]
+    assert "2 files have the same bytes: a.png#window=100,50, b.png#window=100,50" in same.problem
+    broken = check_dataset(write(tmp_path, [item("a.png#axis=1&slice=2")]))
+    assert "PNG knows no axis or slice" in broken.of("error")[0].problem
+
+
+def test_burned_in_text_is_a_warning(tmp_path):
+    data = pytest.importorskip("pydicom.data", reason="the dicom extra is not installed")
+    (tmp_path / "images").mkdir()
+    source = Path(data.get_testdata_file("examples_ybr_color.dcm", download=False))
+    (tmp_path / "images" / "us.dcm").write_bytes(source.read_bytes())
+    report = check_dataset(write(tmp_path, [item("us.dcm#frame=30")]))
+    assert [p.problem for p in report.of("warning")] == [
+        "us.dcm#frame=30: text may be burned into its pixels; look for names before sharing or training on it"
+    ]
+    assert "frame=31 is not there" in check_dataset(write(tmp_path, [item("us.dcm#frame=31")])).problems[0].problem
+
+
 def test_everything_is_found_at_once(tmp_path):
     add(tmp_path, "a.png", noise(0))
     add(tmp_path, "same.png", noise(0))

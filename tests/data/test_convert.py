@@ -201,6 +201,17 @@ def test_meta_must_not_hide_a_column(source, tmp_path):
         convert(source / "test.json", tmp_path / "target", to="parquet")
 
 
+def test_parquet_cannot_hold_a_selector(source, tmp_path):
+    file = next(source.glob("*.json"))
+    rows = json.loads(file.read_text())
+    name = rows[0]["image_path"]
+    rows[0]["image_path"] = f"{name[0] if isinstance(name, list) else name}#window=1,2"
+    file.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="selects a part of a file, which parquet cannot"):
+        convert(str(source), tmp_path / "target", to="parquet")
+    assert no_trace(tmp_path)
+
+
 def test_an_existing_target_is_kept(source, tmp_path):
     target = tmp_path / "target"
     target.mkdir()

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -61,6 +62,40 @@ def test_16_bit_window_is_linear_from_minimum_to_maximum(tmp_path):
     assert np.asarray(image)[..., 1].tolist() == [[0, 0, 0], [128, 255, 64]]
     constant = Image.fromarray(np.full((3, 3), 40000, dtype=np.uint16))
     assert pixel(saved(tmp_path, constant, "c.png")) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_window_named_behind_the_path(tmp_path, suffix):
+    values = np.array([[1000, 1000, 1000], [2000, 3000, 1500]], dtype=np.uint16)
+    path = saved(tmp_path, Image.fromarray(values), f"a.{suffix}")
+    image, facts = load_image_facts(Path(f"{path}#window=1500,1001"))
+    # by hand, C.11.2.1.2: (v - 1499.5) / 1000 + 0.5, clipped
+    assert np.asarray(image)[..., 1].tolist() == [[0, 0, 0], [255, 255, 128]]
+    assert facts.rendering.to_json() == {"window": [1500.0, 1001.0], "window_source": "selector"}
+    assert load_image_facts(path)[1].rendering.to_json() == {"window": [2000.0, 2000.0], "window_source": "range"}
+
+
+def test_selectors_that_do_not_fit(tmp_path):
+    path = saved(tmp_path, Image.new("RGB", (4, 4)), "a.png")
+    for selector, message in [
+        ("window=1,2", "colour mode RGB has no window"),
+        ("frame=1", "PNG knows no frame"),
+        ("axis=1&slice=1", "PNG knows no axis or slice"),
+        ("zoom=2", "'zoom' selects nothing"),
+    ]:
+        with pytest.raises(ImageError, match=message):
+            load_image(Path(f"{path}#{selector}"))
+    with pytest.raises(ImageError, match="no such file"):
+        load_image(tmp_path / "none.dcm#frame=1")
+
+
+def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    (tmp_path / "a.nii").write_bytes(bytes(400))
+    for name, package in (("a", "pydicom"), ("a.nii", "nibabel")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImageError, match=rf"needs {package}.*pip install 'vitos\["):
+            load_image(tmp_path / name)
 
 
 def test_float_image_with_nan_is_refused(tmp_path):
@@ -263,7 +298,8 @@ def test_symlinks_must_stay_inside(tmp_path):
     (root / "up").symlink_to(tmp_path)
     (root / "in.png").symlink_to(root / "images" / "a.png")
     (root / "loop").symlink_to(root / "loop")
-    for name in ("out.png", "up/secret.png"):
+    # A selector behind a name must not hide the link.
+    for name in ("out.png", "up/secret.png", "out.png#window=1,2", "up/secret.png#window=1,2"):
         with pytest.raises(DataError, match="symlink out of"):
             load_image(Path(name), root=root)
     assert resolve_under(root, "in.png") == (root / "images" / "a.png").resolve()

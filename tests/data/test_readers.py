@@ -46,6 +46,11 @@ def test_fields(folder, name):
     assert second.image_paths == ((folder / "images/b.png").resolve(),)
 
 
+def test_a_selector_stays_behind_the_path(folder):
+    (record,) = read_records(write(folder, item(image_path="images/a.png#window=40,400")))
+    assert record.image_paths == (Path(f"{(folder / 'images/a.png').resolve()}#window=40,400"),)
+
+
 @pytest.mark.parametrize("bbox", [..., None, []])
 def test_no_boxes_are_none(folder, bbox):
     assert read_records(write(folder, item(bbox=bbox)))[0].boxes is None
@@ -67,6 +72,10 @@ BAD = [
     ("image_path", ["images"], "no file"),
     ("image_path", ["x" * 5000], "cannot be read"),
     ("image_path", ["../a.png"], "no path below"),
+    ("image_path", ["../a.png#window=1,2"], "no path below"),
+    ("image_path", ["images/none.dcm#frame=1"], "no file"),
+    ("image_path", ["images/a.png#frame=0"], "frame=0 is no whole number from 1"),
+    ("image_path", ["images/a.png#frames=1"], "'frames' selects nothing"),
     ("image_path", "http://example.org/a.png", "no path below"),
     ("question", ..., "missing"),
     ("question", "<image> ", "not a question"),

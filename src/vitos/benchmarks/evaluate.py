@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitos.benchmarks.controls import centre_mask, fit_budget, inverted_mask, oracle_mask, random_mask, shifted_mask
+from vitos.cache import EmbeddingCache
+from vitos.data.images import ImageFacts
 from vitos.data.record import Record
 from vitos.engines.base import Sampling, derive_seed
 from vitos.geometry import BoolArray, Box, TokenGrid, matched_iou
@@ -72,12 +75,14 @@ class Case:
     record: Record
     grid: TokenGrid
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images: tuple[ImageFacts, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.record.id,
             "template": self.record.meta.get("template", ""),
             "image": str(self.record.image_paths[0]),
+            "images": [facts.to_json() for facts in self.images],
             "question": self.record.question,
             "gold": self.record.answer,
             "gold_boxes": [list(box.as_tuple()) for box in self.record.boxes or ()],
@@ -96,6 +101,7 @@ def run_policy(
     watch: Stopwatch | None = None,
     base_watch: Stopwatch | None = None,
     progress: Callable[[int], object] | None = None,
+    cache: str | Path | None = None,
 ) -> Iterator[Case]:
     """Answer every question under every condition.
 
@@ -107,13 +113,16 @@ def run_policy(
         rl_dense: a model trained without pruning.
         watch, base_watch: add up the seconds of the two passes and of the base model's dense pass.
         progress: called with the number of questions done.
+        cache: folder of an embedding cache, which must fit the encoder of every model here.
     """
     watch, base_watch = watch or Stopwatch(), base_watch or Stopwatch()
     localize, reason = Sampling(plan.max_localization_tokens), Sampling(plan.max_reasoning_tokens)
+    stores = {model: _store(model, cache) for model in (policy, base, rl_dense) if model is not None}
     for start in range(0, len(records), plan.batch_size):
         batch = records[start : start + plan.batch_size]
-        queries = _encode(policy, batch, plan, watch)
-        cases = [Case(record, query.scan.visuals[0].grid) for record, query in zip(batch, queries, strict=True)]
+        queries = _encode(stores[policy], batch, watch)
+        scans = [query.scan for query in queries]
+        cases = [Case(r, scan.visuals[0].grid, images=scan.images) for r, scan in zip(batch, scans, strict=True)]
         whole: list[Selection | None] = [None] * len(batch)
 
         located = [row[0] for row in policy.localize(queries, localize, watch=watch)]
@@ -131,7 +140,7 @@ def run_policy(
             _note([cases[i] for i in index], name, [row[0] for row in rows], chosen)
 
         if base is not None:
-            own = _encode(base, batch, plan, base_watch)
+            own = _encode(stores[base], batch, base_watch)
             before = [row[0] for row in base.localize(own, localize)]
             chosen = [base.select(q, r.response) for q, r in zip(own, before, strict=True)]
             dense = base.reason(own, whole, reason, watch=base_watch)
@@ -139,16 +148,21 @@ def run_policy(
             _note(cases, "untrained_localization", before, boxes=True)
             _note(cases, "untrained_sparse", [row[0] for row in base.reason(own, chosen, reason)], chosen)
         if rl_dense is not None:
-            own = _encode(rl_dense, batch, plan, Stopwatch())
+            own = _encode(stores[rl_dense], batch, Stopwatch())
             _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(own, whole, reason)])
         yield from cases
         if progress is not None:
             progress(len(batch))
 
 
-def _encode(policy: SparseVLM, batch: Sequence[Record], plan: EvaluationPlan, watch: Stopwatch) -> list[Query]:
+def _store(model: SparseVLM, cache: str | Path | None) -> ScanStore:
+    """Nothing is kept in memory: every image is asked about once, and the seconds of vision are those of encoding."""
+    return ScanStore(model, max_bytes=0, cache=EmbeddingCache.open(cache, model.backbone) if cache else None)
+
+
+def _encode(store: ScanStore, batch: Sequence[Record], watch: Stopwatch) -> list[Query]:
     with watch.stage("vision"):
-        scans = ScanStore(policy, max_bytes=0).get(batch)
+        scans = store.get(batch)
     return [Query(scan, record.question) for scan, record in zip(scans, batch, strict=True)]
 
 

@@ -21,9 +21,11 @@ from rich.text import Text
 from vitos.data.images import DataError, ImageError, ImageFacts, load_image_facts
 from vitos.data.readers import Problem, Severity, iter_entries, record_files
 from vitos.data.record import Record
+from vitos.data.selector import split_name
 
 HUGE_PIXELS = 16_000_000
 _THREADS = 4
+_USUAL_MODES = ("RGB", "L", "MONOCHROME1", "MONOCHROME2", "int16", "uint16")
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 Progress = Callable[[int, int], None]
@@ -177,22 +179,25 @@ def _decode_all(paths: list[Path], progress: Progress | None) -> dict[Path, tupl
 def _decode(path: Path) -> tuple[str, ImageFacts | ImageError]:
     try:
         facts = load_image_facts(path)[1]
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), facts
+        source, selector = split_name(path)
+        with source.open("rb") as file:  # two frames of a file are two images
+            return hashlib.file_digest(file, "sha256").hexdigest() + selector, facts
     except ImageError as error:
         return "", error
 
 
 def _remarks(sample: str, path: Path, facts: ImageFacts) -> list[Problem]:
     """What is unusual about an image that can be used."""
-    remarks = []
+    remarks = [
+        Problem(sample, "image_path", f"{path.name}: {text}", "see docs/data.md", "warning") for text in facts.warnings
+    ]
     if facts.rotated:
         problem, remedy = f"{path.name} is turned by its EXIF tag", "make sure boxes are those of the upright image"
         remarks.append(Problem(sample, "image_path", problem, remedy, "warning"))
     if facts.width * facts.height > HUGE_PIXELS:
         problem, remedy = f"{path.name} has {facts.width} x {facts.height} pixels", "scale it down; models do anyway"
         remarks.append(Problem(sample, "image_path", problem, remedy, "warning"))
-    if facts.mode not in ("RGB", "L"):
+    if facts.mode not in _USUAL_MODES:
         problem, remedy = f"{path.name} has colour mode {facts.mode}", "look at it as converted (data/images.py)"
         remarks.append(Problem(sample, "image_path", problem, remedy, "note"))
     return remarks

@@ -31,6 +31,7 @@ from vitos.data.files import atomic_folder, write_json_atomic
 from vitos.data.images import DataError, open_header
 from vitos.data.readers import HUB_PREFIX, iter_entries, parse_entry, record_files, show
 from vitos.data.record import Record
+from vitos.data.selector import split_name
 
 ROWS_PER_GROUP = 100  # as Hugging Face writes images: a reader holds one group in memory
 
@@ -254,6 +255,9 @@ def _schema(records: Sequence[Record]) -> pa.Schema:
 
 
 def _to_row(record: Record, schema: pa.Schema) -> Row:
+    for path in record.image_paths:
+        if split_name(path)[1]:
+            raise DataError(f"{record.id}: {path.name} selects a part of a file, which parquet cannot; keep the JSON")
     images = [{"bytes": path.read_bytes(), "path": path.name} for path in record.image_paths]
     several = pa.types.is_list(schema.field("image").type)
     return {

@@ -1,10 +1,13 @@
 """Image files → upright 8-bit RGB, or a refusal that says what is wrong with the file.
 
-What a file may be is decided from its header, before a pixel is decoded. Colour modes, all of them → RGB:
+The one path by which training, evaluation and `ask` open images. DICOM is known by its content (`data/dicom.py`),
+NIfTI by its name (`data/nifti.py`), everything else is Pillow's; a name may select a frame, slice or window
+(`data/selector.py`). What a file may be is decided from its header, before a pixel is decoded. Colour modes, all of
+them → RGB:
 
 - grayscale and 1-bit: the value in all three channels; palette: its colours
-- more than 8 bit of gray (`I;16`, `I`, `F`; X-ray, microscopy): linear window from the image's minimum to its maximum,
-  an image of one value is black. Clinical windows need the DICOM reader
+- more than 8 bit of gray (`I;16`, `I`, `F`; X-ray, microscopy): the selector's window, or a linear one from the
+  image's minimum to its maximum; an image of one value is black
 - alpha or a transparent colour: composited on black, the background of most medical images
 - CMYK, YCbCr: Pillow's device formula; a colour profile in the file is not applied
 - 16-bit RGB: Pillow keeps the high byte. Every other mode (LAB, HSV) is refused
@@ -17,12 +20,17 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from vitos.data.dicom import is_dicom, read_frame
+from vitos.data.gray import Rendering, WindowSource, apply_window, stretch
+from vitos.data.nifti import VolumeError, is_nifti, read_slice
+from vitos.data.selector import Selector, parse_selector, split_name
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200
@@ -57,19 +65,44 @@ class ImageError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the file holds, before conversion; `width` and `height` are those of the upright image."""
+    """What the file holds, before conversion, and how it was converted.
+
+    Attributes:
+        format: Pillow's name, DICOM or NIFTI.
+        mode: Pillow's colour mode, DICOM's photometric interpretation, or the data type of a volume.
+        width, height: of the upright image; boxes are fractions of these.
+        rotated: an EXIF tag turned it.
+        rendering: frame or slice, and window.
+        warnings: what a user should look at; no value of a header stands in it.
+    """
 
     format: str
     mode: str
     width: int
     height: int
     rotated: bool
+    rendering: Rendering
+    warnings: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line: "DICOM MONOCHROME2, 512 x 512, frame 3, window 40,400 (file)"."""
+        shown = self.rendering
+        parts = [f"{self.format} {self.mode}, {self.width} x {self.height}"]
+        parts += [f"{k} {v}" for k in ("frame", "axis", "slice") if (v := getattr(shown, k)) is not None]
+        if shown.window is not None:
+            parts.append(f"window {shown.window[0]:g},{shown.window[1]:g} ({shown.window_source})")
+        return ", ".join(parts + ["inverted"] * shown.inverted)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands beside results."""
+        return asdict(self) | {"rendering": self.rendering.to_json(), "warnings": list(self.warnings)}
 
 
 def resolve_under(root: Path, relative: str | Path) -> Path:
     """The absolute path of `relative` below the folder `root`, symlinks resolved; the file need not exist.
 
-    A path that stands in data is a name, not a permission: it reaches nothing outside the data set's folder.
+    A path that stands in data is a name, not a permission: it reaches nothing outside the data set's folder. A
+    selector (`#frame=3`) stays behind it.
 
     Raises:
         DataError: for an absolute path (of any system), `..`, a URL, or a symlink that leads out of `root`.
@@ -86,25 +119,28 @@ def resolve_under(root: Path, relative: str | Path) -> Path:
         raise DataError(f"{text!r} holds '..'; give a path that stays below {root}")
     try:
         base = root.resolve()
-        path = (base / text).resolve()
+        file, selector = split_name(text)  # or a symlink would hide behind its selector
+        path = (base / file).resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks, up to Python 3.12
         raise DataError(f"{text!r} cannot be resolved below {root}: {error}") from error
     if not path.is_relative_to(base):
         raise DataError(f"{text!r} is a symlink out of {root}; copy the file there")
-    return path
+    return path.with_name(f"{path.name}#{selector}") if selector else path
 
 
 def load_image(path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The upright RGB image of a file, as evidence boxes refer to it.
 
     Args:
-        path: the file; with `root`, a path relative to it, which must not leave it (see `resolve_under`).
+        path: the file, with a selector if need be; with `root`, relative to it, which it must not leave (see
+            `resolve_under`).
         root: the folder of the data set.
         max_pixels: refuse larger images by their header. Pillow's own guard refuses above about 179 million.
 
     Raises:
         ImageError: missing, not an image, truncated, too many pixels, a side of 1 pixel, an aspect ratio above 200,
-            several frames or pages, or a colour mode that has no conversion.
+            several frames or pages of which none is named, a colour mode that has no conversion, a selector that
+            does not fit the file, or a format whose extra is not installed.
         DataError: `path` is no path below `root`.
     """
     return load_image_facts(path, root, max_pixels)[0]
@@ -114,8 +150,24 @@ def load_image_facts(
     path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, ImageFacts]:
     """`load_image`, and what the file was before conversion."""
-    if root is not None:
-        path = resolve_under(root, path)
+    name = resolve_under(root, path) if root is not None else path
+    path, text = split_name(name)
+    try:
+        selector = parse_selector(text)
+    except ValueError as error:
+        raise ImageError(name, str(error)) from error
+    with _open(path) as file:
+        start = file.read(132)
+        file.seek(0)
+        if not is_dicom(start) and not is_nifti(path):
+            return _load_with_pillow(file, path, name, selector, max_pixels)
+    try:
+        return _load_medical(path, name, selector, max_pixels, is_dicom(start))
+    except VolumeError as error:
+        raise ImageError(name, str(error)) from None
+
+
+def _open(path: Path) -> IO[bytes]:
     try:
         is_file = path.is_file()  # neither a folder nor a pipe, which would block
     except OSError as error:
@@ -123,18 +175,55 @@ def load_image_facts(
     if not is_file:
         raise ImageError(path, "there is no such file; check the path and that the images were downloaded")
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as error:
         raise ImageError(path, f"cannot be read ({error.strerror}); check its permissions") from error
-    with file, open_header(file, path, max_pixels) as image:
+
+
+def _load_with_pillow(
+    file: IO[bytes], path: Path, name: Path, selector: Selector, max_pixels: int
+) -> tuple[Image.Image, ImageFacts]:
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        problem = "is named as DICOM, but holds no DICOM file (no DICM mark at byte 128)"
+        raise ImageError(path, f"{problem}; rename it to what it is, or export it with its preamble")
+    with open_header(file, path, max_pixels) as image:
         try:
             # Before decoding: Pillow turns TIFF by itself and takes the tag away.
             rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             upright = ImageOps.exif_transpose(image)  # decodes, and copies even where there is nothing to turn
         except (MemoryError, *_BROKEN) as error:
             raise ImageError(path, f"broken or truncated ({error}); download or export it again") from error
-        facts = ImageFacts(image.format or "", image.mode, upright.width, upright.height, rotated)
-    return _to_rgb(upright, path), facts
+        kind, mode = image.format or "", image.mode
+    if unused := selector.unused("window"):
+        raise ImageError(name, f"{kind} knows no {' or '.join(unused)}; leave it out")
+    picture, rendering = _to_rgb(upright, name, selector)
+    return picture, ImageFacts(kind, mode, upright.width, upright.height, rotated, rendering)
+
+
+def _load_medical(
+    path: Path, name: Path, selector: Selector, max_pixels: int, dicom: bool
+) -> tuple[Image.Image, ImageFacts]:
+    """A frame of a DICOM file or a slice of a NIfTI one."""
+    kind = "DICOM" if dicom else "NIFTI"
+    if unused := selector.unused("window", *(("frame",) if dicom else ("axis", "slice"))):
+        raise ImageError(name, f"{kind} knows no {' or '.join(unused)}; leave it out")
+
+    def check_size(width: int, height: int) -> None:
+        _check_size(path, width, height, max_pixels)
+
+    if dicom:
+        frame = read_frame(path, selector, check_size)
+        pixels, mode, rendering, warned = frame.pixels, frame.interpretation, frame.rendering, frame.warnings
+    else:
+        values, mode = read_slice(path, selector, check_size)
+        if not np.isfinite(values).all():
+            raise ImageError(name, "holds voxel values that are not finite; replace them and save it again")
+        chosen = selector.window
+        pixels, window = (apply_window(values, chosen), chosen) if chosen else stretch(values)
+        source: WindowSource = "selector" if chosen else "range"
+        rendering, warned = Rendering(None, selector.axis, selector.slice, window, source), ()
+    image = Image.fromarray(pixels).convert("RGB")
+    return image, ImageFacts(kind, mode, image.width, image.height, False, rendering, warned)
 
 
 def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -151,13 +240,7 @@ def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Im
         raise ImageError(path, f"too large for Pillow's decompression guard ({error}); scale it down") from error
     except (MemoryError, *_BROKEN) as error:
         raise ImageError(path, f"its header is broken ({error}); download or export it again") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(path, f"{width} x {height} is more than {max_pixels} pixels; scale it down or cut tiles")
-    if min(width, height) < 2:
-        raise ImageError(path, f"{width} x {height} carries no evidence; both sides must be at least 2 pixels")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageError(path, f"{width} x {height} is more than {MAX_ASPECT_RATIO} times longer than narrow; crop it")
+    _check_size(path, *image.size, max_pixels)
     try:
         frames = getattr(image, "n_frames", 1)
     except _BROKEN as error:
@@ -167,18 +250,30 @@ def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Im
     return image
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(path, f"{width} x {height} is more than {max_pixels} pixels; scale it down or cut tiles")
+    if min(width, height) < 2:
+        raise ImageError(path, f"{width} x {height} carries no evidence; both sides must be at least 2 pixels")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(path, f"{width} x {height} is more than {MAX_ASPECT_RATIO} times longer than narrow; crop it")
+
+
+def _to_rgb(image: Image.Image, path: Path, selector: Selector) -> tuple[Image.Image, Rendering]:
     """See the module's table of modes; the result is in memory and knows no file."""
-    if image.mode in _HIGH_DEPTH:
+    chosen = selector.window
+    if image.mode in _HIGH_DEPTH or (chosen and image.mode == "L"):
         values = np.asarray(image).astype(np.float64)
-        low, high = float(values.min()), float(values.max())
-        if not np.isfinite(high - low):
+        if not np.isfinite(values.max() - values.min()):
             raise ImageError(path, "holds pixel values that are not finite; export it again as 8- or 16-bit gray")
-        scale = 255 / (high - low) if high > low else 0.0
-        return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8)).convert("RGB")
+        gray, window = (apply_window(values, chosen), chosen) if chosen else stretch(values)
+        rendering = Rendering(window=window, window_source="selector" if chosen else "range")
+        return Image.fromarray(gray).convert("RGB"), rendering
+    if chosen:
+        raise ImageError(path, f"colour mode {image.mode} has no window; leave window out")
     if image.mode in _ALPHA or (image.mode in _PLAIN and image.has_transparency_data):
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB"), Rendering()
     if image.mode in _PLAIN:
-        return image.convert("RGB")
+        return image.convert("RGB"), Rendering()
     raise ImageError(path, f"colour mode {image.mode} has no defined conversion; export it as RGB or gray")

@@ -29,6 +29,7 @@ from typing import Literal
 
 from vitos.data.images import DataError, resolve_under
 from vitos.data.record import IMAGE_PLACEHOLDER, Record, parse_options
+from vitos.data.selector import parse_selector, split_name
 from vitos.geometry import Box
 
 META_FILE = "meta.json"
@@ -211,12 +212,16 @@ def _parse_images(raw: object, root: Path, report: Report) -> tuple[list[str], t
     for name in names:
         try:
             path = resolve_under(root, name)
-            if path.is_file():
+            file, selector = split_name(path)
+            parse_selector(selector)
+            if file.is_file():
                 images.append(path)
             else:
                 report("image_path", f"there is no file {show(name)}", f"put it below {root} or correct the path")
         except DataError as error:
             report("image_path", "is no path below the data set's folder", str(error))
+        except ValueError as error:
+            report("image_path", f"{show(name)}: {error}", "write the selector as docs/data.md says")
         except OSError as error:  # such as a name longer than the file system allows
             report("image_path", f"{show(name)} cannot be read ({error.strerror})", "correct the path")
     return names, tuple(images)

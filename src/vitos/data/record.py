@@ -21,7 +21,8 @@ class Record:
 
     Attributes:
         id: unique within its data set; named in every error about the record.
-        image_paths: absolute paths, all below the data set's root. Evidence boxes refer to the first image.
+        image_paths: absolute paths, all below the data set's root, with a selector (`scan.dcm#frame=3`) where the
+            file holds more than one picture. Evidence boxes refer to the first image.
         question: text with one `<image>` for each image, options inline.
         answer: the letter of the right option.
         boxes: gold evidence, or None where the data set has none (then the IoU reward abstains).

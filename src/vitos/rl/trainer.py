@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
 
+from vitos.cache import EmbeddingCache
 from vitos.data.record import Record
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
@@ -55,6 +56,7 @@ class DualStreamTrainer(Trainer):
         reward_weights: of the built-in terms.
         reward_funcs: further rewards.
         lora: train adapters on the language model instead of its weights; they are merged into the final checkpoint.
+        cache: visual tokens of the questions' images; without one they are computed.
 
     After `train()`: `output_dir/model` is an ordinary Hugging Face checkpoint plus `vitos.json`, `stage1` the policy
     between two stages, `checkpoint-N` what `train(resume_from_checkpoint=True)` goes on from, `metrics.jsonl` the
@@ -74,6 +76,7 @@ class DualStreamTrainer(Trainer):
         reward_funcs: Sequence[ExtraReward] = (),
         lora: LoraConfig | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        cache: EmbeddingCache | None = None,
     ) -> None:
         if len(train_dataset) < args.questions_per_step:
             raise ValueError(
@@ -102,7 +105,7 @@ class DualStreamTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.add_callback(FiguresCallback())
-        self.scans = ScanStore(model)
+        self.scans = ScanStore(model, cache=cache)
         # References are fixed policies: the initial one now, the one of stage 1 when stage 2 begins.
         self._initial = _frozen_copy(model) if args.kl_beta > 0 else None
         self._stage_one: SparseVLM | None = None

@@ -1,0 +1,230 @@
+"""Making an embedding cache: estimate, ask, then encode what is missing, shard by shard.
+
+Whatever stops it (Ctrl-C, a kill, a full disk, a broken image), the shards written so far stand and the next run goes
+on from them; it first reads all of them and drops the damaged ones. One builder at a time in a folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from safetensors import SafetensorError
+
+from vitos.cache import (
+    DTYPES,
+    HEAD,
+    CacheError,
+    fingerprint,
+    image_key,
+    open_shard,
+    read_entry,
+    read_head,
+    read_index,
+    shard_names,
+    write_shard,
+)
+from vitos.config import load_recipe
+from vitos.data.files import write_json_atomic
+from vitos.data.images import load_image
+from vitos.data.readers import read_records
+from vitos.policy import SparseVLM
+from vitos.prompt import VisualTokens
+from vitos.run import load_policy, recipe_images
+
+SHARD_BYTES = 256 << 20
+ASK_ABOVE = 10 << 30
+KEPT_FREE = 1 << 30  # of the disk, for everything else that is written meanwhile
+SAMPLED = 16
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        files: image names asked for.
+        images: distinct images now in the cache.
+        computed: of these, encoded by this run.
+        dropped: names of damaged shards that were removed and made again.
+        tokens: visual tokens computed.
+        size: bytes of all shards.
+        seconds: of this run.
+    """
+
+    folder: Path
+    dtype: str
+    files: int
+    images: int
+    computed: int
+    dropped: tuple[str, ...]
+    tokens: int
+    size: int
+    seconds: float
+
+
+def cache_inputs(
+    model: str, data: Sequence[str], out: Path | None, overrides: Sequence[str]
+) -> tuple[SparseVLM, list[Path], Path]:
+    """What `vitos data cache` is about: the model, the images and the folder, from a recipe or one by one.
+
+    Raises:
+        ValueError: if the images or the folder are named nowhere.
+    """
+    if model.endswith((".yaml", ".yml")):
+        recipe = load_recipe(model, overrides)
+        policy, images = load_policy(recipe), [] if data else recipe_images(recipe)
+        out = out or (Path(recipe.data.cache) if recipe.data.cache else None)
+    elif overrides:
+        raise ValueError("--set changes a recipe; give one instead of a checkpoint")
+    else:
+        policy, images = SparseVLM.from_pretrained(model), []
+    images += [path for source in data for record in read_records(source) for path in record.image_paths]
+    if not images:
+        raise ValueError("no images; name record files with --data")
+    if out is None:
+        raise ValueError("no folder; name one with --out, or as data.cache in the recipe")
+    return policy, list(dict.fromkeys(images)), out
+
+
+def build_cache(
+    policy: SparseVLM,
+    images: Sequence[Path],
+    folder: Path,
+    dtype: str | None = None,
+    *,
+    confirm: Callable[[str], bool] = lambda text: False,
+    progress: Callable[[int, int], object] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> BuildReport:
+    """Compute what the cache lacks; an existing one must be of this encoder and number format.
+
+    Args:
+        images: as records name them, each once.
+        dtype: a key of `DTYPES`; None: that of the encoder. A shorter one than the encoder's loses precision.
+        confirm: asked, with the estimate, before more than `ASK_ABOVE` bytes are written.
+        progress: called with (images done, images in all).
+
+    Raises:
+        CacheError: a cache of something else, too little disk, not confirmed, or a failing write.
+        ImageError: if an image cannot be read; it names the file.
+    """
+    started = time.perf_counter()
+    dtype = _prepare(policy, folder, dtype)
+    done, dropped = _keep_whole_shards(folder)
+    _check_room(policy, images, folder, dtype, done, confirm)
+    pending: dict[str, VisualTokens] = {}
+    computed = tokens = waiting = 0
+    try:
+        if not (folder / HEAD).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(folder / HEAD, {"dtype": dtype, "fingerprint": fingerprint(policy.backbone)})
+        for number, path in enumerate(images, start=1):
+            picture = load_image(path)
+            key = image_key(picture)
+            if key not in done:
+                pending[key] = policy.encode_many([[picture]])[0].visuals[0]
+                done.add(key)
+                computed += 1
+                tokens += pending[key].grid.num_tokens
+                waiting += _size(pending[key], dtype)
+            if waiting >= shard_bytes or (pending and number == len(images)):
+                write_shard(folder, pending, DTYPES[dtype])
+                pending, waiting = {}, 0
+            if progress is not None:
+                progress(number, len(images))
+    except (OSError, SafetensorError) as error:
+        raise CacheError(
+            f"{folder} could not be written ({error}); what is in it is whole. Free space and run it again to go on"
+        ) from error
+    size = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+    seconds = time.perf_counter() - started
+    return BuildReport(folder, dtype, len(images), len(done), computed, dropped, tokens, size, seconds)
+
+
+def render_build(report: BuildReport) -> Table:
+    """The table at the end."""
+    table = Table(title=str(report.folder), show_header=False, title_justify="left")
+    rows = {
+        "images": f"{report.images} distinct; {report.files} asked for",
+        "computed now": f"{report.computed}, {report.tokens} visual tokens",
+        "shards made again": ", ".join(report.dropped) or "–",
+        "number format": report.dtype,
+        "size": f"{report.size / GIB:.3g} GiB",
+        "seconds": f"{report.seconds:.1f}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _prepare(policy: SparseVLM, folder: Path, dtype: str | None) -> str:
+    """The number format; refuses a folder that holds something else."""
+    if dtype is not None and dtype not in DTYPES:
+        raise CacheError(f"dtype {dtype!r} is not known; take one of {', '.join(DTYPES)}")
+    if (folder / HEAD).is_file():
+        there = read_head(folder, policy.backbone)
+        if dtype not in (None, there):
+            raise CacheError(f"{folder} holds {there}, not {dtype}; leave --dtype out or name another folder")
+        return there
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CacheError(f"{folder} is neither a cache nor an empty folder; name another one")
+    own = next(p.dtype for module in policy.backbone.vision_modules for p in module.parameters())
+    return dtype or str(own).removeprefix("torch.")
+
+
+def _keep_whole_shards(folder: Path) -> tuple[set[str], tuple[str, ...]]:
+    """Images of the shards that are whole, every byte read; damaged ones and what a kill left are removed."""
+    done: set[str] = set()
+    dropped = []
+    for shard in shard_names(folder):
+        path = folder / f"{shard}.safetensors"
+        try:
+            entries = read_index(folder, shard)
+            handle = open_shard(path)
+            for key, entry in entries.items():
+                read_entry(handle, path, key, entry)
+            done |= entries.keys()
+        except CacheError:
+            dropped.append(shard)
+            (folder / f"{shard}.json").unlink()  # first: without it the shard does not exist
+    whole = set(shard_names(folder))
+    for path in (*folder.glob("shard-*.safetensors"), *folder.glob(".shard-*.tmp.*")):
+        if path.stem not in whole:
+            path.unlink()
+    return done, tuple(dropped)
+
+
+def _check_room(
+    policy: SparseVLM,
+    images: Sequence[Path],
+    folder: Path,
+    dtype: str,
+    done: set[str],
+    confirm: Callable[[str], bool],
+) -> None:
+    """Estimate from a few images, spread over all, and compare with the free disk and with what needs no question."""
+    sample = [load_image(path) for path in images[:: max(1, len(images) // SAMPLED)][:SAMPLED]]
+    sizes = [_size(policy.encode_many([[p]])[0].visuals[0], dtype) for p in sample if image_key(p) not in done]
+    if not sizes:
+        return
+    missing, each = round(len(images) * len(sizes) / len(sample)), sum(sizes) / len(sizes)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    total, free = int(missing * each), shutil.disk_usage(place).free
+    text = (
+        f"about {missing} images make about {total / GIB:.1f} GiB of {dtype} ({each / (1 << 20):.2f} MiB each, "
+        f"measured on {len(sizes)}); the disk of {folder} has {free / GIB:.1f} GiB free."
+    )
+    if total > free - KEPT_FREE:
+        raise CacheError(f"{text} Name a folder on a larger disk, lower model.max_pixels, or take --dtype bfloat16.")
+    if total > ASK_ABOVE and not confirm(text):
+        raise CacheError(f"{text} Nothing was written; confirm with --yes.")
+
+
+def _size(visual: VisualTokens, dtype: str) -> int:
+    return sum(t.numel() for t in (visual.embeddings, *visual.streams)) * DTYPES[dtype].itemsize

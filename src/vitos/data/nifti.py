@@ -1,0 +1,73 @@
+"""One slice of a NIfTI volume as it is stored; needs the `nifti` extra (nibabel).
+
+The lower of the two axes left runs to the right, the higher one down, both as stored: nothing is turned to a
+radiological orientation, so boxes are those of the stored voxels. Of the header only shape, data type and the linear
+scaling of the values are used.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitos.data.gray import FloatArray
+from vitos.data.selector import Selector
+
+SUFFIXES = (".nii", ".nii.gz")
+
+
+class VolumeError(ValueError):
+    """A volume cannot be used; says what is wrong without the path."""
+
+
+def is_nifti(path: Path) -> bool:
+    """By its name, which nibabel decides by as well."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], None]) -> tuple[FloatArray, str]:
+    """The selected slice, float (rows, columns), and its stored data type.
+
+    Args:
+        check_size: called with width and height before a value is read; raises to refuse.
+
+    Raises:
+        VolumeError: no nibabel, no slice named or out of range, not three axes, or a broken file.
+    """
+    try:
+        import nibabel
+        from nibabel.filebasedimages import ImageFileError
+    except ImportError:
+        raise VolumeError("reading NIfTI needs nibabel; install it with pip install 'vitos[nifti]'") from None
+    # Not chained: what nibabel says can quote the header.
+    broken = "broken, truncated or no NIfTI file; download or export it again"
+    errors = (ImageFileError, OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error, MemoryError)
+    try:
+        volume: Any = nibabel.load(path)
+        shape, kind = tuple(volume.shape), volume.get_data_dtype()
+    except errors:
+        raise VolumeError(broken) from None
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise VolumeError(f"{len(shape)} axes ({' x '.join(map(str, shape))}); save the one volume as its own file")
+    if kind.fields is not None or kind.kind not in "iuf":
+        raise VolumeError(f"values of type {kind} are not gray; save it with one number a voxel")
+    if selector.axis is None or selector.slice is None:
+        raise VolumeError(f"a volume of {' x '.join(map(str, shape))}; name a slice, such as #axis=2&slice=0")
+    if selector.slice >= shape[selector.axis]:
+        last = shape[selector.axis] - 1
+        raise VolumeError(f"slice={selector.slice} is not there; along axis {selector.axis} they are 0 to {last}")
+    width, height = (n for axis, n in enumerate(shape) if axis != selector.axis)
+    check_size(width, height)
+    index = tuple(selector.slice if axis == selector.axis else slice(None) for axis in range(3))
+    try:
+        values: NDArray[Any] = np.asarray(volume.dataobj[index + (0,) * (len(volume.shape) - 3)])
+    except errors:
+        raise VolumeError(broken) from None
+    return values.astype(np.float64).T, str(kind)
