@@ -19,13 +19,30 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    Qwen3VLProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vitos.backbones.base import Backbone
+from vitos.backbones.llava import Llava
 from vitos.backbones.qwen2_5_vl import Qwen25VL
+from vitos.backbones.qwen3_vl import Qwen3VL
 from vitos.nano.build import build_nano
 
 USUAL_SIZES = ((90, 131), (250, 40), (128, 128), (17, 200))
@@ -180,11 +197,165 @@ def qwen2_5_vl_processor(backbone: Backbone) -> Any:
     return make(backbone.image_processor, backbone.tokenizer, chat_template=backbone.tokenizer.chat_template)
 
 
+# --- Qwen3-VL -------------------------------------------------------------------------------------------------------
+
+
+def qwen3_vl(experts: int = 0) -> Qwen3VL:
+    """Qwen3-VL but for width and depth: 16-pixel patches, merge 2, interleaved M-RoPE, three deep streams.
+
+    Args:
+        experts: that of the mixture (two are asked for each token); 0: dense.
+    """
+    base = _built(nano)
+    ids = {name: getattr(base.model.config, name) for name in dir(base.model.config) if name.endswith("_token_id")}
+    vision = {"depth": 5, "hidden_size": 48, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+    vision |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [1, 2, 3]}
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = {"vocab_size": 800, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "head_dim": 16}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope}
+    mixture = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    config_class = Qwen3VLMoeConfig if experts else Qwen3VLConfig
+    model_class = Qwen3VLMoeForConditionalGeneration if experts else Qwen3VLForConditionalGeneration
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    torch.manual_seed(0)
+    model = model_class(
+        config_class(
+            text_config=text | (mixture if experts else {}),
+            vision_config=vision,
+            **{name: ids[name] for name in names},
+        )
+    )
+    model.generation_config = copy.deepcopy(base.model.generation_config)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=16,
+        merge_size=2,
+        size={"shortest_edge": 65536, "longest_edge": 16777216},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return Qwen3VL(redraw(model, 4), base.tokenizer, processor)
+
+
+def qwen3_vl_moe() -> Qwen3VL:
+    """The same with four experts in every layer."""
+    return qwen3_vl(experts=4)
+
+
+def _qwen3_vl_processor(backbone: Backbone) -> Any:
+    make = without_video(Qwen3VLProcessor)
+    return make(backbone.image_processor, backbone.tokenizer, chat_template=backbone.tokenizer.chat_template)
+
+
+# --- LLaVA ----------------------------------------------------------------------------------------------------------
+
+# As LLaVA-1.5's: images first, wherever they stand in the message; the tokenizer opens the text.
+VICUNA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+# As HuatuoGPT-Vision's: role names are ordinary text.
+HUATUO_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def stand_in_tokenizer(special: dict[str, str], more: Sequence[str], template: str) -> PreTrainedTokenizerFast:
+    """Byte-level tokens with a family's special tokens and chat template, for a tokenizer that cannot be had offline.
+
+    Args:
+        special: `bos_token` and so on; with a `bos_token` it opens every text, as Llama's.
+        more: special tokens without a role.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    named = list(dict.fromkeys([*special.values(), *more]))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=named, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    if bos := special.get("bos_token"):
+        bos_id = tokenizer.token_to_id(bos)
+        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, bos_id)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=list(more), **special)
+    fast.chat_template = template
+    return fast
+
+
+def _llava(text: dict[str, Any], tokenizer: Any, processor: Any, seed: int) -> Llava:
+    """CLIP ViT-L/14-336 but for width and depth, with a small language model."""
+    width = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    vision = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "num_hidden_layers": 3}
+    small = {"vocab_size": 400, "num_hidden_layers": 3, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = LlavaConfig(
+        vision_config=vision | width | {"projection_dim": 64},
+        text_config=small | width | text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    end = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    return Llava(redraw(model, seed), tokenizer, processor)
+
+
+SQUARE_336 = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+
+
+def llava_1_5() -> Llava:
+    """LLaVA-1.5: Llama, the shortest edge resized to 336, the middle cropped."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    tokenizer = stand_in_tokenizer(special, ["<image>"], VICUNA_TEMPLATE)
+    return _llava({"model_type": "llama"}, tokenizer, CLIPImageProcessorPil(**SQUARE_336), seed=5)
+
+
+def huatuo_vision() -> Llava:
+    """HuatuoGPT-Vision-7B (2024): Qwen2, the image padded to a square with CLIP's mean colour."""
+    special = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    more = ["<|im_start|>", "<|im_end|>", "<image>"]
+    tokenizer = stand_in_tokenizer(special, more, HUATUO_TEMPLATE)
+    text = {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    return _llava(text, tokenizer, LlavaImageProcessorPil(**SQUARE_336, do_pad=True), seed=6)
+
+
+def llava_med() -> Llava:
+    """LLaVA-Med v1.5: Mistral, padded to a square."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    template = (
+        "{{ bos_token }}{% for message in messages %}[INST] {% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %} [/INST]{% endfor %}"
+    )
+    tokenizer = stand_in_tokenizer(special, ["<image>"], template)
+    text = {"model_type": "mistral", "sliding_window": None}
+    return _llava(text, tokenizer, LlavaImageProcessorPil(**SQUARE_336, do_pad=True), seed=7)
+
+
+def _llava_processor(backbone: Backbone) -> Any:
+    return LlavaProcessor(
+        backbone.image_processor,
+        backbone.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=backbone.tokenizer.chat_template,
+        num_additional_image_tokens=1,
+    )
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 FAMILIES = (
     Family("qwen2_5_vl", qwen2_5_vl, qwen2_5_vl_processor),
     Family("qwen2_5_vl, nano", nano, qwen2_5_vl_processor),
     Family("qwen2_5_vl, merge 3", windowed, qwen2_5_vl_processor),
+    Family("qwen3_vl", qwen3_vl, _qwen3_vl_processor, ((200, 301), (250, 40), (17, 200))),
+    Family("qwen3_vl_moe", qwen3_vl_moe, _qwen3_vl_processor, ((200, 301), (250, 40), (17, 200))),
+    Family("llava, LLaVA-1.5", llava_1_5, _llava_processor, ((401, 600), (250, 40), (128, 128))),
+    Family("llava, HuatuoGPT-Vision", huatuo_vision, _llava_processor, ((401, 600), (250, 41), (17, 200))),
+    Family("llava, LLaVA-Med", llava_med, _llava_processor, ((350, 301), (250, 40), (40, 333))),
 )
 FAMILIES_BY_NAME = {family.name: family for family in FAMILIES}

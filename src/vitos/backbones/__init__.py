@@ -9,9 +9,16 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry
+from vitos.backbones.llava import Llava
 from vitos.backbones.qwen2_5_vl import Qwen25VL
+from vitos.backbones.qwen3_vl import Qwen3VL
 
-FAMILIES: dict[str, type[Backbone]] = {"qwen2_5_vl": Qwen25VL}
+FAMILIES: dict[str, type[Backbone]] = {
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+    "qwen3_vl_moe": Qwen3VL,
+    "llava": Llava,
+}
 
 
 def load_backbone(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -43,12 +43,20 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class VisionGeometry:
-    """Everything that decides which pixel ends in which visual token; saved with a checkpoint, checked at load."""
+    """Everything that decides which pixel ends in which visual token; saved with a checkpoint, checked at load.
+
+    Attributes:
+        patch_size: pixels on a side of a patch of the vision encoder.
+        merge_size: patches on a side of a visual token.
+        min_pixels, max_pixels: bounds of the image that the encoder sees; alike where its size is fixed.
+        rules: what else a family's image processor decides, such as padding, by a name of the family's own.
+    """
 
     patch_size: int
     merge_size: int
     min_pixels: int
     max_pixels: int
+    rules: Mapping[str, int | bool] = field(default_factory=dict)
 
 
 class Backbone(ABC):
@@ -147,7 +155,9 @@ class Backbone(ABC):
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        short = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        # A Llama tokenizer opens every text itself, and the library lets it, unless the chat template did so already.
+        opened = bool(self.tokenizer.bos_token) and chat.startswith(self.tokenizer.bos_token)
+        short = self.tokenizer(chat, add_special_tokens=not opened)["input_ids"]
         counts = iter([v.grid.num_tokens for v in visuals])
         ids = [i for token in short for i in [token] * (next(counts) if token == self.visual_token_id else 1)]
         input_ids = torch.tensor(ids, device=self.device)
