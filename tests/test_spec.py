@@ -27,7 +27,13 @@ def test_round_trip_with_the_geometry_in_force(spec, nano, tmp_path):
     )
     written = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
     assert written["format"] == 1
-    assert written["geometry"] == {"patch_size": 8, "merge_size": 2, "min_pixels": 1024, "max_pixels": 65536}
+    assert written["geometry"] == {
+        "patch_size": 8,
+        "merge_size": 2,
+        "min_pixels": 1024,
+        "max_pixels": 65536,
+        "rules": {},
+    }
 
 
 def test_an_ordinary_model_has_none(tmp_path):

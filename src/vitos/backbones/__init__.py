@@ -9,9 +9,20 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry
+from vitos.backbones.gemma3 import Gemma3
+from vitos.backbones.internvl import InternVL
+from vitos.backbones.llava import Llava
 from vitos.backbones.qwen2_5_vl import Qwen25VL
+from vitos.backbones.qwen3_vl import Qwen3VL
 
-FAMILIES: dict[str, type[Backbone]] = {"qwen2_5_vl": Qwen25VL}
+FAMILIES: dict[str, type[Backbone]] = {
+    "gemma3": Gemma3,
+    "internvl": InternVL,
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+    "qwen3_vl_moe": Qwen3VL,
+    "llava": Llava,
+}
 
 
 def load_backbone(
@@ -30,7 +41,7 @@ def load_backbone(
     processor, which insists on torchvision.
 
     Raises:
-        ValueError: if no family fits the checkpoint's `model_type`.
+        ValueError: if no family fits the checkpoint's `model_type`, or it has no such pixel limits.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     family = FAMILIES.get(config.model_type)
@@ -40,11 +51,17 @@ def load_backbone(
         path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    limits: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoImageProcessor.from_pretrained(
-        path, backend="pil", trust_remote_code=trust_remote_code, **{k: v for k, v in limits.items() if v is not None}
-    )
-    return family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+    asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    limits: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code, **limits)
+    backbone = family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+    for name, value in limits.items():
+        if getattr(backbone.geometry, name) != value:
+            raise ValueError(
+                f"{path}: {name} {value} has no effect on {family.__name__}, whose image processor decides the size "
+                f"itself ({backbone.geometry}); remove it"
+            )
+    return backbone
 
 
 __all__ = ["FAMILIES", "Backbone", "Capabilities", "CoordinateStyle", "VisionGeometry", "load_backbone"]

@@ -1,85 +1,15 @@
-"""Qwen2.5-VL and its descendants (Lingshu): one token per merged patch of the smart-resized image, M-RoPE.
+"""Qwen2.5-VL and its descendants (Lingshu, HuatuoGPT-Vision-7B-Qwen2.5VL): 28 x 28 pixels a token.
 
-What is peculiar: the image is resized to multiples of patch x merge pixels within a pixel budget (so the aspect ratio
-shifts a little, which fractions of the image do not notice); positions have three axes (time, row, column) and text
-goes on after an image at the largest of them; the family's own grounding skill is in pixels of the *resized* image.
+What is peculiar: its own grounding skill is in pixels of the *resized* image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-from PIL import Image
-from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
-from vitos.geometry import TokenGrid
-from vitos.prompt import PromptBatch, VisualTokens
+from vitos.backbones.base import Capabilities
+from vitos.backbones.qwen import QwenVL
 
 
-class Qwen25VL(Backbone):
+class Qwen25VL(QwenVL):
     """`Qwen2_5_VLForConditionalGeneration` behind the package's protocol."""
 
     capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="absolute")
-
-    @property
-    def geometry(self) -> VisionGeometry:
-        vision, size = self.model.config.vision_config, self.image_processor.size
-        return VisionGeometry(
-            vision.patch_size, vision.spatial_merge_size, size["shortest_edge"], size["longest_edge"]
-        )
-
-    @property
-    def visual_token(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
-
-    @property
-    def vision_modules(self) -> Sequence[torch.nn.Module]:
-        return [self.model.model.visual]
-
-    def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
-        if not images:
-            return []
-        pixels = self.image_processor(images=list(images), return_tensors="pt")
-        grids = pixels["image_grid_thw"]
-        features = self.model.model.get_image_features(
-            pixels["pixel_values"].to(self.device), grids.to(self.device), return_dict=True
-        ).pooler_output
-        patch, merge = self.geometry.patch_size, self.geometry.merge_size
-        return [
-            VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), resized=(w * patch, h * patch))
-            for tokens, (_, h, w) in zip(features, grids.tolist(), strict=True)
-        ]
-
-    def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
-        """Text counts up on all three axes; an image spans (0, row, column) from where it starts."""
-        parts: list[Tensor] = []
-        position = start = 0
-        device = is_visual.device
-        placeholders = is_visual.nonzero()[:, 0].tolist()
-        for visual in visuals:
-            first = placeholders[0]
-            parts.append(torch.arange(first - start, device=device).expand(3, -1) + position)
-            position += first - start
-            (view,) = visual.grid.views
-            index = torch.arange(view.num_tokens, device=device)
-            parts.append(torch.stack([torch.zeros_like(index), index // view.cols, index % view.cols]) + position)
-            position += max(view.rows, view.cols)
-            start = first + view.num_tokens
-            placeholders = placeholders[view.num_tokens :]
-        parts.append(torch.arange(len(is_visual) - start, device=device).expand(3, -1) + position)
-        return torch.cat(parts, dim=1)
-
-    def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-        }
-        if len(batch.embeddings):
-            features: Any = (batch.embeddings,)  # the model joins a tensor per image; here they are joined already
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        return inputs

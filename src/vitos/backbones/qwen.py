@@ -1,0 +1,75 @@
+"""What the Qwen-VL families share: smart resize, one token per merged patch, M-RoPE.
+
+The image is resized to multiples of patch x merge pixels within a pixel budget (so the aspect ratio shifts a little,
+which fractions of the image do not notice). Positions have three axes (time, row, column), and text goes on after an
+image at the largest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vitos.backbones.base import Backbone, VisionGeometry
+from vitos.geometry import TokenGrid
+from vitos.prompt import PromptBatch, VisualTokens
+
+
+class QwenVL(Backbone):
+    """A `Qwen…VLForConditionalGeneration` behind the package's protocol; a family says what it has of its own."""
+
+    @property
+    def geometry(self) -> VisionGeometry:
+        vision, size = self.model.config.vision_config, self.image_processor.size
+        return VisionGeometry(
+            vision.patch_size, vision.spatial_merge_size, size["shortest_edge"], size["longest_edge"]
+        )
+
+    @property
+    def vision_modules(self) -> Sequence[torch.nn.Module]:
+        return [self.model.model.visual]
+
+    def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
+        if not images:
+            return []
+        pixels = self.image_processor(images=list(images), return_tensors="pt")
+        grids = pixels["image_grid_thw"]
+        features = self.model.model.get_image_features(
+            pixels["pixel_values"].to(self.device), grids.to(self.device), return_dict=True
+        )
+        deep = features.deepstack_features if self.capabilities.extra_streams else []
+        streams = list(zip(*deep, strict=True)) if deep else [()] * len(grids)
+        patch, merge = self.geometry.patch_size, self.geometry.merge_size
+        return [
+            VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), (w * patch, h * patch), own)
+            for tokens, own, (_, h, w) in zip(features.pooler_output, streams, grids.tolist(), strict=True)
+        ]
+
+    def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
+        """Text counts up on all three axes; an image spans (0, row, column) from where it starts."""
+        parts: list[Tensor] = []
+        position = start = 0
+        device = is_visual.device
+        placeholders = is_visual.nonzero()[:, 0].tolist()
+        for visual in visuals:
+            first = placeholders[0]
+            parts.append(torch.arange(first - start, device=device).expand(3, -1) + position)
+            position += first - start
+            (view,) = visual.grid.views
+            index = torch.arange(view.num_tokens, device=device)
+            parts.append(torch.stack([torch.zeros_like(index), index // view.cols, index % view.cols]) + position)
+            position += max(view.rows, view.cols)
+            start = first + view.num_tokens
+            placeholders = placeholders[view.num_tokens :]
+        parts.append(torch.arange(len(is_visual) - start, device=device).expand(3, -1) + position)
+        return torch.cat(parts, dim=1)
+
+    def encoder_output(self, batch: PromptBatch) -> Any:
+        """The batch's visual tokens in the form in which the model's own encoder returns them."""
+        features: Any = (batch.embeddings,)  # the model joins a tensor per image; here they are joined already
+        return BaseModelOutputWithPooling(pooler_output=features)
