@@ -1,8 +1,8 @@
 """The default engine: plain PyTorch on the Hugging Face model, anywhere.
 
-Sampling and scoring share one structure: *prefill* each distinct prompt once, *expand* its KV cache to its siblings,
-*extend* every sibling with its own tokens. With gradients on, that is the exact policy gradient of all siblings at
-the cost of one prompt: the cache's rows are copied by indexing, whose backward adds the siblings' gradients up.
+Each distinct prompt runs once for all its siblings. Sampling: *prefill* the prompt, *expand* its KV cache to its
+siblings, *extend* every sibling token by token. Scoring: prompt and siblings packed into one row (`packing.py`), the
+head on completion tokens only and in chunks (`head.py`); its gradient is the exact policy gradient of all siblings.
 
 Sampling is seeded per completion, not per batch: a completion's uniform numbers come from its own seed and turn into
 tokens by the inverse of the cumulative distribution. So the same seed gives the same text whatever shares its batch,
@@ -23,6 +23,8 @@ from transformers import DynamicCache
 
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
+from vitos.engines.packing import attention_masks, pack
 from vitos.prompt import Prompt, pad_prompts
 
 
@@ -71,10 +73,18 @@ class TorchEngine:
         max_batch_tokens: padded tokens (prompt and completion, siblings counted) that `sample` runs at once; more
             prompts are split, but not the siblings of one. Splitting changes no result beyond floating-point
             rounding. `score` runs what it is given.
+        head_tokens: completion tokens whose logits `score` holds at once.
     """
 
-    def __init__(self, backbone: Backbone, model: Any | None = None, max_batch_tokens: int = 65536) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        model: Any | None = None,
+        max_batch_tokens: int = 65536,
+        head_tokens: int = HEAD_TOKENS,
+    ) -> None:
         self.backbone = backbone
+        self.head_tokens = head_tokens
         self.model = backbone.model if model is None else model
         self.max_batch_tokens = max_batch_tokens
 
@@ -150,25 +160,27 @@ class TorchEngine:
             prompts: B prompts.
             completions: for every prompt the token ids (L,) of its completions, R in all.
             temperature: of the distribution, as in sampling.
-        """
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts but completions for {len(completions)}")
-        rows = [ids for siblings in completions for ids in siblings]
-        prefix = self._prefill(prompts).expand([len(siblings) for siblings in completions])
-        device, width = prefix.mask.device, max(len(ids) for ids in rows)
-        ids = torch.full((len(rows), width), self.backbone.pad_token_id, device=device)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
-        for row, given in enumerate(rows):
-            ids[row, : len(given)] = given.to(device)
-            mask[row, : len(given)] = True
-        logits = prefix.logits[:, None]
-        if width > 1:
-            attention = torch.cat([prefix.mask, mask[:, :-1].to(prefix.mask.dtype)], dim=1)
-            logits = torch.cat([logits, self._extend(ids[:, :-1], attention, prefix.next_positions, prefix)], dim=1)
-        logprobs = self._log_softmax(logits, temperature).gather(-1, ids[..., None])[..., 0]
-        return Scores(logprobs.masked_fill(~mask, 0.0), mask, int(sum(len(p) for p in prompts)))
 
-    # --- the three moves --------------------------------------------------------------------------------------------
+        Raises:
+            ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
+        """
+        packed = pack(prompts, completions, self.backbone.pad_token_id)
+        config, family = self.backbone.model.config.get_text_config(), self.backbone.model.config.model_type
+        inputs = self.backbone.model_inputs(packed.batch)
+        inputs["attention_mask"] = attention_masks(packed, config, self.backbone.model.dtype)
+
+        def log_softmax(logits: Tensor) -> Tensor:
+            return self._log_softmax(logits, temperature)
+
+        head = self.backbone.model.get_output_embeddings()
+        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens) as given:
+            out = self.model(**inputs, use_cache=False)
+        check_untouched(given, out.logits, family)
+        zeros = torch.zeros(packed.mask.shape, dtype=torch.float32, device=packed.mask.device)
+        logprobs = zeros.masked_scatter(packed.mask, out.logits.float())
+        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
+
+    # --- the moves of sampling ---------------------------------------------------------------------------------------
 
     def _prefill(self, prompts: Sequence[Prompt]) -> _Prefix:
         batch = pad_prompts(prompts, self.backbone.pad_token_id, side="left")
