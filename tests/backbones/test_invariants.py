@@ -260,12 +260,16 @@ def painted_cells(image, grid, count=4):
     width, height = image.size
     for view in grid.views:
         cells = view.cell_boxes()
-        for index in rng.permutation(len(cells))[:count]:
+        left = count
+        for index in rng.permutation(len(cells)):
             cell = cells[index]
             x1, x2 = inner(cell.x1 * width, cell.x2 * width, width)
             y1, y2 = inner(cell.y1 * height, cell.y2 * height, height)
+            if left == 0:
+                break
             if x1 >= x2 or y1 >= y2:
                 continue  # a cell of the padding
+            left -= 1
             pixels = np.array(image)
             pixels[y1:y2, x1:x2] = np.where(pixels[y1:y2, x1:x2] < 128, 255, 0)
             yield Image.fromarray(pixels), Box(x1 / width, y1 / height, x2 / width, y2 / height)
