@@ -199,6 +199,26 @@ def test_decoding_a_sparse_prompt_is_one_full_forward(family, backbone, library,
         same(completion.logprobs, logprobs.gather(-1, tokens[:, None])[:, 0].float(), tolerance=1e-5)
 
 
+def test_packed_siblings_are_scored_as_the_unmodified_model_scores_each(family, backbone, library, picture):
+    """Dense and sparse prompts in one batch, two completions of unlike length behind each."""
+    text, images = LAYOUTS["text around"][0], [picture(*size) for size in family.sizes[:2]]
+    dense = [backbone.build_prompt(text, [visual]) for visual in encode(backbone, images)]
+    mask = torch.arange(len(dense[1].embeddings)) % 3 == 0
+    prompts = [dense[0], dense[1].sparse([mask], NONE)]
+    allowed = torch.tensor(sorted(set(range(len(backbone.tokenizer))) - set(backbone.banned_token_ids)))
+    siblings = [allowed[:7], allowed[-4:]]
+    with torch.no_grad():
+        rows = iter(TorchEngine(backbone).score(prompts, [siblings, siblings]).logprobs)
+    for prompt, kept, image in zip(dense, (torch.ones(len(dense[0].embeddings)) > 0, mask), images, strict=True):
+        for tokens in siblings:
+            keep = torch.ones(len(prompt) + len(tokens), dtype=torch.bool)
+            keep[: len(prompt)][prompt.is_visual] = kept
+            logits = hidden_run(backbone, library(text, [image], tokens.tolist()), keep)[-len(tokens) - 1 : -1]
+            logits[:, list(backbone.banned_token_ids)] = float("-inf")
+            expected = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].float()
+            same(next(rows)[: len(tokens)], expected, tolerance=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sparse_and_dense_prompts_share_a_batch(family, backbone, picture, side):
     visuals = encode(backbone, [picture(*size) for size in family.sizes[:2]])

@@ -35,11 +35,13 @@ class Capabilities:
         several_images: more than one image in a prompt.
         extra_streams: visual features enter early layers too (DeepStack) and are pruned with the same mask.
         native_coordinates: the convention of the family's own grounding skill.
+        bidirectional_views: visual tokens of one view attend to one another in both directions.
     """
 
     several_images: bool
     extra_streams: bool
     native_coordinates: CoordinateStyle
+    bidirectional_views: bool = False
 
 
 @dataclass(frozen=True, slots=True)

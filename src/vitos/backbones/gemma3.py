@@ -40,7 +40,9 @@ PAN_AND_SCAN: dict[str, int | float | bool] = {
 class Gemma3(Backbone):
     """`Gemma3ForConditionalGeneration` behind the package's protocol."""
 
-    capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="normalized")
+    capabilities = Capabilities(
+        several_images=True, extra_streams=False, native_coordinates="normalized", bidirectional_views=True
+    )
 
     @property
     def geometry(self) -> VisionGeometry:

@@ -39,17 +39,22 @@ class PackedBatch:
     targets: Tensor
     mask: Tensor
 
-    def visible(self, window: int | None = None) -> Tensor:
+    def visible(self, window: int | None = None, visual: Tensor | None = None) -> Tensor:
         """Bool (B, 1, T, T), True where the query (third axis) may look at the key (fourth).
 
         Args:
             window: of sliding-window attention: a query sees the last `window` tokens of its own sequence.
+            visual: bool (B, T), visual tokens of which each run attends to itself in both directions.
         """
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         distance = self.order[:, :, None] - self.order[:, None, :]
         seen = ((key == 0) | (key == query)) & (key >= 0) & (distance >= 0)
         if window is not None:
             seen &= distance < window
+        if visual is not None:
+            begins = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
+            run = begins.cumsum(1) * visual
+            seen |= (run[:, :, None] == run[:, None, :]) & (run[:, None, :] > 0)
         # Padding sees itself, since a softmax over nothing is not a number.
         return (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
 
@@ -96,10 +101,13 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
     )
 
 
-def attention_masks(packed: PackedBatch, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+def attention_masks(
+    packed: PackedBatch, config: Any, dtype: torch.dtype, visual: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
     """The block mask in the form that a Hugging Face model with this text config takes.
 
-    Bool for SDPA, additive for eager attention; one for every kind of layer where a model has several.
+    Bool for SDPA, additive for eager attention; one for every kind of layer where a model has several. `visual` as in
+    `PackedBatch.visible`.
 
     Raises:
         ValueError: for another attention implementation or kind of layer, which would ignore the mask.
@@ -114,7 +122,7 @@ def attention_masks(packed: PackedBatch, config: Any, dtype: torch.dtype) -> Ten
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"{config.model_type} has {', '.join(sorted(unknown))}, which no block mask can express")
-    masks = {kind: packed.visible(window if kind == "sliding_attention" else None) for kind in kinds}
+    masks = {kind: packed.visible(window if kind == "sliding_attention" else None, visual) for kind in kinds}
     if implementation == "eager":
         masks = {kind: _additive(mask, dtype) for kind, mask in masks.items()}
     return masks if len(masks) > 1 else next(iter(masks.values()))
