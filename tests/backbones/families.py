@@ -19,10 +19,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GenerationConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -35,11 +39,17 @@ from transformers import (
     Qwen3VLProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vitos.backbones.base import Backbone
+from vitos.backbones.gemma3 import Gemma3
+from vitos.backbones.internvl import InternVL
 from vitos.backbones.llava import Llava
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.backbones.qwen3_vl import Qwen3VL
@@ -115,7 +125,8 @@ def library_run(backbone: Backbone, inputs: dict[str, Any]) -> tuple[Tensor, Ten
     seen: list[Tensor] = []
     rotary = backbone.model.model.language_model.rotary_emb
     hook = rotary.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs.get("position_ids", args[-1])), with_kwargs=True
+        lambda _, args, kwargs: seen.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1]),
+        with_kwargs=True,
     )
     try:
         logits = backbone.model(**inputs).logits[0]
@@ -138,6 +149,44 @@ def redraw(model: Any, seed: int) -> Any:
             scale, centre = (0.15, 0.0) if weight.ndim > 1 or "bias" in name else (0.3, 1.0)
             weight.copy_(torch.empty_like(weight).normal_(centre, scale, generator=generator))
     return model.double().eval()
+
+
+def stand_in_tokenizer(
+    special: dict[str, str],
+    more: Sequence[str],
+    template: str,
+    added: Sequence[AddedToken] = (),
+    extra: dict[str, str] | None = None,
+) -> PreTrainedTokenizerFast:
+    """Byte-level tokens with a family's special tokens and chat template, for a tokenizer that cannot be had offline.
+
+    Args:
+        special: `bos_token` and so on; with a `bos_token` it opens every text, as Llama's.
+        more: special tokens without a role.
+        added: tokens that the tokenizer lists nowhere else, special or not.
+        extra: roles that only the family's processor knows, such as `boi_token`, of tokens in `more`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    named = list(dict.fromkeys([*special.values(), *more]))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=named, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    tokenizer.add_tokens(list(added))
+    if bos := special.get("bos_token"):
+        bos_id = tokenizer.token_to_id(bos)
+        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, bos_id)])
+    roles: dict[str, Any] = {"extra_special_tokens": extra} if extra else {"additional_special_tokens": list(more)}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles, **special)
+    fast.chat_template = template
+    return fast
+
+
+def _two_stops(tokenizer: Any, *names: str) -> GenerationConfig:
+    return GenerationConfig(
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(names)), pad_token_id=tokenizer.pad_token_id
+    )
 
 
 # --- Qwen2.5-VL -----------------------------------------------------------------------------------------------------
@@ -264,28 +313,6 @@ HUATUO_TEMPLATE = (
 )
 
 
-def stand_in_tokenizer(special: dict[str, str], more: Sequence[str], template: str) -> PreTrainedTokenizerFast:
-    """Byte-level tokens with a family's special tokens and chat template, for a tokenizer that cannot be had offline.
-
-    Args:
-        special: `bos_token` and so on; with a `bos_token` it opens every text, as Llama's.
-        more: special tokens without a role.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    named = list(dict.fromkeys([*special.values(), *more]))
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=named, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([], trainer)
-    if bos := special.get("bos_token"):
-        bos_id = tokenizer.token_to_id(bos)
-        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, bos_id)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=list(more), **special)
-    fast.chat_template = template
-    return fast
-
-
 def _llava(text: dict[str, Any], tokenizer: Any, processor: Any, seed: int) -> Llava:
     """CLIP ViT-L/14-336 but for width and depth, with a small language model."""
     width = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -346,6 +373,132 @@ def _llava_processor(backbone: Backbone) -> Any:
     )
 
 
+# --- Gemma 3 --------------------------------------------------------------------------------------------------------
+
+GEMMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+def gemma3(side: int = 448, sliding_window: int = 1024, do_pan_and_scan: bool | None = None) -> Gemma3:
+    """MedGemma but for width, depth and vocabulary, and half its 896 px, which cost 16 times the time.
+
+    So there are 8 x 8 tokens of 4 x 4 patches of 14 px. As there, the tokenizer gives the marks of turns no role and
+    has tokens for several line breaks in a row. `test_gemma3.py` runs the full size once.
+    """
+    extra = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    turns = [AddedToken(name, special=True, normalized=False) for name in ("<start_of_turn>", "<end_of_turn>")]
+    tokenizer = stand_in_tokenizer(
+        {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+        list(extra.values()),
+        GEMMA3_TEMPLATE,
+        added=[*turns, *(AddedToken("\n" * count, normalized=False) for count in (2, 3, 4))],
+        extra=extra,
+    )
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16}
+    layers = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+    text = {"vocab_size": len(tokenizer) + 8, "hidden_size": 48, "intermediate_size": 64} | heads | layers | ends
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    patches = {"image_size": side, "patch_size": 14, "vision_use_head": False}
+    config = Gemma3Config(
+        text_config=text | {"sliding_window": sliding_window, "eos_token_id": tokenizer.eos_token_id},
+        vision_config=vision | patches,
+        mm_tokens_per_image=(side // 14 // 4) ** 2,
+        image_token_id=tokenizer.image_token_id,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    model.generation_config = _two_stops(tokenizer, "<eos>", "<end_of_turn>")
+    processor = Gemma3ImageProcessorPil(
+        size={"height": side, "width": side},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        resample=2,
+        do_pan_and_scan=do_pan_and_scan,
+    )
+    return Gemma3(redraw(model, 5), tokenizer, processor)
+
+
+def gemma3_panning() -> Gemma3:
+    return gemma3(do_pan_and_scan=True)
+
+
+def gemma3_processor(backbone: Backbone) -> Any:
+    """Told about pan-and-scan in every call: of itself it does not ask its image processor."""
+    pan = bool(getattr(backbone.image_processor, "do_pan_and_scan", None))
+    given = Gemma3Processor.images_kwargs | {"do_pan_and_scan": pan}
+    make = type("Gemma3Processor", (Gemma3Processor,), {"images_kwargs": given})
+    return make(
+        backbone.image_processor,
+        backbone.tokenizer,
+        chat_template=backbone.tokenizer.chat_template,
+        image_seq_length=backbone.model.config.mm_tokens_per_image,
+    )
+
+
+# --- InternVL -------------------------------------------------------------------------------------------------------
+
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def internvl(language_model: str = "qwen2", side: int = 224, max_patches: int = 12) -> InternVL:
+    """InternVL3 (Qwen2) or InternVL3.5 (Qwen3) but for width, depth and vocabulary, and tiles of half the 448 px.
+
+    So a tile has 8 x 8 tokens of 2 x 2 patches of 14 px. `test_internvl.py` runs the full size once.
+    """
+    extra = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    extra |= {"video_token": "<video>"}
+    roles = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    start = AddedToken("<|im_start|>", special=True, normalized=False)
+    tokenizer = stand_in_tokenizer(roles, list(extra.values()), INTERNVL_TEMPLATE, added=[start], extra=extra)
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 8192}
+    sizes = {"vocab_size": len(tokenizer) + 8, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = InternVLConfig(
+        text_config={"model_type": language_model, "tie_word_embeddings": False} | sizes | heads,
+        vision_config=vision | {"image_size": [side, side], "patch_size": [14, 14]},
+        image_seq_length=(side // 28) ** 2,
+        image_token_id=tokenizer.context_image_token_id,
+        tie_word_embeddings=False,
+    )
+    model = InternVLForConditionalGeneration(config)
+    model.generation_config = _two_stops(tokenizer, "<|im_end|>", "<|endoftext|>")
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": side, "width": side},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+        resample=3,
+        crop_to_patches=False,  # as published; the library's processor cuts tiles all the same
+        min_patches=1,
+        max_patches=max_patches,
+    )
+    return InternVL(redraw(model, 6), tokenizer, processor)
+
+
+def internvl3_5() -> InternVL:
+    return internvl("qwen3")
+
+
+def internvl_processor(backbone: Backbone) -> Any:
+    return without_video(InternVLProcessor)(
+        backbone.image_processor,
+        backbone.tokenizer,
+        None,
+        chat_template=backbone.tokenizer.chat_template,
+        image_seq_length=backbone.model.config.image_seq_length,
+    )
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 FAMILIES = (
@@ -357,5 +510,9 @@ FAMILIES = (
     Family("llava, LLaVA-1.5", llava_1_5, _llava_processor, ((401, 600), (250, 40), (128, 128))),
     Family("llava, HuatuoGPT-Vision", huatuo_vision, _llava_processor, ((401, 600), (250, 41), (17, 200))),
     Family("llava, LLaVA-Med", llava_med, _llava_processor, ((350, 301), (250, 40), (40, 333))),
+    Family("gemma3", gemma3, gemma3_processor),
+    Family("gemma3, pan-and-scan", gemma3_panning, gemma3_processor, sizes=((600, 301), (299, 310), (258, 800))),
+    Family("internvl", internvl, internvl_processor, sizes=((460, 225), (33, 97), (226, 223), (700, 100))),
+    Family("internvl, Qwen3", internvl3_5, internvl_processor, sizes=((460, 225), (226, 223), (97, 200))),
 )
 FAMILIES_BY_NAME = {family.name: family for family in FAMILIES}

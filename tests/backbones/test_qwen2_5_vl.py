@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -101,6 +102,7 @@ def test_the_placeholder_is_banned_and_escaped_even_if_the_tokenizer_lists_it_as
 
     class Forgetful:
         all_special_ids, all_special_tokens, eos_token_id = [2], ["<|im_end|>"], 2
+        added_tokens_decoder = MappingProxyType({})
         convert_ids_to_tokens = staticmethod(nano.tokenizer.convert_ids_to_tokens)
         convert_tokens_to_ids = staticmethod(nano.tokenizer.convert_tokens_to_ids)
 

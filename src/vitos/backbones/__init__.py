@@ -9,11 +9,15 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry
+from vitos.backbones.gemma3 import Gemma3
+from vitos.backbones.internvl import InternVL
 from vitos.backbones.llava import Llava
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.backbones.qwen3_vl import Qwen3VL
 
 FAMILIES: dict[str, type[Backbone]] = {
+    "gemma3": Gemma3,
+    "internvl": InternVL,
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
     "qwen3_vl_moe": Qwen3VL,

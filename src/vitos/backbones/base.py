@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.data.record import IMAGE_PLACEHOLDER
 from vitos.geometry import Box
@@ -56,7 +57,7 @@ class VisionGeometry:
     merge_size: int
     min_pixels: int
     max_pixels: int
-    rules: Mapping[str, int | bool] = field(default_factory=dict)
+    rules: Mapping[str, int | float | bool] = field(default_factory=dict)
 
 
 class Backbone(ABC):
@@ -84,11 +85,6 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def visual_token(self) -> str:
-        """The placeholder in the text that stands for one visual token."""
-
-    @property
-    @abstractmethod
     def vision_modules(self) -> Sequence[torch.nn.Module]:
         """Encoder and merger: frozen during RL, their output computed once per image."""
 
@@ -96,13 +92,42 @@ class Backbone(ABC):
     def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
         """Visual tokens of each RGB image; differentiable where gradients are on."""
 
-    @abstractmethod
+    # --- what most families leave as it is --------------------------------------------------------------------------
+
+    @property
+    def visual_token(self) -> str:
+        """The placeholder in the text that stands for one visual token."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
+
+    @property
+    def image_marker(self) -> str:
+        """What the chat template writes for an image."""
+        return self.visual_token
+
+    def image_text(self, visual: VisualTokens) -> str:
+        """What the family's processor puts in the marker's place: a placeholder for every visual token, in order."""
+        return self.visual_token * visual.grid.num_tokens
+
     def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
         """Position ids of the dense prompt, shape (axes, T), given where its visual tokens stand, bool (T,)."""
+        return torch.arange(len(is_visual), device=is_visual.device)[None]
 
-    @abstractmethod
     def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
         """Keyword arguments for the model's `forward` that run a padded batch of prompts."""
+        positions = batch.position_ids
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": positions if len(positions) > 1 else positions[0],
+        }
+        if len(batch.embeddings):
+            inputs["mm_encoder_outputs"] = {"image": self.encoder_output(batch)}
+        return inputs
+
+    def encoder_output(self, batch: PromptBatch) -> Any:
+        """The batch's visual tokens in the form in which the model's own encoder returns them."""
+        features: Any = batch.embeddings[None]  # (images, tokens, hidden), as of one image
+        return BaseModelOutputWithPooling(pooler_output=features)
 
     # --- what follows from it ---------------------------------------------------------------------------------------
 
@@ -129,7 +154,7 @@ class Backbone(ABC):
     @cached_property
     def banned_token_ids(self) -> tuple[int, ...]:
         """Special tokens that must never be sampled: image placeholders above all, but not the stop tokens."""
-        special = {*self.tokenizer.all_special_ids, self.visual_token_id}
+        special = {*self.tokenizer.convert_tokens_to_ids(list(self._special_tokens)), self.visual_token_id}
         return tuple(sorted(special - set(self.stop_token_ids)))
 
     def build_prompt(self, text: str, visuals: Sequence[VisualTokens]) -> Prompt:
@@ -155,12 +180,16 @@ class Backbone(ABC):
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+        # Placed in the text, not among the ids: line breaks around an image join those of the template into one token.
+        pieces = chat.split(self.image_marker)
+        if len(pieces) - 1 != len(visuals):
+            raise ValueError(
+                f"the chat template writes {self.image_marker} {len(pieces) - 1} times for {len(visuals)} images"
+            )
+        chat = pieces[0] + "".join(self.image_text(v) + p for v, p in zip(visuals, pieces[1:], strict=True))
         # A Llama tokenizer opens every text itself, and the library lets it, unless the chat template did so already.
         opened = bool(self.tokenizer.bos_token) and chat.startswith(self.tokenizer.bos_token)
-        short = self.tokenizer(chat, add_special_tokens=not opened)["input_ids"]
-        counts = iter([v.grid.num_tokens for v in visuals])
-        ids = [i for token in short for i in [token] * (next(counts) if token == self.visual_token_id else 1)]
-        input_ids = torch.tensor(ids, device=self.device)
+        input_ids = torch.tensor(self.tokenizer(chat, add_special_tokens=not opened)["input_ids"], device=self.device)
         is_visual = input_ids == self.visual_token_id
         empty = torch.zeros(0, self.model.config.get_text_config().hidden_size, device=self.device)
         positions = self.position_ids(is_visual, visuals)
@@ -178,8 +207,14 @@ class Backbone(ABC):
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     @cached_property
+    def _special_tokens(self) -> set[str]:
+        """Those with a role of their own and those only marked as special, such as Gemma's `<start_of_turn>`."""
+        marked = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return marked | set(self.tokenizer.all_special_tokens)
+
+    @cached_property
     def _special(self) -> re.Pattern[str]:
-        longest_first = sorted({*self.tokenizer.all_special_tokens, self.visual_token}, key=len, reverse=True)
+        longest_first = sorted({*self._special_tokens, self.visual_token}, key=len, reverse=True)
         return re.compile("|".join(re.escape(token) for token in longest_first))
 
     # --- coordinates ------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
@@ -66,10 +65,6 @@ class Llava(Backbone):
         return VisionGeometry(vision.patch_size, 1, pixels, pixels, rules)
 
     @property
-    def visual_token(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
-
-    @property
     def vision_modules(self) -> Sequence[torch.nn.Module]:
         return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
 
@@ -87,20 +82,9 @@ class Llava(Backbone):
             for tokens, (rect, resized) in zip(features, seen, strict=True)
         ]
 
-    def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
-        """The 1-D index."""
-        return torch.arange(len(is_visual), device=is_visual.device)[None]
-
-    def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids[0],
-        }
-        if len(batch.embeddings):
-            features: Any = (batch.embeddings[None],)  # the model joins (images, tokens, hidden)
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        return inputs
+    def encoder_output(self, batch: PromptBatch) -> Any:
+        features: Any = (batch.embeddings[None],)  # the model joins (images, tokens, hidden)
+        return BaseModelOutputWithPooling(pooler_output=features)
 
     @property
     def _pads(self) -> bool:

@@ -31,10 +31,6 @@ class QwenVL(Backbone):
         )
 
     @property
-    def visual_token(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
-
-    @property
     def vision_modules(self) -> Sequence[torch.nn.Module]:
         return [self.model.model.visual]
 
@@ -72,16 +68,6 @@ class QwenVL(Backbone):
             placeholders = placeholders[view.num_tokens :]
         parts.append(torch.arange(len(is_visual) - start, device=device).expand(3, -1) + position)
         return torch.cat(parts, dim=1)
-
-    def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-        }
-        if len(batch.embeddings):
-            inputs["mm_encoder_outputs"] = {"image": self.encoder_output(batch)}
-        return inputs
 
     def encoder_output(self, batch: PromptBatch) -> Any:
         """The batch's visual tokens in the form in which the model's own encoder returns them."""

@@ -1,0 +1,89 @@
+"""InternVL3 and InternVL3.5 in their Hugging Face form: tiles of one image, then a thumbnail of the whole.
+
+What is peculiar: the image is stretched to the grid of tiles (448 px each) whose shape is nearest to its own, every
+tile is encoded alone, and pixel shuffle joins 2 x 2 patches into one token, 16 x 16 for a tile. Where there is more
+than one tile, the stretched whole image follows as a last view. So a box keeps tokens in its tile(s) and in the
+thumbnail. Stretching shifts no fraction of the image, so every tile's rectangle is exact.
+
+The processor of the library always cuts tiles, whatever `crop_to_patches` says in a checkpoint's image processor
+(the published ones say false); so does this one. `max_patches: 1` there turns tiles off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
+from vitos.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
+from vitos.prompt import VisualTokens
+
+
+class InternVL(Backbone):
+    """`InternVLForConditionalGeneration` behind the package's protocol."""
+
+    capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="per_mille")
+
+    @property
+    def geometry(self) -> VisionGeometry:
+        processor, tile = self.image_processor, self._tile
+        return VisionGeometry(
+            patch_size=self.model.config.vision_config.patch_size[0],
+            merge_size=round(1 / self.model.config.downsample_ratio),
+            min_pixels=processor.min_patches * tile[0] * tile[1],
+            max_pixels=processor.max_patches * tile[0] * tile[1],
+            rules={
+                "tile_width": tile[0],
+                "tile_height": tile[1],
+                "min_patches": processor.min_patches,
+                "max_patches": processor.max_patches,
+            },
+        )
+
+    @property
+    def vision_modules(self) -> Sequence[torch.nn.Module]:
+        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
+
+    def image_text(self, visual: VisualTokens) -> str:
+        """All views of an image in one run of placeholders, the thumbnail last."""
+        return f"<img>{self.visual_token * visual.grid.num_tokens}</img>"
+
+    def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
+        if not images:
+            return []
+        pixels = self.image_processor(images=list(images), crop_to_patches=True, return_tensors="pt")
+        features = self.model.model.get_image_features(
+            pixels["pixel_values"].to(self.device), return_dict=True
+        ).pooler_output
+        per_image = features.split([int(n) for n in pixels["num_patches"]])
+        return [self._visual(image, views) for image, views in zip(images, per_image, strict=True)]
+
+    def _visual(self, image: Image.Image, features: torch.Tensor) -> VisualTokens:
+        """Name where the views (views, tokens, hidden) of an image look."""
+        cols, rows = self._tiles(image)
+        rects = [Rect(c / cols, r / rows, (c + 1) / cols, (r + 1) / rows) for r in range(rows) for c in range(cols)]
+        if len(rects) > 1:
+            rects.append(WHOLE_IMAGE)
+        side = round(features.shape[1] ** 0.5)
+        grid = TokenGrid(tuple(View(rect, side, side) for rect in rects))
+        width, height = self._tile
+        return VisualTokens(features.flatten(0, 1), grid, resized=(cols * width, rows * height))
+
+    @property
+    def _tile(self) -> tuple[int, int]:
+        """Width and height of a tile in pixels."""
+        size = self.image_processor.size
+        return size["width"], size["height"]
+
+    def _tiles(self, image: Image.Image) -> tuple[int, int]:
+        """Columns and rows of tiles that the image processor cuts."""
+        processor, (width, height) = self.image_processor, self._tile
+        if processor.max_patches == 1:
+            return 1, 1
+        cols, rows = get_optimal_tiled_canvas(
+            (image.height, image.width), (height, width), processor.min_patches, processor.max_patches
+        )
+        return int(cols), int(rows)
