@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from tests.backbones.families import gemma3
+from tests.backbones.families import gemma3, gemma3_processor, library_inputs, library_run
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
@@ -25,8 +26,8 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def narrow():
-    """A window of 64, which every prompt with an image exceeds."""
-    return gemma3(sliding_window=64)
+    """A window of 32, which every prompt with an image exceeds."""
+    return gemma3(sliding_window=32)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,8 @@ def test_kept_tokens_of_an_image_see_one_another_and_nothing_else_ahead(backbone
     first, second = places[:half], places[half:]
     assert int(second[0] - first[-1]) > 1  # the marks between two images stay
     before = logits_of(backbone, sparse)
-    # Each boxes' first, a middle and the last token; positions have gaps between and inside the boxes.
-    assert (sparse.position_ids[0, first].diff() > 1).sum() > 5
+    # Positions have gaps between the boxes and, from row to row, inside of them.
+    assert (sparse.position_ids[0, first].diff() > 1).sum() >= 4
     for image in (first, second):
         for place in image[[0, len(image) // 2, -1]].tolist():
             embeddings = sparse.embeddings.clone()
@@ -129,9 +130,9 @@ def test_beyond_the_window_kept_tokens_are_counted_not_positions(narrow, picture
     """What holds there: the dense model without the dropped tokens, its window over what is left."""
     images = [picture(300, 500), picture(97, 33)][: text.count("<image>")]
     dense, sparse, keep = boxed(narrow, text, images)
-    assert len(sparse) > 64
+    assert len(sparse) > 32
     logits = logits_of(narrow, sparse)
-    changes = {by: dense_masks(dense, keep, 64, by_position=by) for by in (False, True)}
+    changes = {by: dense_masks(dense, keep, 32, by_position=by) for by in (False, True)}
     expected = logits_of(narrow, dense, attention_mask=changes[False])[keep]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
     other = logits_of(narrow, dense, attention_mask=changes[True])[keep]
@@ -191,28 +192,49 @@ def test_crops_by_hand(panning, backbone, picture, size, crops):
     width, height = size
     rects = [Rect(a / width, b / height, c / width, d / height) for a, b, c, d in crops]
     assert [v.rect for v in visual.grid.views] == [WHOLE_IMAGE, *rects]
-    assert {(v.rows, v.cols) for v in visual.grid.views} == {(16, 16)}
+    assert {(v.rows, v.cols) for v in visual.grid.views} == {(8, 8)}
     (alone,) = encode(backbone, [picture(*size)])
     assert [v.rect for v in alone.grid.views] == [WHOLE_IMAGE]
 
 
 def test_a_box_keeps_tokens_in_every_view_that_shows_it(panning, picture):
     (visual,) = encode(panning, [picture(900, 450)])
-    mask = select(visual.grid, [Box(0.3, 0.5, 0.45, 0.7)]).mask.reshape(3, 16, 16)
+    mask = select(visual.grid, [Box(0.3, 0.5, 0.45, 0.7)]).mask.reshape(3, 8, 8)
     assert mask.any((1, 2)).tolist() == [True, True, False]
-    assert sorted(mask[0].any(0).nonzero()[0]) == [4, 5, 6, 7]  # 0.3 to 0.45 of 16 columns
-    assert sorted(mask[1].any(0).nonzero()[0]) == [9, 10, 11, 12, 13, 14]  # 0.6 to 0.9 of 16 columns
+    assert mask[0].any(0).nonzero()[0].tolist() == [2, 3]  # 0.3 to 0.45 of 8 columns
+    assert mask[1].any(0).nonzero()[0].tolist() == [4, 5, 6, 7]  # 0.6 to 0.9 of 8 columns
 
 
 def test_an_emptied_view_keeps_its_marks(panning, picture):
-    """And still the sparse prompt is the dense one with the dropped tokens hidden, at a window that holds both."""
-    wide = gemma3(do_pan_and_scan=True, sliding_window=2048)
-    dense, sparse, keep = boxed(wide, "<image>What?", [picture(900, 450)], [Box(0.3, 0.5, 0.45, 0.7)])
-    boi = wide.tokenizer.boi_token_id
+    """And still the sparse prompt is the dense one with the dropped tokens hidden."""
+    dense, sparse, keep = boxed(panning, "<image>What?", [picture(900, 450)], [Box(0.3, 0.5, 0.45, 0.7)])
+    boi = panning.tokenizer.boi_token_id
     assert int((sparse.input_ids == boi).sum()) == int((dense.input_ids == boi).sum()) == 3
-    masks = dense_masks(dense, keep, 2048, by_position=True)
-    expected = logits_of(wide, dense, attention_mask=masks)[keep]
-    torch.testing.assert_close(logits_of(wide, sparse), expected, rtol=0, atol=1e-6)
+    expected = logits_of(panning, dense, attention_mask=dense_masks(dense, keep, 1024, by_position=True))[keep]
+    torch.testing.assert_close(logits_of(panning, sparse), expected, rtol=0, atol=1e-6)
+
+
+def test_geometry_tells_pan_and_scan_apart(panning, backbone):
+    assert (backbone.geometry.patch_size, backbone.geometry.merge_size) == (14, 4)
+    assert backbone.geometry.min_pixels == backbone.geometry.max_pixels == 448**2
+    assert backbone.geometry.rules == {"do_pan_and_scan": False}
+    library = {k: v for k, v in Gemma3Processor.images_kwargs.items() if "pan_and_scan" in k}
+    assert panning.geometry.rules == library | {"do_pan_and_scan": True}
+
+
+# --- the size of the published models -------------------------------------------------------------------------------
+
+
+def test_the_full_size_is_the_unmodified_model(picture):
+    """896 px, 256 tokens, dense and sparse."""
+    full, image, text = gemma3(side=896), picture(640, 480), "Here <image> what is it?"
+    dense, sparse, keep = boxed(full, text, [image])
+    assert int(dense.is_visual.sum()) == 256
+    inputs = library_inputs(gemma3_processor(full), text, [image])
+    assert torch.equal(inputs["input_ids"][0], dense.input_ids)
+    torch.testing.assert_close(logits_of(full, dense), library_run(full, inputs)[0], rtol=0, atol=1e-6)
+    hidden = inputs | {"attention_mask": keep[None].long(), "position_ids": torch.arange(len(dense))[None]}
+    torch.testing.assert_close(logits_of(full, sparse), library_run(full, hidden)[0][keep], rtol=0, atol=1e-6)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

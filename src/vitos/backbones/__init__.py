@@ -41,7 +41,7 @@ def load_backbone(
     processor, which insists on torchvision.
 
     Raises:
-        ValueError: if no family fits the checkpoint's `model_type`.
+        ValueError: if no family fits the checkpoint's `model_type`, or it has no such pixel limits.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     family = FAMILIES.get(config.model_type)
@@ -51,11 +51,17 @@ def load_backbone(
         path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    limits: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoImageProcessor.from_pretrained(
-        path, backend="pil", trust_remote_code=trust_remote_code, **{k: v for k, v in limits.items() if v is not None}
-    )
-    return family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+    asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    limits: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code, **limits)
+    backbone = family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+    for name, value in limits.items():
+        if getattr(backbone.geometry, name) != value:
+            raise ValueError(
+                f"{path}: {name} {value} has no effect on {family.__name__}, whose image processor decides the size "
+                f"itself ({backbone.geometry}); remove it"
+            )
+    return backbone
 
 
 __all__ = ["FAMILIES", "Backbone", "Capabilities", "CoordinateStyle", "VisionGeometry", "load_backbone"]
