@@ -1,4 +1,4 @@
-"""What is peculiar to InternVL: which tiles an image is cut into, where they look; the rest is in test_invariants.py."""
+"""What is peculiar to InternVL: which tiles an image is cut into, and where they look; see also test_invariants.py."""
 
 import numpy as np
 import pytest
