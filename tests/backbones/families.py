@@ -398,10 +398,11 @@ def gemma3(side: int = 448, sliding_window: int = 1024, do_pan_and_scan: bool | 
         added=[*turns, *(AddedToken("\n" * count, normalized=False) for count in (2, 3, 4))],
         extra=extra,
     )
-    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16}
+    # Embeddings are scaled by the root of the width: 64, because 8 is exact in any dtype.
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16}
     layers = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     ends = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
-    text = {"vocab_size": len(tokenizer) + 8, "hidden_size": 48, "intermediate_size": 64} | heads | layers | ends
+    text = {"vocab_size": len(tokenizer) + 8, "hidden_size": 64, "intermediate_size": 64} | heads | layers | ends
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     patches = {"image_size": side, "patch_size": 14, "vision_use_head": False}
     config = Gemma3Config(
