@@ -8,6 +8,7 @@ import torch
 from tests.backbones.families import gemma3, gemma3_processor, library_inputs, library_run
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
+from vitos.backbones import load_backbone
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
 from vitos.geometry import WHOLE_IMAGE, Box, Rect
@@ -87,6 +88,13 @@ def test_without_token_types_the_logits_are_others(backbone, picture, text):
     _, sparse, _ = boxed(backbone, text, images)
     causal = logits_of(backbone, sparse, token_type_ids=None)
     assert (causal - logits_of(backbone, sparse)).abs().max() > 0.1
+
+
+def test_flash_attention_is_refused(backbone, monkeypatch):
+    """The library would run it with a causal mask."""
+    monkeypatch.setattr(backbone.model.config.text_config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match="'flash_attention_2': Gemma 3's image tokens attend in both directions"):
+        type(backbone)(backbone.model, backbone.tokenizer, backbone.image_processor)
 
 
 def test_a_prompt_is_cut_behind_its_images_only(backbone, picture):
@@ -235,6 +243,13 @@ def test_the_full_size_is_the_unmodified_model(picture):
     torch.testing.assert_close(logits_of(full, dense), library_run(full, inputs)[0], rtol=0, atol=1e-6)
     hidden = inputs | {"attention_mask": keep[None].long(), "position_ids": torch.arange(len(dense))[None]}
     torch.testing.assert_close(logits_of(full, sparse), library_run(full, hidden)[0][keep], rtol=0, atol=1e-6)
+
+
+def test_pixel_limits_without_effect_are_refused(backbone, tmp_path):
+    for part in (backbone.model, backbone.tokenizer, backbone.image_processor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="max_pixels 100000 has no effect on Gemma3, whose image processor decides"):
+        load_backbone(tmp_path, max_pixels=100000)
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

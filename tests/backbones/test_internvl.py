@@ -58,7 +58,7 @@ def test_tiles_can_be_turned_off_and_only_so(backbone, picture):
 @given(st.integers(1, 3000), st.integers(1, 3000))
 @settings(max_examples=200)
 def test_there_are_as_many_views_as_the_library_cuts(backbone, width, height):
-    image = Image.new("RGB", (width, height))
+    image = Image.new("1", (width, height))
     cols, rows = backbone._tiles(image)
     views = cols * rows + (cols * rows > 1)
     given = {"crop_to_patches": True}

@@ -216,7 +216,8 @@ class Backbone(ABC):
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        longest_first = sorted({*self._special_tokens, self.visual_token}, key=len, reverse=True)
+        names = {*self._special_tokens, self.visual_token, self.image_marker}
+        longest_first = sorted(names, key=len, reverse=True)
         return re.compile("|".join(re.escape(token) for token in longest_first))
 
     # --- coordinates ------------------------------------------------------------------------------------------------

@@ -38,11 +38,24 @@ PAN_AND_SCAN: dict[str, int | float | bool] = {
 
 
 class Gemma3(Backbone):
-    """`Gemma3ForConditionalGeneration` behind the package's protocol."""
+    """`Gemma3ForConditionalGeneration` behind the package's protocol.
+
+    Raises:
+        ValueError: for flash attention, whose masks in the library are causal everywhere, without a word.
+    """
 
     capabilities = Capabilities(
         several_images=True, extra_streams=False, native_coordinates="normalized", bidirectional_views=True
     )
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
+        super().__init__(model, tokenizer, image_processor)
+        attention = str(model.config.get_text_config()._attn_implementation)
+        if "flash" in attention:
+            raise ValueError(
+                f"attn_implementation {attention!r}: Gemma 3's image tokens attend in both directions, which it "
+                "cannot express; use 'sdpa'"
+            )
 
     @property
     def geometry(self) -> VisionGeometry:
