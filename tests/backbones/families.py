@@ -286,8 +286,10 @@ def qwen3_vl(experts: int = 0) -> Qwen3VL:
 
 
 def qwen3_vl_moe() -> Qwen3VL:
-    """The same with four experts in every layer."""
-    return qwen3_vl(experts=4)
+    """The same with four experts in every layer, one after the other: their grouped product knows no float64."""
+    backbone = qwen3_vl(experts=4)
+    backbone.model.set_experts_implementation("eager")
+    return backbone
 
 
 def _qwen3_vl_processor(backbone: Backbone) -> Any:
@@ -422,7 +424,7 @@ def gemma3(side: int = 448, sliding_window: int = 1024, do_pan_and_scan: bool | 
         resample=2,
         do_pan_and_scan=do_pan_and_scan,
     )
-    return Gemma3(redraw(model, 5), tokenizer, processor)
+    return Gemma3(redraw(model, 7), tokenizer, processor)
 
 
 def gemma3_panning() -> Gemma3:

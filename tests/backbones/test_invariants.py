@@ -351,6 +351,9 @@ def test_saved_checkpoint_loads_as_the_same_family(family, backbone, picture, tm
     for part in (backbone.model, backbone.tokenizer, backbone.image_processor):
         part.save_pretrained(tmp_path)
     loaded = load_backbone(tmp_path, dtype=torch.float64)
+    experts = backbone.model.config._experts_implementation
+    if experts != loaded.model.config._experts_implementation:
+        loaded.model.set_experts_implementation(experts)  # a choice of this process, not part of a checkpoint
     assert type(loaded) is type(backbone) is REGISTERED[backbone.model.config.model_type]
     for name in ("geometry", "banned_token_ids", "stop_token_ids", "visual_token_id", "capabilities"):
         assert getattr(loaded, name) == getattr(backbone, name)

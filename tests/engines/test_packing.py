@@ -12,6 +12,7 @@ import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vitos.backbones import Capabilities
 from vitos.engines.packing import attention_masks, pack
 from vitos.engines.torch_engine import TorchEngine
 from vitos.prompt import Prompt
@@ -54,7 +55,8 @@ def llava(**text):
 class OneAxis:
     """What the engine asks of a backbone, for positions on one axis."""
 
-    pad_token_id, banned_token_ids = 0, BANNED
+    pad_token_id, banned_token_ids, visual_token_id = 0, BANNED, IMAGE
+    capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="normalized")
 
     def __init__(self, model):
         self.model = model

@@ -48,13 +48,14 @@ class PackedBatch:
         """
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         distance = self.order[:, :, None] - self.order[:, None, :]
-        seen = ((key == 0) | (key == query)) & (key >= 0) & (distance >= 0)
-        if window is not None:
-            seen &= distance < window
+        seen = distance >= 0
         if visual is not None:
             begins = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
             run = begins.cumsum(1) * visual
             seen |= (run[:, :, None] == run[:, None, :]) & (run[:, None, :] > 0)
+        if window is not None:  # of later tokens of an image, too, all are seen
+            seen &= distance < window
+        seen &= ((key == 0) | (key == query)) & (key >= 0)
         # Padding sees itself, since a softmax over nothing is not a number.
         return (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
 
