@@ -239,6 +239,7 @@ def test_ranges_and_rules(write, override, key, expected):
     [
         ({"num_localizations": 1, "num_reasonings": 1}, "num_localizations"),
         ({"num_reasonings": 1, "advantage_group": "evidence"}, "num_reasonings"),
+        ({"kl_beta": 0.1, "localization_kl": 0.1}, "localization_kl"),
         ({"schedule": "joint", "frozen_boxes": True}, "frozen_boxes"),
         ({"schedule": "reversed", "localization_kl": 0.1}, "localization_kl"),
         ({"schedule": "dense", "localization_share": 0.1}, "localization_share"),
