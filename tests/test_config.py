@@ -247,6 +247,7 @@ def test_a_warm_start_changes_what_a_cache_holds(write):
     [
         ({"num_localizations": 1, "num_reasonings": 1}, "num_localizations"),
         ({"num_reasonings": 1, "advantage_group": "evidence"}, "num_reasonings"),
+        ({"kl_beta": 0.1, "localization_kl": 0.1}, "localization_kl"),
         ({"schedule": "joint", "frozen_boxes": True}, "frozen_boxes"),
         ({"schedule": "reversed", "localization_kl": 0.1}, "localization_kl"),
         ({"schedule": "dense", "localization_share": 0.1}, "localization_share"),

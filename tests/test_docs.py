@@ -244,7 +244,7 @@ def test_metrics_of_an_update_are_explained() -> None:
     from vitos.response import parse_localization, parse_reasoning
     from vitos.rl.loss import LossOutputs
     from vitos.rl.rewards import RewardWeights, group_rewards
-    from vitos.rl.rollout import QuestionGroup, RolloutBatch, rollout_metrics
+    from vitos.rl.rollout import QuestionGroup, rollout_metrics
     from vitos.sparsify import Selection
 
     record = Record("1", (Path("a.png"),), "?", "A", (Box(0, 0, 0.5, 0.5),))
@@ -258,8 +258,11 @@ def test_metrics_of_an_update_are_explained() -> None:
         [[Rollout(completion, second)]],
         group_rewards(record, [first], [[second]], RewardWeights()),
     )
-    keys = set(rollout_metrics(RolloutBatch([group], [], [])))
-    sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {"skipped_groups"}
+    keys = set(rollout_metrics([group]))
+    sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {
+        "skipped_groups",
+        "prompts",
+    }
     keys |= {f"{name}/{branch}" for name in sums for branch in ("localization", "reasoning")}
     trainer = (ROOT / "src/vitos/rl/trainer.py").read_text(encoding="utf-8")
     keys |= {f"seconds/{name}" for name in re.findall(r'watch\.stage\("(\w+)"\)', trainer)}

@@ -95,6 +95,8 @@ class DualStreamOptions:
         learning_rate, weight_decay, adam_beta2, max_grad_norm, lr_scheduler_type, warmup_steps, seed, bf16:
             as in `transformers.TrainingArguments`.
         micro_batch_tokens: padded tokens of one forward pass when sampling and scoring; lower it to save memory.
+        max_skipped_updates: updates in a row that may be left out because their loss or gradient is not finite; one
+            more stops the run. 0: the first one does.
 
         logging_steps, save_steps, save_total_limit, report_to: as in `transformers.TrainingArguments`.
         log_gradient_cosine_steps: every so many updates log the cosine between the two branches' gradients (costs
@@ -139,6 +141,7 @@ class DualStreamOptions:
     seed: CountOrZero = 0
     bf16: Bool = False
     micro_batch_tokens: Count = 16_384
+    max_skipped_updates: CountOrZero = 3
 
     logging_steps: Count = 1
     save_steps: Count = 50
@@ -170,6 +173,11 @@ class DualStreamOptions:
         for name in ("localization_kl", "localization_share", "frozen_boxes"):
             if getattr(self, name) and self.schedule != "staged":
                 yield name, f"guards stage 2 of train.schedule: staged; leave it out with {self.schedule}"
+        if self.kl_beta and self.localization_kl:
+            yield (
+                "localization_kl",
+                "pulls to the stage-1 policy where train.kl_beta pulls to the initial one; set one of them to 0",
+            )
         unused = {"localization-only": "reasoning_steps", "reasoning-only": "localization_steps"}.get(self.schedule)
         for name, branch in (("localization_steps", "reasoning-only"), ("reasoning_steps", "localization-only")):
             if name != unused and getattr(self, name) == 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,11 +156,15 @@ class SparseVLM:
             saved.check_geometry(backbone, str(where))
         return cls(backbone, spec or saved)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face checkpoint plus `vitos.json`."""
+    def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face checkpoint plus `vitos.json`.
+
+        Args:
+            state_dict: weights to write instead of the model's own, where those are sharded.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backbone.model.save_pretrained(folder)
+        self.backbone.model.save_pretrained(folder, state_dict=state_dict)
         self.backbone.tokenizer.save_pretrained(folder)
         self.backbone.image_processor.save_pretrained(folder)
         self.spec.save(folder, self.backbone)

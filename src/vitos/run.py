@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from rich.console import Console
 from tqdm.auto import tqdm
 
@@ -78,36 +80,46 @@ class Evaluation:
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
     """Check the data, start warm if asked to, train, evaluate; returns the run folder.
 
+    In several processes (`accelerate launch`) all of them train; the first alone starts warm, evaluates and writes.
+
     Raises:
         DataError, ConfigError, CheckpointError, CacheError: before anything is trained where that can be known.
     """
-    console, run = console or Console(), Path(recipe.output_dir)
+    run = Path(recipe.output_dir)
+    config = DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer)
+    processes = PartialState()
+    console = console or Console(quiet=not processes.is_main_process)
     if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
     for source in (*recipe.data.train, *recipe.data.eval):
         check_dataset(source).raise_if_errors()
     records = _read(recipe.data.train, recipe.data.limit_train)
-    policy = load_policy(recipe)
+    # A model that is to be sharded need not fit on one device.
+    device = torch.device("cpu") if config.fsdp else config.device
+    policy = load_policy(recipe, device)
     cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
     run.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(run / RECIPE, dump_recipe(recipe))
+    if processes.is_main_process:
+        write_text_atomic(run / RECIPE, dump_recipe(recipe))
 
     base = recipe.model.path
     if recipe.warm_start is not None:
         base = str(run / WARM_START)
-        if not (resume and is_complete(run / WARM_START)):
-            console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
-            warm_start(policy, records, recipe.warm_start)
-            with staged_folder(run / WARM_START) as staging:
-                policy.save_pretrained(staging)
-        else:
-            policy = load_policy(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, path=base)))
+        with processes.main_process_first():
+            if processes.is_main_process and not (resume and is_complete(run / WARM_START)):
+                console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
+                warm_start(policy, records, recipe.warm_start)
+                with staged_folder(run / WARM_START) as staging:
+                    policy.save_pretrained(staging)
+            else:
+                started = dataclasses.replace(recipe.model, path=base)
+                policy = load_policy(dataclasses.replace(recipe, model=started), device)
 
     if not (resume and is_complete(run / FINAL)):
         console.print(f"[bold]Dual stream[/bold]: {recipe.train.schedule}, {recipe.train.total_steps} updates")
         trainer = DualStreamTrainer(
             policy,
-            DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer),
+            config,
             records,
             reward_weights=reward_weights(recipe),
             reward_funcs=extra_rewards(recipe),
@@ -115,7 +127,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             cache=cache,
         )
         trainer.train(resume_from_checkpoint=resume or None)
-    if recipe.data.eval:
+    if recipe.data.eval and processes.is_main_process:
         evaluate(
             Evaluation(
                 name=recipe.name,
@@ -143,10 +155,10 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     return run
 
 
-def load_policy(recipe: Recipe) -> SparseVLM:
-    """The recipe's model, with the recipe's sparsification in its spec."""
+def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM:
+    """The recipe's model, with the recipe's sparsification in its spec; by default on the GPU if there is one."""
     model, sparse = recipe.model, recipe.sparsify
-    policy = SparseVLM.from_pretrained(model.path, **load_options(model))
+    policy = SparseVLM.from_pretrained(model.path, device=device, **load_options(model))
     return policy.with_spec(
         keep=KeepRule(sparse.margin, sparse.min_tokens),
         fusion=Fusion(sparse.fusion, sparse.beta),

@@ -167,7 +167,7 @@ def test_without_feedback_the_partner_does_not_count(batch, warm_policy, phantom
 def test_dense_plan_reasons_on_all_tokens_and_is_no_fallback(warm_policy, phantom_records):
     found = rolled(warm_policy, phantom_records[:2], plan=replace(PLAN, dense=True))
     assert all(int(prompt.is_visual.sum()) == 64 for prompt in found.reason_prompts)
-    figures = rollout_metrics(found)
+    figures = rollout_metrics(found.groups)
     assert (figures["kept_ratio"], figures["fallback_rate"]) == (1.0, 0.0)
 
 
@@ -183,7 +183,7 @@ def test_localizer_writes_the_boxes_and_the_policy_answers(batch, warm_policy, c
 
 
 def test_metrics_by_hand(batch):
-    figures = rollout_metrics(batch)
+    figures = rollout_metrics(batch.groups)
     first = [r for g in batch.groups for r in g.localizations]
     second = [r for g in batch.groups for row in g.reasonings for r in row]
     gold = {id(r): g.record.answer for g in batch.groups for row in [g.localizations, *g.reasonings] for r in row}
@@ -232,12 +232,12 @@ def test_metrics_by_hand(batch):
 def test_evidence_that_cannot_be_read_is_a_counted_fallback(warm_policy, phantom_records):
     short = replace(PLAN, localize=Sampling(3, 1.0))
     found = rolled(warm_policy, phantom_records[:2], plan=short)
-    figures = rollout_metrics(found)
+    figures = rollout_metrics(found.groups)
     assert (figures["fallback_rate"], figures["parse_rate"], figures["kept_ratio"]) == (1.0, 0.0, 1.0)
     assert all(int(prompt.is_visual.sum()) == 64 for prompt in found.reason_prompts)
 
 
 def test_questions_without_gold_boxes_have_no_iou(warm_policy, phantom_records):
-    figures = rollout_metrics(rolled(warm_policy, [replace(r, boxes=None) for r in phantom_records[:2]]))
+    figures = rollout_metrics(rolled(warm_policy, [replace(r, boxes=None) for r in phantom_records[:2]]).groups)
     assert np.isnan(figures["iou"])
     assert "reward/iou" not in figures

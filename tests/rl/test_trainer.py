@@ -405,18 +405,54 @@ def test_too_few_questions_are_refused(make_trainer, warm_policy, phantom_record
         make_trainer(warm_policy, tmp_path, records=phantom_records[:1])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path):
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
+    where, make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path
+):
+    """The second of four updates is broken, then all: weights and moments stay as they were."""
     from vitos.rl import trainer as module
 
-    real = module.policy_loss
+    real, broken = module.policy_loss, {2}
+    policy = clone_policy(warm_policy)
+    options = {"schedule": "localization-only", "localization_steps": 4, "save_steps": 1, "save_total_limit": None}
+    trainer = make_trainer(policy, tmp_path, max_skipped_updates=1, micro_batch_tokens=10**6, **options)
 
-    def broken(*args, **kwargs):
-        out = real(*args, **kwargs)
-        return type(out)(out.loss * math.nan, out.tokens, out.clipped, out.mismatch_kl, out.reference_kl)
+    def sometimes(inputs, **kwargs):
+        out = real(inputs, **kwargs)
+        if trainer.state.global_step + 1 not in broken:
+            return out
+        # The root of a square has no finite gradient at 0, but a value.
+        loss = out.loss * math.nan if where == "loss" else out.loss + (out.loss - out.loss.detach()).square().sqrt()
+        return type(out)(loss, out.tokens, out.clipped, out.mismatch_kl, out.reference_kl)
 
-    monkeypatch.setattr(module, "policy_loss", broken)
-    with pytest.raises(FloatingPointError, match=r"the loss of update 1 is nan \(questions \['train/0"):
-        make_trainer(clone_policy(warm_policy), tmp_path, schedule="localization-only").train()
+    monkeypatch.setattr(module, "policy_loss", sometimes)
+    trainer.train()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["skipped_update"] for row in rows] == [0, 1, 0, 0]
+    first, second, third = (weights_of(tmp_path / f"checkpoint-{n}") for n in (1, 2, 3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(second[name], third[name]) for name in first)
+    state = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)["state"]
+    assert {int(value["step"]) for value in state.values()} == {3}
+
+    broken |= {1, 3}
+    again = make_trainer(clone_policy(warm_policy), tmp_path / "again", max_skipped_updates=1, **options)
+    trainer = again
+    with pytest.raises(FloatingPointError, match=r"the loss of update 2 is .*\['train/.*the 2\. such update in a row"):
+        again.train()
+
+
+def test_weights_that_round_small_steps_away_are_warned_of(make_trainer, warm_policy, clone_policy, caplog, tmp_path):
+    for dtype, rate, warned in (
+        (torch.bfloat16, 1e-6, True),
+        (torch.float32, 1e-6, False),
+        (torch.bfloat16, 1e-3, False),
+    ):
+        policy = clone_policy(warm_policy)
+        policy.backbone.model.to(dtype)
+        caplog.clear()
+        make_trainer(policy, tmp_path, learning_rate=rate)
+        assert ("most steps of learning_rate 1e-06 round to nothing" in caplog.text) == warned
 
 
 def test_samples_hold_the_texts_and_rewards_of_an_update(whole, phantom_records, samples):

@@ -46,7 +46,7 @@ def chunked_head(
     given: list[Tensor] = []
 
     def part(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return log_softmax(logits_of(hidden)).gather(-1, wanted[:, None])[:, 0]
+        return log_softmax(logits_of(hidden)).gather(-1, wanted[:, None])[None]
 
     def forward(hidden: Tensor) -> Tensor:
         chosen = hidden.flatten(0, -2)[sources]
@@ -54,7 +54,7 @@ def chunked_head(
             checkpoint(part, h, t, use_reentrant=False) if torch.is_grad_enabled() else part(h, t)
             for h, t in zip(chosen.split(chunk), targets.split(chunk), strict=True)
         ]
-        given.append(torch.cat(parts)[None, :, None])
+        given.append(torch.cat(parts, dim=1))  # no view: FSDP hangs its hook on it
         return given[-1]
 
     module: Any = head

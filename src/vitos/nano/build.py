@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -179,7 +180,7 @@ def _structured_start(model: Qwen2_5_VLForConditionalGeneration, number_ids: lis
     table[number_ids] = 0.08 * 2**0.5 * torch.cos(2 * torch.pi * cycles * values + phase)
 
 
-def _look_back(attention: torch.nn.Module, strength: float = 5.0, pairs: int = 4) -> None:
+def _look_back(attention: Any, strength: float = 5.0, pairs: int = 4) -> None:
     """Let the heads of the first key-value head look back: head h, h + 1 tokens.
 
     A query and a key that are constant in rotary pair i, the query's turned back by d steps, have the product

@@ -39,6 +39,8 @@ class MetricsFileCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not state.is_world_process_zero:
+            return
         path = Path(str(args.output_dir)) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, "".join(_line(row) for row in read_metrics(path) if row["step"] <= state.global_step))
@@ -51,8 +53,8 @@ class MetricsFileCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "reward/localization" not in logs:
-            return  # Trainer's closing summary
+        if logs is None or "reward/localization" not in logs or not state.is_world_process_zero:
+            return  # Trainer's closing summary, or another process's log
         with open(Path(str(args.output_dir)) / METRICS_FILE, "a", encoding="utf-8") as file:
             file.write(_line({"step": state.global_step, **logs}))
 

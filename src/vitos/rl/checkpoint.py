@@ -21,6 +21,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or found; says which folder and what to do."""
 
 
+def staging_path(target: Path) -> Path:
+    """Where `staged_folder` fills `target`."""
+    return target.with_name(f".{target.name}.partial")
+
+
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
     """A folder to fill; becomes `target`, marked complete, when the block ends, and vanishes if it fails.
@@ -32,7 +37,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written; it names the folder.
     """
-    staging = target.with_name(f".{target.name}.partial")
+    staging = staging_path(target)
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)

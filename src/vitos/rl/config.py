@@ -21,7 +21,6 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
     def __post_init__(self) -> None:
         self.validate()
         self.max_steps = self.total_steps
-        self.per_device_train_batch_size = self.questions_per_step
         self.remove_unused_columns = False
         self.dataloader_drop_last = True
         self.save_strategy = "steps"
@@ -35,12 +34,18 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
                 "gradient_accumulation_steps must be 1: a step's questions are questions_per_step, and its memory is "
                 "bounded by micro_batch_tokens, without changing the result"
             )
-        if self.gradient_checkpointing:
-            raise ValueError(
-                "gradient checkpointing switches off the KV cache that completions are scored with; leave it out and "
-                "lower train.micro_batch_tokens to save memory"
-            )
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs; start one process for each with `accelerate launch` (see "
+                "recipes/accelerate), or make one visible (CUDA_VISIBLE_DEVICES=0)"
+            )
+        if self.questions_per_step % self.world_size:
+            raise ValueError(
+                f"questions_per_step ({self.questions_per_step}) must be a multiple of the {self.world_size} "
+                "processes: each takes whole questions"
+            )
+        self.per_device_train_batch_size = self.questions_per_step // self.world_size
 
     @classmethod
     def from_options(cls, options: DualStreamOptions, output_dir: str, **trainer: Any) -> DualStreamConfig:

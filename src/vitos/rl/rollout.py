@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ class QuestionGroup:
     reasonings: list[list[Rollout]]
     rewards: GroupRewards
 
+    def without_embeddings(self) -> QuestionGroup:
+        """The same group, its visual tokens' embeddings left out, small enough to be sent to other processes."""
+        visuals = tuple(
+            replace(v, embeddings=v.embeddings.new_empty(v.grid.num_tokens, 0).cpu(), streams=())
+            for v in self.query.scan.visuals
+        )
+        return replace(self, query=replace(self.query, scan=Scan(visuals)))
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
@@ -49,7 +57,7 @@ class RolloutBatch:
 
     def stack(self, term: str) -> NDArray[np.float64]:
         """A reward term of all groups, shape (P, G) or (P, G, K)."""
-        return np.stack([group.rewards.terms[term] for group in self.groups])
+        return _stack(self.groups, term)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +143,13 @@ def _select(policy: SparseVLM, query: Query, rollout: Rollout, dense: bool) -> S
     return policy.select(query, rollout.response)
 
 
-def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
-    """The figures of one batch that are logged at every update.
+def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
+    """The figures of one update's questions that are logged.
 
     `fallback_rate` and `parse_rate` are shares of the localizations; `whole_image_rate` of boxes with more than 0.9 of
     the image; `group_std` is the standard deviation of a question's rewards, averaged, and `zero_std_rate` the share
     of questions without any.
     """
-    groups = batch.groups
     localizations = [r for g in groups for r in g.localizations]
     reasonings = [r for g in groups for row in g.reasonings for r in row]
     selections = [s for g in groups for s in g.selections]
@@ -152,8 +159,8 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     metrics = {
         "reward/localization": float(np.mean([g.rewards.localization.mean() for g in groups])),
         "reward/reasoning": float(np.mean([g.rewards.reasoning.mean() for g in groups])),
-        "accuracy/localization": float(batch.stack("accuracy").mean()),
-        "accuracy/sparse": float(batch.stack("sparse_accuracy").mean()),
+        "accuracy/localization": float(_stack(groups, "accuracy").mean()),
+        "accuracy/sparse": float(_stack(groups, "sparse_accuracy").mean()),
         "kept_ratio": float(np.mean([s.kept_ratio for s in selections])),
         "fallback_rate": float(np.mean([s.fallback for s in selections])),
         "parse_rate": float(np.mean([r.response.evidence_parsed for r in localizations])),
@@ -169,8 +176,12 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     }
     for term in groups[0].rewards.terms:
         if term not in ("accuracy", "sparse_accuracy"):
-            values = batch.stack(term)
+            values = _stack(groups, term)
             if not np.isnan(values).all():
                 metrics[f"reward/{term}"] = float(np.nanmean(values))
     metrics["iou"] = metrics.get("reward/iou", float("nan"))
     return metrics
+
+
+def _stack(groups: Sequence[QuestionGroup], term: str) -> NDArray[np.float64]:
+    return np.stack([group.rewards.terms[term] for group in groups])

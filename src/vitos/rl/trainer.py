@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from vitos.cache import EmbeddingCache
 from vitos.data.record import Record
@@ -31,9 +34,27 @@ from vitos.rl.checkpoint import (
     is_complete,
     prune_checkpoints,
     staged_folder,
+    staging_path,
 )
 from vitos.rl.config import DualStreamConfig
+from vitos.rl.guards import CollapseWarning, UpdateGuard
 from vitos.rl.loss import LossInputs, policy_loss
+from vitos.rl.parallel import (
+    gathered,
+    gradient,
+    gradient_norm,
+    gradient_products,
+    is_sharded,
+    maximum,
+    runnable,
+    set_up_sharding,
+    sharded_state,
+    sum_gradients,
+    sums,
+    whole_state,
+    whole_weights,
+    whole_weights_of,
+)
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out, rollout_metrics
 from vitos.rl.schedule import LOCALIZATION, REASONING, Stage, make_stages, stage_at
@@ -83,10 +104,6 @@ class DualStreamTrainer(Trainer):
                 f"{len(train_dataset)} training questions do not fill one update of {args.questions_per_step}; "
                 "lower questions_per_step"
             )
-        if args.world_size > 1 or args.n_gpu > 1:
-            raise ValueError(
-                "this version trains in one process on one device; make one GPU visible (CUDA_VISIBLE_DEVICES=0)"
-            )
         self.policy = model
         self.stages = make_stages(args)
         self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
@@ -99,15 +116,21 @@ class DualStreamTrainer(Trainer):
             train_dataset=train_dataset,
             data_collator=_collate,
             processing_class=model.backbone.tokenizer,
-            callbacks=[MetricsFileCallback(), *callbacks],
+            callbacks=[MetricsFileCallback(), CollapseWarning(), *callbacks],
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.add_callback(FiguresCallback())
+        if self.is_fsdp_enabled:
+            if is_adapted(network):
+                raise ValueError("adapters cannot be trained with FSDP yet; use DDP, or leave out model.lora")
+            set_up_sharding(self.accelerator, model.backbone)
+        self._warn_of_small_dtype(network)
         self.scans = ScanStore(model, cache=cache)
+        self.update_guard = UpdateGuard(args.max_skipped_updates)
         # References are fixed policies: the initial one now, the one of stage 1 when stage 2 begins.
-        self._initial = _frozen_copy(model) if args.kl_beta > 0 else None
+        self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
         self._stage_one: SparseVLM | None = None
         self._pending: list[dict[str, float]] = []
 
@@ -115,6 +138,22 @@ class DualStreamTrainer(Trainer):
     def run_folder(self) -> Path:
         """`args.output_dir`."""
         return Path(str(self.args.output_dir))
+
+    @property
+    def _sharding(self) -> Any:
+        """Accelerate's FSDP plugin."""
+        return self.accelerator.state.fsdp_plugin
+
+    def _warn_of_small_dtype(self, network: torch.nn.Module) -> None:
+        small = {p.dtype for p in network.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+        upcast = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
+        if small and not upcast and self.args.learning_rate < 1e-4:
+            logger.warning(
+                "the trained weights are %s: most steps of learning_rate %g round to nothing on them. Load the model "
+                "in float32 (model.dtype: float32; train.bf16 computes in bfloat16 all the same), or train adapters",
+                ", ".join(str(dtype).removeprefix("torch.") for dtype in small),
+                self.args.learning_rate,
+            )
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
@@ -130,40 +169,42 @@ class DualStreamTrainer(Trainer):
         model.eval()
         with watch.stage("encode"):
             scans = self.scans.get(records)
+        self.policy.engine.model = runnable(model)
         self.policy.engine.max_batch_tokens = args.micro_batch_tokens
-        batch = roll_out(
-            self.policy,
-            records,
-            scans,
-            step,
-            RolloutPlan(
-                args.num_localizations,
-                args.num_reasonings,
-                Sampling(args.max_localization_tokens, args.temperature),
-                Sampling(args.max_reasoning_tokens, args.temperature),
-                seed=args.seed,
-                dense=stage.dense,
-            ),
-            self.reward_weights,
-            self.reward_funcs,
-            localizer=self._stage_one if args.frozen_boxes else None,
-            watch=watch,
-        )
-        metrics = rollout_metrics(batch)
+        with whole_weights(model, self.is_fsdp_enabled and self._sharding.reshard_after_forward):
+            batch = roll_out(
+                self.policy,
+                records,
+                scans,
+                step,
+                RolloutPlan(
+                    args.num_localizations,
+                    args.num_reasonings,
+                    Sampling(args.max_localization_tokens, args.temperature),
+                    Sampling(args.max_reasoning_tokens, args.temperature),
+                    seed=args.seed,
+                    dense=stage.dense,
+                ),
+                self.reward_weights,
+                self.reward_funcs,
+                localizer=self._stage_one if args.frozen_boxes else None,
+                watch=watch,
+            )
+        groups = gathered(self.accelerator, [group.without_embeddings() for group in batch.groups])
+        metrics = rollout_metrics(groups)
         model.train()
         with watch.stage("update"):
             loss, more = self._backward(model, batch, stage.branches(step), stage, step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of update {step + 1} is {loss.item()} (questions {[r.id for r in records]}); "
-                "lower learning_rate, or train in float32"
-            )
+            norm = gradient_norm(self.accelerator, model)
+        admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
+        if not admitted:
+            model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
         metrics |= more | {f"seconds/{name}": value for name, value in watch.seconds.items()}
-        metrics |= {"stage": float(number + 1), "loss/policy": loss.item()}
+        metrics |= {"stage": float(number + 1), "loss/policy": loss, "skipped_update": float(not admitted)}
         self._pending.append(metrics)
-        if args.log_samples_steps and (step + 1) % args.log_samples_steps == 0:
-            write_samples(self.run_folder, step + 1, batch.groups[: args.log_samples])
-        return loss
+        if args.log_samples_steps and (step + 1) % args.log_samples_steps == 0 and self.is_world_process_zero():
+            write_samples(self.run_folder, step + 1, groups[: args.log_samples])
+        return torch.tensor(loss if admitted else 0.0, device=args.device)
 
     def _backward(
         self,
@@ -172,50 +213,62 @@ class DualStreamTrainer(Trainer):
         weights: Mapping[str, float],
         stage: Stage,
         step: int,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Gradients of the weighted sum of the branches' losses; their cosine where it is asked for."""
+    ) -> tuple[float, dict[str, float]]:
+        """Gradients of the weighted sum of the branches' losses, summed over processes; the loss and figures.
+
+        The norm of each branch's gradient is logged where it costs nothing, that is where one branch is trained
+        alone, and beside the cosine.
+        """
         args = self.args
         every = args.log_gradient_cosine_steps or (1 if stage.name == "joint" else 0)
         cosine = every > 0 and step % every == 0
         metrics: dict[str, float] = {}
-        losses, gradients = [], {}
+        total, trained, gradients = 0.0, [], {}
         # A branch that is measured only, not trained, runs first: its gradient is taken and then cleared.
         order = sorted((LOCALIZATION, REASONING), key=lambda name: weights.get(name, 0.0) > 0)
-        before = torch.zeros(())
+        before = torch.zeros((), device=args.device)
         for name in order:
             weight = weights.get(name, 0.0)
             guard = args.localization_kl if name == LOCALIZATION and self._stage_one is not None else 0.0
             if weight == 0 and guard == 0 and not cosine:
                 continue
             branch = (localization_batch if name == LOCALIZATION else reasoning_batch)(batch, args)
-            loss, figures = self._branch_backward(model, branch, weight if weight or guard else 1.0, guard)
+            loss, figures = self._branch_backward(model, branch, weight if weight or guard else 1.0, guard, batch)
             metrics |= {f"{key}/{name}": value for key, value in figures.items()}
             if weight > 0 or guard > 0:
-                losses.append(loss)
+                total += loss
+                trained.append(name)
             if cosine:
-                total = self._gradient(model)
-                gradients[name] = total - before
+                now = gradient(model)
+                gradients[name] = now - before
                 if weight == 0 and guard == 0:
                     model.zero_grad()
                 else:
-                    before = total
-        if cosine and len(gradients) == 2:
-            a, b = gradients.values()
-            metrics["gradient_cosine"] = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
-            metrics |= {f"gradient_norm/{name}": float(g.norm()) for name, g in gradients.items()}
-        return torch.stack(losses).sum(), metrics
+                    before = now
+        if sum(metrics[f"prompts/{name}"] for name in trained) > 0:
+            sum_gradients(self.accelerator, model)
+        if cosine:
+            (aa, ab), (_, bb) = gradient_products(self.accelerator, model, list(gradients.values()))
+            metrics["gradient_cosine"] = ab / max((aa * bb) ** 0.5, 1e-16)
+            metrics |= {f"gradient_norm/{name}": x**0.5 for name, x in zip(gradients, (aa, bb), strict=True)}
+        elif len(trained) == 1:
+            metrics[f"gradient_norm/{trained[0]}"] = gradient_norm(self.accelerator, model)
+        return total, metrics
 
     def _branch_backward(
-        self, model: torch.nn.Module, branch: BranchBatch, weight: float, guard: float
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Add one branch's gradients, micro-batch by micro-batch; the token mean runs over the whole branch."""
-        args, engine = self.args, TorchEngine(self.policy.backbone, model)
-        total = torch.zeros((), device=self.args.device)
-        sums = {"clipped": 0.0, "mismatch_kl": 0.0, "reference_kl": 0.0}
-        tokens = 0
+        self, model: torch.nn.Module, branch: BranchBatch, weight: float, guard: float, batch: RolloutBatch
+    ) -> tuple[float, dict[str, float]]:
+        """Add one branch's gradients, micro-batch by micro-batch; the token mean runs over all processes' branch."""
+        args, engine = self.args, TorchEngine(self.policy.backbone, runnable(model))
+        (tokens,) = sums(self.accelerator, [float(branch.tokens if branch.prompts else 0)])
+        totals = dict.fromkeys(("loss", "tokens", "clipped", "mismatch_kl", "reference_kl"), 0.0)
         beta = max(args.kl_beta, guard)
         reference = (self._stage_one if guard > 0 else self._initial) if beta > 0 else None
-        for chunk in chunk_by_tokens(branch.sizes, args.micro_batch_tokens):
+        chunks = list(chunk_by_tokens(branch.sizes, args.micro_batch_tokens))
+        passes = maximum(self.accelerator, len(chunks)) if is_sharded(model) else len(chunks)
+        # FSDP divides gradients by the number of processes.
+        factor = self.args.world_size if is_sharded(model) else 1
+        for chunk in chunks:
             part = branch.part(chunk)
             scores = engine.score(part.prompts, part.token_ids, args.temperature)
             old, positive, negative = part.tensors(scores.logprobs)
@@ -230,21 +283,24 @@ class DualStreamTrainer(Trainer):
                 clip_low=args.clip_low,
                 clip_high=args.clip_high,
                 kl_beta=beta,
-                denominator=branch.tokens,
+                denominator=max(1, int(tokens)),
             )
-            self.accelerator.backward(out.loss)
-            total += out.loss.detach()
-            tokens += out.tokens
-            for key in sums:
-                sums[key] += getattr(out, key)
-        figures = {key: value / max(1, tokens) for key, value in sums.items()}
-        return total, {**figures, "skipped_groups": float(branch.skipped)}
+            self.accelerator.backward(out.loss * factor)
+            for key in totals:
+                totals[key] += float(out.loss.detach() if key == "loss" else getattr(out, key))
+        self._keep_pace(engine, batch, passes - len(chunks))
+        values = sums(self.accelerator, [*totals.values(), branch.skipped, len(branch.prompts)])
+        loss, scored, *figures, skipped, prompts = values
+        means = {key: value / max(1.0, scored) for key, value in zip(list(totals)[2:], figures, strict=True)}
+        return loss, {**means, "skipped_groups": skipped, "prompts": prompts}
 
-    @staticmethod
-    def _gradient(model: torch.nn.Module) -> Tensor:
-        """All gradients as one float32 vector."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters])
+    def _keep_pace(self, engine: TorchEngine, batch: RolloutBatch, missing: int) -> None:
+        """Run empty micro-batches until this process has as many as the others, whose passes need its shards."""
+        shortest = min(range(len(batch.groups)), key=lambda p: len(batch.localize_prompts[p]))
+        ids = batch.groups[shortest].localizations[0].completion.token_ids[:1]
+        for _ in range(missing):
+            scores = engine.score([batch.localize_prompts[shortest]], [[ids]], self.args.temperature)
+            self.accelerator.backward(0.0 * scores.logprobs.sum())
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -252,10 +308,8 @@ class DualStreamTrainer(Trainer):
         """Begin a stage on the checkpoint of the one before: a fresh optimiser, and references for the guards."""
         folder = self.run_folder / f"stage{number}"
         if first_step:
-            with staged_folder(folder) as staging:
-                merged_copy(self.policy, self.model).save_pretrained(staging)
-            inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-            inner.state.clear()
+            self._write_policy(folder, lambda: merged_copy(self.policy, self.model))
+            self._inner_optimizer.state.clear()
         if self._stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
             self._stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
             self._stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
@@ -314,9 +368,7 @@ class DualStreamTrainer(Trainer):
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
         else:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        if self.is_world_process_zero():
-            with staged_folder(run / FINAL) as staging:
-                self._final_policy().save_pretrained(staging)
+        self._write_policy(run / FINAL, self._final_policy)
         return result
 
     def _final_policy(self) -> SparseVLM:
@@ -324,6 +376,24 @@ class DualStreamTrainer(Trainer):
         if is_adapted(self.model):
             self.policy.backbone.model = cast(Any, self.model).merge_and_unload()
         return self.policy
+
+    def _write_policy(self, folder: Path, policy: Callable[[], SparseVLM]) -> None:
+        """Write a policy as an ordinary checkpoint, its shards gathered; all processes call it together."""
+        network = cast(torch.nn.Module, self.model)
+        weights = whole_weights_of(network) if is_sharded(network) else None
+        with self._staged(folder) as staging:
+            if self.is_world_process_zero():
+                policy().save_pretrained(staging, weights)
+
+    @contextmanager
+    def _staged(self, target: Path) -> Iterator[Path]:
+        """`staged_folder`, made and finished by the first process while all of them may write to it."""
+        first = self.is_world_process_zero()
+        with staged_folder(target) if first else nullcontext(staging_path(target)) as staging:
+            self.accelerator.wait_for_everyone()
+            yield staging
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Weights of a checkpoint, through `from_pretrained`.
@@ -336,28 +406,72 @@ class DualStreamTrainer(Trainer):
             return
         network = self.policy.backbone.model
         saved = type(network).from_pretrained(resume_from_checkpoint, dtype=network.dtype)
-        network.load_state_dict(saved.state_dict())
+        if is_sharded(network):
+            set_model_state_dict(network, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+        else:
+            network.load_state_dict(saved.state_dict())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Trainer's; with FSDP the whole state in the same files, so that any number of processes can go on."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self._inner_optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self._schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        inner, folder = self._inner_optimizer, Path(checkpoint)
+        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        inner.load_state_dict(sharded_state(state, [p for group in inner.param_groups for p in group["params"]]))
+        self._schedule.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+
+    @property
+    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
+
+    @property
+    def _inner_optimizer(self) -> Any:
+        """The optimizer inside accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         run = self.run_folder
         target = run / f"checkpoint-{self.state.global_step}"
-        with staged_folder(target) as staging:
+        with self._staged(target) as staging:
             self._writing_to = staging
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._writing_to = None
-            # Trainer writes <folder>/checkpoint-N; its files move up into the staged folder.
-            for path in (staging / target.name).iterdir():
-                path.rename(staging / path.name)
-            (staging / target.name).rmdir()
-        prune_checkpoints(run, self.args.save_total_limit)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                # Trainer writes <folder>/checkpoint-N; its files move up into the staged folder.
+                for path in (staging / target.name).iterdir():
+                    path.rename(staging / path.name)
+                (staging / target.name).rmdir()
+        if self.is_world_process_zero():
+            prune_checkpoints(run, self.args.save_total_limit)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._writing_to) if self._writing_to is not None else str(super()._get_output_dir(trial))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; sharded weights are gathered first, which accelerate leaves undone for tied ones."""
+        network = cast(torch.nn.Module, self.model)
+        if is_sharded(network):
+            self._save(output_dir, whole_weights_of(network))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = Path(output_dir) if output_dir else self.run_folder
         self.policy.backbone.image_processor.save_pretrained(folder)
         self.policy.spec.save(folder, self.policy.backbone)
@@ -377,7 +491,7 @@ def _collate(records: Sequence[Record]) -> dict[str, Any]:
     return {"records": list(records)}
 
 
-def _frozen_copy(policy: SparseVLM) -> SparseVLM:
+def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:
     backbone = copy.copy(policy.backbone)
-    backbone.model = copy.deepcopy(policy.backbone.model).eval().requires_grad_(False)
+    backbone.model = copy.deepcopy(policy.backbone.model).to(device).eval().requires_grad_(False)
     return SparseVLM(backbone, policy.spec)

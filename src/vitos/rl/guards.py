@@ -1,0 +1,103 @@
+"""What a run watches over: updates that are not finite, and rewards that are earned the wrong way."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 10  # logs that a rate is averaged over
+# Figure, limit, whether more or less than the limit is bad, and what that means.
+_SIGNS = (
+    (
+        "fallback_rate",
+        0.5,
+        True,
+        "of the localizations have no box that could be used: the reasoning sees the whole image instead of evidence. "
+        "Look at samples/; raise rewards.format, start warm, or lengthen max_localization_tokens",
+    ),
+    (
+        "parse_rate",
+        0.5,
+        False,
+        "of the localizations have an <evidence> list that can be read. Look at samples/; raise rewards.format, or "
+        "start warm",
+    ),
+    (
+        "whole_image_rate",
+        0.5,
+        True,
+        "of the localizations have a box around (nearly) the whole image, which says nothing about where the evidence "
+        "is. Raise rewards.iou, and check that the training records have gold boxes",
+    ),
+    (
+        "no_answer_rate",
+        0.5,
+        True,
+        "of the reasonings end without an answer that could be read. Look at samples/; lengthen max_reasoning_tokens, "
+        "or start warm",
+    ),
+)
+
+
+class UpdateGuard:
+    """Counts updates whose loss or gradient is not finite.
+
+    Args:
+        most: such updates in a row that are left out; one more stops the run.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.in_a_row = 0
+
+    def admits(self, step: int, loss: float, norm: float, ids: Sequence[str]) -> bool:
+        """Whether the update may change the weights.
+
+        Raises:
+            FloatingPointError: after too many that may not.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        what = f"the loss of update {step} is {loss} and the norm of its gradient {norm} (questions {list(ids)})"
+        if self.in_a_row > self.most:
+            raise FloatingPointError(
+                f"{what}, the {self.in_a_row}. such update in a row; lower learning_rate, or train in float32"
+            )
+        logger.warning("%s; the update is left out", what)
+        return False
+
+
+class CollapseWarning(TrainerCallback):
+    """Says once, in plain words, when a rate of the last logs shows that rewards are earned the wrong way."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name, *_ in _SIGNS}
+        self._said: set[str] = set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, limit, more_is_bad, meaning in _SIGNS:
+            if logs is None or name not in logs or name in self._said or not state.is_world_process_zero:
+                continue
+            values = self._seen[name]
+            values.append(logs[name])
+            mean = sum(values) / len(values)
+            if len(values) == WINDOW and (mean > limit if more_is_bad else mean < limit):
+                self._said.add(name)
+                only = "" if more_is_bad else "only "
+                logger.warning("update %d: %s%.0f %% %s", state.global_step, only, 100 * mean, meaning)
