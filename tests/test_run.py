@@ -171,7 +171,7 @@ def test_a_cache_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypa
         "--set",
         f"data.cache={cache}",
         "--set",
-        "model.max_pixels=4096",
+        "model.attn_implementation=eager",
         "--set",
         f"output_dir={tmp_path / 'o'}",
     ]
