@@ -42,8 +42,8 @@ from vitos.response import format_box_list, format_localization, format_reasonin
 from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
-SCENES, TEXTS = 10, 2  # lessons with an image, and without, in a batch
-SHORT, LONG = 4, 2  # short questions and questions of the templates about a scene
+SCENES, LOOKUPS, TEXTS = 5, 6, 2  # lessons of a batch: about images, looking up an option's letter, binding words
+SHORT, LONG, BINDINGS = 4, 2, 1  # exercises about a scene: short questions, the templates' questions, bindings
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
 
@@ -145,14 +145,18 @@ def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -
         exercises.append(Exercise(NANO_SPEC.localize_text(q.full_text), target))
         if place == 0:
             exercises.append(Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.answer)))
-    return Lesson((visual,), (*exercises, binding_exercise(rng, "<image>")))
+    return Lesson((visual,), (*exercises, *(binding_exercise(rng, "<image>") for _ in range(BINDINGS))))
 
 
 def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
-    """Where are the findings of a kind, and what is at a point: most to be learned per token."""
+    """Boxes, number and quadrant of a kind, and what is at a point: most to be learned per token."""
     found = in_reading_order(scene.findings)
     by_kind = {kind: [f for f in found if f.kind == kind] for kind in KINDS}
     out = [Exercise(f"<image>Locate the {kind}.", " " + boxes_text(own)) for kind, own in by_kind.items() if own]
+    out += [Exercise(f"<image>How many of kind {kind}?", f" {len(own)}") for kind, own in by_kind.items() if own]
+    out += [
+        Exercise(f"<image>Where is the {k}?", f" {own[0].quadrant}") for k, own in by_kind.items() if len(own) == 1
+    ]
     for f in found:
         x, y = np.clip(np.array([f.x, f.y]) + rng.uniform(-0.02, 0.02, 2), 0, 1)
         out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {f.kind} {boxes_text([f])}"))
@@ -174,6 +178,20 @@ def binding_exercise(rng: np.random.Generator, before: str = "") -> Exercise:
     return Exercise(text, format_reasoning(thought, "ABCD"[options.index(said)]))
 
 
+def lookup_lesson(rng: np.random.Generator) -> Lesson:
+    """The binding at its shortest, always among four: what is said stands before the options or, harder, behind."""
+    words = [*WORD_LIST, *KINDS, "1", "2", "3", "4"]
+    exercises = []
+    for _ in range(12):
+        options = [words[i] for i in rng.choice(len(words), 4, replace=False)]
+        right = rng.integers(4)
+        listed = "".join(f"\n{name}. {option}" for name, option in zip("ABCD", options, strict=True))
+        said = f"it is {options[right]}"
+        text = f"{said}{listed}" if rng.random() < 0.5 else f"{listed}\n{said}"
+        exercises.append(Exercise(text, f"<answer>{'ABCD'[right]}"))
+    return Lesson((), tuple(exercises))
+
+
 WORD_LIST = [word for word in dict.fromkeys(WORDS.lower().split()) if word.isalpha()]
 
 
@@ -188,7 +206,9 @@ def batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int)
     usable = [i for i, scene in enumerate(scenes) if scene.findings]
     while True:
         index = rng.choice(usable, SCENES, replace=False)
-        yield [scene_lesson(scenes[i], visuals[i], rng) for i in index] + [text_lesson(rng) for _ in range(TEXTS)]
+        seen = [scene_lesson(scenes[i], visuals[i], rng) for i in index]
+        read = [lookup_lesson(rng) for _ in range(LOOKUPS)] + [text_lesson(rng) for _ in range(TEXTS)]
+        yield seen + read
 
 
 class Muon(torch.optim.Optimizer):
@@ -297,7 +317,7 @@ def main() -> None:
     parser.add_argument("--encoder-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of embeddings, norms and biases")
-    parser.add_argument("--matrix-rate", type=float, default=0.02, help="learning rate of matrices")
+    parser.add_argument("--matrix-rate", type=float, default=0.01, help="learning rate of matrices")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--encoder", type=Path, help="folder of the model between the two parts")
     parser.add_argument("--threads", type=int, default=1)
