@@ -170,8 +170,13 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def whole_weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` with sharded tensors gathered on the CPU; all processes must call it together."""
-    return {name: _whole(value) for name, value in model.state_dict().items()}
+    """The `state_dict` with sharded tensors gathered on the CPU; all processes must call it together.
+
+    A tied weight stands under its first name only, as in a file of `save_pretrained`.
+    """
+    once = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {name: _whole(value) for name, value in model.state_dict().items() if name not in tied}
 
 
 def _whole(value: Any) -> Any:
