@@ -32,7 +32,17 @@ from torch.nn import functional as F
 from vitos.backbones import Backbone
 from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
 from vitos.benchmarks.results import summarize
-from vitos.data.phantom import KINDS, QUADRANTS, TEMPLATES, Finding, Scene, render, sample, write_phantoms
+from vitos.data.phantom import (
+    KINDS,
+    QUADRANTS,
+    TEMPLATES,
+    Finding,
+    Scene,
+    option_lines,
+    render,
+    sample,
+    write_phantoms,
+)
 from vitos.data.readers import read_records
 from vitos.geometry import TokenGrid
 from vitos.nano.build import NANO_SPEC, WORDS, build_nano
@@ -173,8 +183,7 @@ def binding_exercise(rng: np.random.Generator, before: str = "") -> Exercise:
     options = [words[i] for i in rng.choice(len(words), rng.integers(2, 5), replace=False)]
     said = options[rng.integers(len(options))]
     thought = f"{('it is', 'it is a', 'it is the', 'there are')[rng.integers(4)]} {said}"
-    listed = "".join(f"\n{name}. {option}" for name, option in zip("ABCD", options, strict=False))
-    text = NANO_SPEC.reason_text(f"{before}{thought}. Which option says it?{listed}")
+    text = NANO_SPEC.reason_text(f"{before}{thought}. Which option says it?{option_lines(options)}")
     return Exercise(text, format_reasoning(thought, "ABCD"[options.index(said)]))
 
 
@@ -185,8 +194,7 @@ def lookup_lesson(rng: np.random.Generator) -> Lesson:
     for _ in range(12):
         options = [words[i] for i in rng.choice(len(words), 4, replace=False)]
         right = rng.integers(4)
-        listed = "".join(f"\n{name}. {option}" for name, option in zip("ABCD", options, strict=True))
-        said = f"it is {options[right]}"
+        said, listed = f"it is {options[right]}", option_lines(options)
         text = f"{said}{listed}" if rng.random() < 0.5 else f"{listed}\n{said}"
         exercises.append(Exercise(text, f"<answer>{'ABCD'[right]}"))
     return Lesson((), tuple(exercises))

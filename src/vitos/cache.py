@@ -186,8 +186,8 @@ class EmbeddingCache:
             raise CacheError(f"{name} is not in the cache {self._folder}, or changed since; {REBUILD}")
         shard, entry = self._where[key]
         tensors = read_entry(self._handle(shard), self._folder / f"{shard}.safetensors", key, entry)
-        kind = next(parameter.dtype for m in self._backbone.vision_modules for parameter in m.parameters())
-        embeddings, *streams = (t.to(self._backbone.device, kind, copy=True) for t in tensors)
+        device, dtype = self._backbone.device, self._backbone.vision_dtype
+        embeddings, *streams = (t.to(device, dtype, copy=True) for t in tensors)
         return VisualTokens(embeddings, entry.grid, entry.resized, tuple(streams))
 
     def _handle(self, shard: str) -> Any:
@@ -290,7 +290,7 @@ def write_shard(folder: Path, images: Mapping[str, VisualTokens], dtype: torch.d
     tensors: dict[str, Tensor] = {}
     rows = {}
     for key, visual in images.items():
-        stored = [t.detach().to("cpu", dtype).contiguous() for t in (visual.embeddings, *visual.streams)]
+        stored = [t.detach().to("cpu", dtype).contiguous() for t in visual.tensors]
         tensors |= {f"{key}/{number}": tensor for number, tensor in enumerate(stored)}
         proof = checksum(key, visual.grid, visual.resized, stored)
         rows[key] = Entry(visual.grid, visual.resized, len(visual.streams), proof).to_json()

@@ -174,8 +174,7 @@ def _prepare(policy: SparseVLM, folder: Path, dtype: str | None) -> str:
         return there
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CacheError(f"{folder} is neither a cache nor an empty folder; name another one")
-    own = next(p.dtype for module in policy.backbone.vision_modules for p in module.parameters())
-    return dtype or str(own).removeprefix("torch.")
+    return dtype or str(policy.backbone.vision_dtype).removeprefix("torch.")
 
 
 def _keep_whole_shards(folder: Path) -> tuple[set[str], tuple[str, ...]]:
@@ -227,4 +226,4 @@ def _check_room(
 
 
 def _size(visual: VisualTokens, dtype: str) -> int:
-    return sum(t.numel() for t in (visual.embeddings, *visual.streams)) * DTYPES[dtype].itemsize
+    return sum(t.numel() for t in visual.tensors) * DTYPES[dtype].itemsize

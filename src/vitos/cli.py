@@ -1,10 +1,12 @@
 """The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
 
-vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
-vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
-vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
-vitos data check|convert|cache|phantom …
-vitos doctor
+    vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
+    vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
+    vitos data check|convert|cache|phantom …
+    vitos doctor
+
+`vitos VERB --help` says more of each.
 """
 
 from __future__ import annotations

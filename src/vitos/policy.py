@@ -1,9 +1,11 @@
 """`SparseVLM`: one policy used twice. Encode an image once, then localize, reason and ask as often as you like.
 
-vlm = SparseVLM.from_pretrained("nano")
-scan = vlm.encode("slice.png")
-finding = vlm.ask(scan, "<image>What is the finding in the left lung?\\nA. nodule\\nB. cyst")
-finding.answer, finding.boxes, finding.kept_ratio
+    vlm = SparseVLM.from_pretrained("nano")
+    scan = vlm.encode("slice.png")
+    finding = vlm.ask(scan, "<image>What is the finding in the left lung?\\nA. nodule\\nB. cyst")
+    finding.answer, finding.boxes, finding.kept_ratio
+
+A scan serves any number of questions.
 """
 
 from __future__ import annotations

@@ -32,9 +32,14 @@ class VisualTokens:
     streams: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
-        for tensor in (self.embeddings, *self.streams):
+        for tensor in self.tensors:
             if tensor.shape[0] != self.grid.num_tokens:
                 raise ValueError(f"{tensor.shape[0]} visual tokens do not fit a grid of {self.grid.num_tokens} cells")
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The embeddings and the streams."""
+        return (self.embeddings, *self.streams)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,30 +129,35 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
         evaluate(
-            Evaluation(
-                name=recipe.name,
-                checkpoint=str(run / FINAL),
-                data=recipe.data.eval,
-                base=base,
-                limit=recipe.data.limit_eval,
-                bootstrap_samples=recipe.evaluate.bootstrap_samples,
-                load=load_options(recipe.model),
-                cache=recipe.data.cache,
-                plan=EvaluationPlan(
-                    controls=recipe.evaluate.controls,
-                    budgets=recipe.evaluate.budgets,
-                    batch_size=recipe.evaluate.batch_size,
-                    max_localization_tokens=recipe.train.max_localization_tokens,
-                    max_reasoning_tokens=recipe.train.max_reasoning_tokens,
-                    seed=recipe.seed,
-                ),
-            ),
+            _evaluation(recipe, base),
             run,
             metrics=read_metrics(run / METRICS_FILE),
             recipe=recipe,
             console=console,
         )
     return run
+
+
+def _evaluation(recipe: Recipe, base: str) -> Evaluation:
+    """Of the recipe's final model beside `base`."""
+    return Evaluation(
+        name=recipe.name,
+        checkpoint=str(Path(recipe.output_dir) / FINAL),
+        data=recipe.data.eval,
+        base=base,
+        limit=recipe.data.limit_eval,
+        bootstrap_samples=recipe.evaluate.bootstrap_samples,
+        load=load_options(recipe.model),
+        cache=recipe.data.cache,
+        plan=EvaluationPlan(
+            controls=recipe.evaluate.controls,
+            budgets=recipe.evaluate.budgets,
+            batch_size=recipe.evaluate.batch_size,
+            max_localization_tokens=recipe.train.max_localization_tokens,
+            max_reasoning_tokens=recipe.train.max_reasoning_tokens,
+            seed=recipe.seed,
+        ),
+    )
 
 
 def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM:

@@ -83,4 +83,4 @@ class ScanStore:
 
 
 def _size(scan: Scan) -> int:
-    return sum(t.nbytes for visual in scan.visuals for t in (visual.embeddings, *visual.streams))
+    return sum(t.nbytes for visual in scan.visuals for t in visual.tensors)

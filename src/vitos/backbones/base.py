@@ -138,6 +138,12 @@ class Backbone(ABC):
         return torch.device(next(self.model.parameters()).device)
 
     @property
+    def vision_dtype(self) -> torch.dtype:
+        """Number format of the vision encoder's weights."""
+        dtype: torch.dtype = next(p.dtype for module in self.vision_modules for p in module.parameters())
+        return dtype
+
+    @property
     def pad_token_id(self) -> int:
         tokenizer = self.tokenizer
         return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

@@ -22,8 +22,7 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vitos.data.gray import ByteArray, FloatArray, Rendering, WindowFunction, apply_window, stretch
-from vitos.data.nifti import VolumeError
+from vitos.data.gray import ByteArray, FloatArray, Rendering, VolumeError, WindowFunction, apply_window, render
 from vitos.data.selector import Selector
 
 # Everything that is read of a header.
@@ -205,7 +204,7 @@ def _gray(
     from pydicom.pixels.processing import apply_voi
 
     if selector.window is not None:
-        return apply_window(values, selector.window), selector.window, "selector"
+        return render(values, selector.window)
     if header.get("VOILUTSequence"):
         table = apply_voi(values.astype(np.int64), header, index=0)
         _, _, bits = header.VOILUTSequence[0].LUTDescriptor
@@ -216,8 +215,7 @@ def _gray(
     least = 1.0 if function == "LINEAR" else np.nextafter(0, 1)
     if centre is not None and width is not None and width >= least and function in get_args(WindowFunction):
         return apply_window(values, (centre, width), cast(WindowFunction, function)), (centre, width), "file"
-    gray, window = stretch(values, _not_padding(stored, header))
-    return gray, window, "range"
+    return render(values, None, _not_padding(stored, header))
 
 
 def _group(header: Any, index: int, name: str, tag: str) -> Any:

@@ -1,4 +1,4 @@
-"""Values of a gray image → 8 bit, and the record of how: the one place for windows of every format."""
+"""Values of a gray image → 8 bit, and the record of how: what Pillow, DICOM and NIfTI images have in common."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ FloatArray = NDArray[np.float64]
 ByteArray = NDArray[np.uint8]
 WindowSource = Literal["selector", "file", "range"]
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+
+class VolumeError(ValueError):
+    """A DICOM or NIfTI file cannot be used; says what is wrong without the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +76,12 @@ def stretch(values: FloatArray, among: NDArray[np.bool_] | None = None) -> tuple
     low, high = float(inside.min()), float(inside.max())
     scale = 255 / (high - low) if high > low else 0.0
     return np.rint((np.clip(values, low, high) - low) * scale).astype(np.uint8), ((low + high) / 2, high - low)
+
+
+def render(
+    values: FloatArray, window: tuple[float, float] | None, among: NDArray[np.bool_] | None = None
+) -> tuple[ByteArray, tuple[float, float], WindowSource]:
+    """Gray values, the window and where it comes from: the selector's `window`, else the range (see `stretch`)."""
+    if window is not None:
+        return apply_window(values, window), window, "selector"
+    return (*stretch(values, among), "range")

@@ -28,8 +28,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitos.data.dicom import is_dicom, read_frame
-from vitos.data.gray import Rendering, WindowSource, apply_window, stretch
-from vitos.data.nifti import VolumeError, is_nifti, read_slice
+from vitos.data.gray import Rendering, VolumeError, render
+from vitos.data.nifti import is_nifti, read_slice
 from vitos.data.selector import Selector, parse_selector, split_name
 
 MAX_PIXELS = 64_000_000
@@ -218,9 +218,7 @@ def _load_medical(
         values, mode = read_slice(path, selector, check_size)
         if not np.isfinite(values).all():
             raise ImageError(name, "holds voxel values that are not finite; replace them and save it again")
-        chosen = selector.window
-        pixels, window = (apply_window(values, chosen), chosen) if chosen else stretch(values)
-        source: WindowSource = "selector" if chosen else "range"
+        pixels, window, source = render(values, selector.window)
         rendering, warned = Rendering(None, selector.axis, selector.slice, window, source), ()
     image = Image.fromarray(pixels).convert("RGB")
     return image, ImageFacts(kind, mode, image.width, image.height, False, rendering, warned)
@@ -266,9 +264,8 @@ def _to_rgb(image: Image.Image, path: Path, selector: Selector) -> tuple[Image.I
         values = np.asarray(image).astype(np.float64)
         if not np.isfinite(values.max() - values.min()):
             raise ImageError(path, "holds pixel values that are not finite; export it again as 8- or 16-bit gray")
-        gray, window = (apply_window(values, chosen), chosen) if chosen else stretch(values)
-        rendering = Rendering(window=window, window_source="selector" if chosen else "range")
-        return Image.fromarray(gray).convert("RGB"), rendering
+        gray, window, source = render(values, chosen)
+        return Image.fromarray(gray).convert("RGB"), Rendering(window=window, window_source=source)
     if chosen:
         raise ImageError(path, f"colour mode {image.mode} has no window; leave window out")
     if image.mode in _ALPHA or (image.mode in _PLAIN and image.has_transparency_data):

@@ -15,14 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitos.data.gray import FloatArray
+from vitos.data.gray import FloatArray, VolumeError
 from vitos.data.selector import Selector
 
 SUFFIXES = (".nii", ".nii.gz")
-
-
-class VolumeError(ValueError):
-    """A volume cannot be used; says what is wrong without the path."""
 
 
 def is_nifti(path: Path) -> bool:

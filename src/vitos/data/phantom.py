@@ -10,7 +10,7 @@ Simplifications: one slice, one body plan, "left" is the image's left, findings 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +94,12 @@ class Question:
     @property
     def full_text(self) -> str:
         """The question as it stands in a record: `<image>`, the text, one option a line."""
-        lines = "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", self.options, strict=False))
-        return f"{IMAGE_PLACEHOLDER}{self.text}{lines}"
+        return f"{IMAGE_PLACEHOLDER}{self.text}{option_lines(self.options)}"
+
+
+def option_lines(options: Sequence[str]) -> str:
+    """Options with their letters, up to four, each on a line that begins with a line break."""
+    return "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------

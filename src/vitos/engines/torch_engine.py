@@ -167,11 +167,10 @@ class TorchEngine:
         packed = pack(prompts, completions, self.backbone.pad_token_id)
         config, family = self.backbone.model.config.get_text_config(), self.backbone.model.config.model_type
         inputs = self.backbone.model_inputs(packed.batch)
-        both_ways = self.backbone.capabilities.bidirectional_views
-        visual = (packed.segments == 0) & (packed.batch.input_ids == self.backbone.visual_token_id)
-        inputs["attention_mask"] = attention_masks(
-            packed, config, self.backbone.model.dtype, visual if both_ways else None
-        )
+        visual = None
+        if self.backbone.capabilities.bidirectional_views:
+            visual = (packed.segments == 0) & (packed.batch.input_ids == self.backbone.visual_token_id)
+        inputs["attention_mask"] = attention_masks(packed, config, self.backbone.model.dtype, visual)
 
         def log_softmax(logits: Tensor) -> Tensor:
             return self._log_softmax(logits, temperature)

@@ -30,7 +30,26 @@ _SHOWN = {
 }
 
 
-class MetricsFileCallback(TrainerCallback):
+class LogCallback(TrainerCallback):
+    """Watches what the first process logs."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and state.is_world_process_zero:
+            self.on_figures(args, state, logs)
+
+    def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
+        """Called with every log; the last one is Trainer's summary."""
+        raise NotImplementedError
+
+
+class MetricsFileCallback(LogCallback):
     """One JSON object a line for every log, whatever else `report_to` names.
 
     A resumed run first drops the lines behind its checkpoint, so that the series has neither gap nor repeat.
@@ -45,21 +64,14 @@ class MetricsFileCallback(TrainerCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, "".join(_line(row) for row in read_metrics(path) if row["step"] <= state.global_step))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "reward/localization" not in logs or not state.is_world_process_zero:
-            return  # Trainer's closing summary, or another process's log
+    def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
+        if "reward/localization" not in logs:
+            return
         with open(Path(str(args.output_dir)) / METRICS_FILE, "a", encoding="utf-8") as file:
             file.write(_line({"step": state.global_step, **logs}))
 
 
-class FiguresCallback(TrainerCallback):
+class FiguresCallback(LogCallback):
     """A progress bar over the updates of the whole run, with rewards, accuracies and rates behind it."""
 
     _bar: Any = None
@@ -70,15 +82,8 @@ class FiguresCallback(TrainerCallback):
         if state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._bar is not None and logs:
+    def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
+        if self._bar is not None:
             self._bar.set_postfix({short: f"{logs[key]:.2f}" for key, short in _SHOWN.items() if key in logs})
             self._bar.update(state.global_step - self._bar.n)
 

@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
+
+from vitos.rl.callbacks import LogCallback
 
 logger = logging.getLogger(__name__)
 
@@ -76,23 +78,16 @@ class UpdateGuard:
         return False
 
 
-class CollapseWarning(TrainerCallback):
+class CollapseWarning(LogCallback):
     """Says once, in plain words, when a rate of the last logs shows that rewards are earned the wrong way."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name, *_ in _SIGNS}
         self._said: set[str] = set()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
         for name, limit, more_is_bad, meaning in _SIGNS:
-            if logs is None or name not in logs or name in self._said or not state.is_world_process_zero:
+            if name not in logs or name in self._said:
                 continue
             values = self._seen[name]
             values.append(logs[name])

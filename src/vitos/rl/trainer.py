@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, get_scheduler
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
 
 from vitos.cache import EmbeddingCache
 from vitos.data.record import Record
@@ -32,10 +29,8 @@ from vitos.rl.checkpoint import (
     CheckpointError,
     complete_checkpoints,
     is_complete,
-    prune_checkpoints,
-    staged_folder,
-    staging_path,
 )
+from vitos.rl.checkpointed import CheckpointedTrainer
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.guards import CollapseWarning, UpdateGuard
 from vitos.rl.loss import LossInputs, policy_loss
@@ -48,12 +43,9 @@ from vitos.rl.parallel import (
     maximum,
     runnable,
     set_up_sharding,
-    sharded_state,
     sum_gradients,
     sums,
-    whole_state,
     whole_weights,
-    whole_weights_of,
 )
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out, rollout_metrics
@@ -67,7 +59,7 @@ logger = logging.getLogger(__name__)
 FINAL = "model"
 
 
-class DualStreamTrainer(Trainer):
+class DualStreamTrainer(CheckpointedTrainer):
     """Trains both branches of a policy by reinforcement learning.
 
     Args:
@@ -85,7 +77,6 @@ class DualStreamTrainer(Trainer):
     """
 
     args: DualStreamConfig
-    _writing_to: Path | None = None  # the staged folder of the checkpoint being written
 
     def __init__(
         self,
@@ -133,11 +124,6 @@ class DualStreamTrainer(Trainer):
         self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
         self._stage_one: SparseVLM | None = None
         self._pending: list[dict[str, float]] = []
-
-    @property
-    def run_folder(self) -> Path:
-        """`args.output_dir`."""
-        return Path(str(self.args.output_dir))
 
     @property
     def _sharding(self) -> Any:
@@ -194,8 +180,7 @@ class DualStreamTrainer(Trainer):
         metrics = rollout_metrics(groups)
         model.train()
         with watch.stage("update"):
-            loss, more = self._backward(model, batch, stage.branches(step), stage, step)
-            norm = gradient_norm(self.accelerator, model)
+            loss, norm, more = self._backward(model, batch, stage.branches(step), stage, step)
         admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
         if not admitted:
             model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
@@ -213,8 +198,8 @@ class DualStreamTrainer(Trainer):
         weights: Mapping[str, float],
         stage: Stage,
         step: int,
-    ) -> tuple[float, dict[str, float]]:
-        """Gradients of the weighted sum of the branches' losses, summed over processes; the loss and figures.
+    ) -> tuple[float, float, dict[str, float]]:
+        """Gradients of the weighted sum of the branches' losses, summed over processes; the loss, their norm, figures.
 
         The norm of each branch's gradient is logged where it costs nothing, that is where one branch is trained
         alone, and beside the cosine.
@@ -247,13 +232,14 @@ class DualStreamTrainer(Trainer):
                     before = now
         if sum(metrics[f"prompts/{name}"] for name in trained) > 0:
             sum_gradients(self.accelerator, model)
+        norm = gradient_norm(self.accelerator, model)
         if cosine:
             (aa, ab), (_, bb) = gradient_products(self.accelerator, model, list(gradients.values()))
             metrics["gradient_cosine"] = ab / max((aa * bb) ** 0.5, 1e-16)
             metrics |= {f"gradient_norm/{name}": x**0.5 for name, x in zip(gradients, (aa, bb), strict=True)}
         elif len(trained) == 1:
-            metrics[f"gradient_norm/{trained[0]}"] = gradient_norm(self.accelerator, model)
-        return total, metrics
+            metrics[f"gradient_norm/{trained[0]}"] = norm
+        return total, norm, metrics
 
     def _branch_backward(
         self, model: torch.nn.Module, branch: BranchBatch, weight: float, guard: float, batch: RolloutBatch
@@ -376,105 +362,6 @@ class DualStreamTrainer(Trainer):
         if is_adapted(self.model):
             self.policy.backbone.model = cast(Any, self.model).merge_and_unload()
         return self.policy
-
-    def _write_policy(self, folder: Path, policy: Callable[[], SparseVLM]) -> None:
-        """Write a policy as an ordinary checkpoint, its shards gathered; all processes call it together."""
-        network = cast(torch.nn.Module, self.model)
-        weights = whole_weights_of(network) if is_sharded(network) else None
-        with self._staged(folder) as staging:
-            if self.is_world_process_zero():
-                policy().save_pretrained(staging, weights)
-
-    @contextmanager
-    def _staged(self, target: Path) -> Iterator[Path]:
-        """`staged_folder`, made and finished by the first process while all of them may write to it."""
-        first = self.is_world_process_zero()
-        with staged_folder(target) if first else nullcontext(staging_path(target)) as staging:
-            self.accelerator.wait_for_everyone()
-            yield staging
-            self.accelerator.wait_for_everyone()
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Weights of a checkpoint, through `from_pretrained`.
-
-        Trainer's own loads adapters well, but takes the names of whole models as they stand in the file, which for
-        many vision-language models are not the module's: it would skip all of them and only warn.
-        """
-        if is_adapted(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        network = self.policy.backbone.model
-        saved = type(network).from_pretrained(resume_from_checkpoint, dtype=network.dtype)
-        if is_sharded(network):
-            set_model_state_dict(network, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
-        else:
-            network.load_state_dict(saved.state_dict())
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Trainer's; with FSDP the whole state in the same files, so that any number of processes can go on."""
-        if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        state = whole_state(self._inner_optimizer.state_dict())
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self._schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        inner, folder = self._inner_optimizer, Path(checkpoint)
-        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        inner.load_state_dict(sharded_state(state, [p for group in inner.param_groups for p in group["params"]]))
-        self._schedule.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
-
-    @property
-    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
-        return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
-
-    @property
-    def _inner_optimizer(self) -> Any:
-        """The optimizer inside accelerate's wrapper."""
-        return getattr(self.optimizer, "optimizer", self.optimizer)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        run = self.run_folder
-        target = run / f"checkpoint-{self.state.global_step}"
-        with self._staged(target) as staging:
-            self._writing_to = staging
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._writing_to = None
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                # Trainer writes <folder>/checkpoint-N; its files move up into the staged folder.
-                for path in (staging / target.name).iterdir():
-                    path.rename(staging / path.name)
-                (staging / target.name).rmdir()
-        if self.is_world_process_zero():
-            prune_checkpoints(run, self.args.save_total_limit)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._writing_to) if self._writing_to is not None else str(super()._get_output_dir(trial))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; sharded weights are gathered first, which accelerate leaves undone for tied ones."""
-        network = cast(torch.nn.Module, self.model)
-        if is_sharded(network):
-            self._save(output_dir, whole_weights_of(network))
-        else:
-            super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir) if output_dir else self.run_folder
-        self.policy.backbone.image_processor.save_pretrained(folder)
-        self.policy.spec.save(folder, self.policy.backbone)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's figures and ours, averaged over the updates since the last log."""
