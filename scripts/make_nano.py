@@ -7,10 +7,11 @@ here; that is what the dual stream teaches.
 1. The encoder learns to say, of every visual token, which finding it sees, where the token lies and which numbers
    write the finding's box, through linear heads that are thrown away. Without this a language model of this size
    stays blind: 500 updates of all weights together left naming and boxes at chance.
-2. The language model learns, on the frozen encoder's tokens: short questions (where is a kind, what is at a point),
-   both branches' formats, and, with and without an image in front, to bind what is said to an option's letter.
+2. The language model learns, on the frozen encoder's tokens: short questions (where is a kind, what is at a point) and
+   both branches' formats. It answers with an option's text, not with its letter: binding letters to options costs a
+   model of this size more than all the rest (docs/nano.md).
 
-`--encoder FOLDER` keeps the model as it is between the two, and begins with the second where that folder exists.
+`--legs FOLDER` keeps the model as it is after 1 and skips what that folder holds.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
 from vitos.benchmarks.results import summarize
 from vitos.data.phantom import (
     KINDS,
-    QUADRANTS,
     TEMPLATES,
     Finding,
+    Question,
     Scene,
-    option_lines,
     render,
     sample,
     write_phantoms,
 )
 from vitos.data.readers import read_records
 from vitos.geometry import TokenGrid
-from vitos.nano.build import NANO_SPEC, WORDS, build_nano
+from vitos.nano.build import NANO_SPEC, build_nano
 from vitos.policy import SparseVLM
 from vitos.prompt import VisualTokens
 from vitos.response import format_box_list, format_localization, format_reasoning
+from vitos.rl.checkpoint import is_complete, staged_folder
 from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
-SCENES, LOOKUPS, TEXTS = 5, 6, 2  # lessons of a batch: about images, looking up an option's letter, binding words
-SHORT, LONG, BINDINGS = 4, 2, 1  # exercises about a scene: short questions, the templates' questions, bindings
+SCENES, SHORT, LONG = 10, 3, 3  # scenes of a batch; short questions and questions of the templates about each
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
+NAMING = ("kind_at_point", "kind_in_region")  # templates that ask for a name
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
@@ -145,17 +146,35 @@ def boxes_text(findings: Sequence[Finding]) -> str:
 
 
 def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
-    """Short questions, questions of random templates that the scene can carry, and one binding of options."""
+    """Short questions, and questions of random templates that the scene can carry, the first two for both branches."""
     short = short_exercises(scene, rng)
     exercises = [short[i] for i in rng.permutation(len(short))[:SHORT]]
     names = list(rng.permutation(list(TEMPLATES)))
     asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:LONG]
     for place, q in enumerate(asked):
-        target = format_localization(q.thought, boxes_text(in_reading_order(q.evidence)), q.answer)
-        exercises.append(Exercise(NANO_SPEC.localize_text(q.full_text), target))
-        if place == 0:
-            exercises.append(Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.answer)))
-    return Lesson((visual,), (*exercises, *(binding_exercise(rng, "<image>") for _ in range(BINDINGS))))
+        exercises.append(localize_exercise(q))
+        if place < 2:
+            exercises.append(reason_exercise(q))
+    return Lesson((visual,), tuple(exercises))
+
+
+def localize_exercise(q: Question) -> Exercise:
+    """What the question is about, its boxes, and the answer, which can be read off the boxes."""
+    about = q.thought if q.template in NAMING else f"the {' and the '.join(dict.fromkeys(f.kind for f in q.evidence))}"
+    return Exercise(
+        NANO_SPEC.localize_text(q.full_text), format_localization(about, boxes_text(ordered_evidence(q)), q.truth)
+    )
+
+
+def reason_exercise(q: Question) -> Exercise:
+    """The answer behind a thought, which begins with the boxes where the answer is about places, numbers and sizes."""
+    thought = q.thought if q.template in NAMING else f"{boxes_text(ordered_evidence(q))} {q.thought}"
+    return Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(thought, q.truth))
+
+
+def ordered_evidence(q: Question) -> Sequence[Finding]:
+    """As the question names them, findings of one kind in reading order."""
+    return q.evidence if q.template == "larger_of_two" else in_reading_order(q.evidence)
 
 
 def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
@@ -177,46 +196,12 @@ def in_reading_order(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (f.y, f.x))
 
 
-def binding_exercise(rng: np.random.Generator, before: str = "") -> Exercise:
-    """Which option says what is said? Mostly about arbitrary words, so that copying is learned and not the words."""
-    words = (tuple(WORD_LIST), KINDS, QUADRANTS, ("1", "2", "3", "4"))[rng.choice(4, p=(0.55, 0.15, 0.15, 0.15))]
-    options = [words[i] for i in rng.choice(len(words), rng.integers(2, 5), replace=False)]
-    said = options[rng.integers(len(options))]
-    thought = f"{('it is', 'it is a', 'it is the', 'there are')[rng.integers(4)]} {said}"
-    text = NANO_SPEC.reason_text(f"{before}{thought}. Which option says it?{option_lines(options)}")
-    return Exercise(text, format_reasoning(thought, "ABCD"[options.index(said)]))
-
-
-def lookup_lesson(rng: np.random.Generator) -> Lesson:
-    """The binding at its shortest, always among four: what is said stands before the options or, harder, behind."""
-    words = [*WORD_LIST, *KINDS, "1", "2", "3", "4"]
-    exercises = []
-    for _ in range(12):
-        options = [words[i] for i in rng.choice(len(words), 4, replace=False)]
-        right = rng.integers(4)
-        said, listed = f"it is {options[right]}", option_lines(options)
-        text = f"{said}{listed}" if rng.random() < 0.5 else f"{listed}\n{said}"
-        exercises.append(Exercise(text, f"<answer>{'ABCD'[right]}"))
-    return Lesson((), tuple(exercises))
-
-
-WORD_LIST = [word for word in dict.fromkeys(WORDS.lower().split()) if word.isalpha()]
-
-
-def text_lesson(rng: np.random.Generator) -> Lesson:
-    """Binding words to letters without an image."""
-    return Lesson((), tuple(binding_exercise(rng) for _ in range(5)))
-
-
 def batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int) -> Iterator[list[Lesson]]:
-    """Scenes and text lessons; questions are drawn anew each time."""
+    """Lessons of random scenes; questions are drawn anew each time."""
     rng = np.random.default_rng(seed)
     usable = [i for i, scene in enumerate(scenes) if scene.findings]
     while True:
-        index = rng.choice(usable, SCENES, replace=False)
-        seen = [scene_lesson(scenes[i], visuals[i], rng) for i in index]
-        read = [lookup_lesson(rng) for _ in range(LOOKUPS)] + [text_lesson(rng) for _ in range(TEXTS)]
-        yield seen + read
+        yield [scene_lesson(scenes[i], visuals[i], rng) for i in rng.choice(usable, SCENES, replace=False)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -275,10 +260,9 @@ The embedded model of vitos: Qwen2.5-VL architecture with {parameters:,} paramet
 float32. It looks at synthetic slices ("phantoms") of 128 x 128 pixels through 8 x 8 visual tokens. It shows and tests
 the method; it knows no real anatomy and is no medical device.
 
-Made by `python scripts/make_nano.py --out FOLDER --scenes {scenes} --encoder-steps {encoder_steps}
---steps {steps} --seed {seed}` in {minutes:.0f} minutes on {threads} core(s), from generated
-scenes only. It has seen dense images only, never a sparse
-prompt.
+Made by `python scripts/make_nano.py --out FOLDER --scenes {scenes} --encoder-steps {encoder_steps} --steps {steps}
+--matrix-rate {matrix_rate} --seed {seed}` in {minutes:.0f} minutes on {threads} core(s), from generated scenes only. It
+has seen dense images only, never a sparse prompt.
 
 On {questions} validation questions (`vitos data phantom`, seed 999), greedy:
 
@@ -301,7 +285,7 @@ def card(policy: SparseVLM, args: argparse.Namespace, minutes: float) -> str:
     """The model card, from 500 validation questions of a seed that no recipe uses."""
     with TemporaryDirectory() as folder:
         records = read_records(write_phantoms(Path(folder), "val", 500, seed=999))
-        plan = EvaluationPlan(max_localization_tokens=96, max_reasoning_tokens=24)
+        plan = EvaluationPlan(max_localization_tokens=96, max_reasoning_tokens=64)
         results = summarize([case.to_json() for case in run_policy(policy, records, plan)], bootstrap_samples=100)
     rows = "".join(
         f"| {name} | {row['dense']:.3f} | {row['sparse']:.3f} | {row['mean_iou']:.3f} |\n"
@@ -325,14 +309,18 @@ def main() -> None:
     parser.add_argument("--encoder-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of embeddings, norms and biases")
-    parser.add_argument("--matrix-rate", type=float, default=0.01, help="learning rate of matrices")
+    parser.add_argument("--matrix-rate", type=float, default=0.02, help="learning rate of matrices")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--encoder", type=Path, help="folder of the model between the two parts")
+    parser.add_argument("--legs", type=Path, help="folder that keeps the model after the first part")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    trained = args.encoder is not None and args.encoder.exists()
-    policy = SparseVLM.from_pretrained(args.encoder) if trained else SparseVLM(build_nano(args.seed), NANO_SPEC)
+    with TemporaryDirectory() as folder:
+        make(args, args.legs or Path(folder))
+
+
+def make(args: argparse.Namespace, legs: Path) -> None:
+    """Both parts, the first only where `legs` does not hold it, and the model card."""
     start = time.time()
     seen: list[tuple[float, ...]] = []
 
@@ -341,24 +329,22 @@ def main() -> None:
         if step % 50 == 0:
             means = "  ".join(f"{value:.3f}" for value in np.mean(seen[-50:], axis=0))
             print(f"{part} {step}  {means}  {(time.time() - start) / 60:.1f} min", flush=True)
-        if step % 200 == 0:
-            policy.save_pretrained(args.out)
 
     scenes, images = make_scenes(args.scenes, args.seed)
-    if not trained:
+    if not is_complete(legs / "encoder"):
+        policy = SparseVLM(build_nano(args.seed), NANO_SPEC)
         train_encoder(policy.backbone, scenes, images, args.encoder_steps, partial(report, "encoder"))
-        if args.encoder is not None:
-            policy.save_pretrained(args.encoder)
+        with staged_folder(legs / "encoder") as folder:
+            policy.save_pretrained(folder)
+    seen.clear()
+    policy = SparseVLM.from_pretrained(legs / "encoder")
     for module in policy.backbone.vision_modules:
         module.requires_grad_(False)
-    seen.clear()
-    visuals = encode_all(policy.backbone, images)
     train_supervised(
         policy.backbone,
-        batches(scenes, visuals, args.seed),
+        batches(scenes, encode_all(policy.backbone, images), args.seed),
         steps=args.steps,
         learning_rate=args.learning_rate,
-        answer_weight=5.0,
         optimizers=make_optimizers(policy.backbone, args.learning_rate, args.matrix_rate),
         on_step=partial(report, "language"),
     )

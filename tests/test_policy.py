@@ -27,7 +27,7 @@ def test_ask_is_localize_select_reason(warm_policy, phantom_records, scans):
         (visual,) = scan.visuals
         dense = backbone.build_prompt(spec.localize_text(record.question), [visual])
         text = engine.sample([dense], Sampling(30), [[0]])[0][0].text
-        located = parse_localization(text, "ABCD"[: len(record.options)])
+        located = parse_localization(text, record.options)
         assert found.localization.completion.text == text
         assert found.boxes == located.boxes
         selection = select(visual.grid, located.boxes, spec.keep)
@@ -39,7 +39,7 @@ def test_ask_is_localize_select_reason(warm_policy, phantom_records, scans):
             prompt = prompt.sparse([torch.from_numpy(selection.mask)], spec.fusion)
             sparse += 1
         text = engine.sample([prompt], Sampling(30), [[0]])[0][0].text
-        answered = parse_reasoning(text, "ABCD"[: len(record.options)])
+        answered = parse_reasoning(text, record.options)
         assert (found.answer, found.thought) == (answered.answer, answered.thought)
         assert found.reasoning.completion.text == text
         assert set(found.seconds) == {
@@ -69,7 +69,7 @@ def test_of_several_images_only_the_first_is_sparse(warm_policy, phantom_records
     found = warm_policy.ask(scan, "What differs?\nA. nothing\nB. all", max_tokens=3)
     assert found.kept.shape == (64,)
     query = Query(scan, "<image><image>What differs?\nA. nothing\nB. all")
-    assert query.options == ("A", "B")
+    assert query.options == {"A": "nothing", "B": "all"}
     mask = np.arange(64) < 10
     (prompt,) = warm_policy.with_spec(fusion=Fusion("none")).reason_prompts([query], [Selection(mask)])
     first, second = (visual.embeddings for visual in scan.visuals)

@@ -245,6 +245,37 @@ def test_tagged_answer(content: str, answer: str | None) -> None:
     assert parse_reasoning(reasoned(content), options=["A", "B", "C", "D"]).answer == answer
 
 
+NAMED_ANSWERS = [
+    ("upper left", "A"),
+    ("  Upper\n left ", "A"),  # case and runs of white space do not count
+    ("B", "B"),  # a letter is a letter, even where it is also a text
+    ("upper", None),
+    ("the upper left", None),
+    ("upper left, lower right", None),
+    ("2", None),  # two options have this text
+    ("B. B", "B"),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("content", "answer"), NAMED_ANSWERS)
+def test_an_option_may_be_named_by_exactly_its_text(content: str, answer: str | None) -> None:
+    options = {"A": "upper left", "B": "lower right", "C": "B", "D": "2", "E": "2"}
+    response = parse_reasoning(reasoned(content), options)
+    assert response.answer == answer
+    assert response.well_formed == (answer is not None and content != "B. B")
+    if answer == "A":  # texts that are not known are no answers
+        assert parse_reasoning(reasoned(content), "ABCDE").answer is None
+
+
+def test_letter_and_text_must_be_of_one_option() -> None:
+    options = {"A": "cyst", "B": "mass"}
+    same, other = ("<answer>A</answer><answer>cyst</answer>", "<answer>A</answer><answer>mass</answer>")
+    assert parse_reasoning(same, options).answer == "A"
+    assert parse_reasoning(other, options).answer is None
+    assert parse_reasoning("cyst", options).answer is None  # a text without the tag may be anything
+
+
 UNTAGGED_ANSWERS = [
     ("B", "B"),
     (" B.\n", "B"),
@@ -460,9 +491,10 @@ def test_box_lists_that_would_not_parse_are_not_written(rows: list[list[str]]) -
         format_box_list(rows)
 
 
-@pytest.mark.parametrize("answer", ["", "b", "AB", "B)", "B\n", "\N{FULLWIDTH LATIN CAPITAL LETTER B}"])
+# An option's text may be anything but a tag, so "b" may be one.
+@pytest.mark.parametrize("answer", ["", " \n", "B</answer>", "<think>"])
 def test_answers_that_would_not_parse_are_not_written(answer: str) -> None:
-    with pytest.raises(ValueError, match="one option letter"):
+    with pytest.raises(ValueError, match="letter or text"):
         format_reasoning("t", answer)
 
 

@@ -114,6 +114,14 @@ def test_lesson_of_a_record(nano, picture, style):
     assert lesson.images == (image,)
 
 
+def test_a_checkpoint_may_answer_with_the_text_of_an_option(nano, picture):
+    spec = VitosSpec(answer_with="text")
+    localize, reason = record_lesson(record(boxes=(Box(0, 0, 0.5, 0.5),)), picture(64, 64), nano, spec).exercises
+    assert localize.target.endswith("</evidence><answer>mass</answer>")
+    assert reason.target.endswith("</think><answer>mass</answer>")
+    assert parse_reasoning(reason.target, record().options).answer == "B"
+
+
 def test_a_tiny_box_is_learned_as_a_box(nano, picture):
     """Narrower than a hundredth: rounded, it would have no width and teach text that does not parse."""
     image = picture(128, 64)

@@ -54,9 +54,9 @@ class Query:
     question: str
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Letters that may be chosen; empty where the question lists none."""
-        return tuple(parse_options(self.question))
+    def options(self) -> dict[str, str]:
+        """Letter → text of the options that may be chosen; empty where the question lists none."""
+        return parse_options(self.question)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@
     reasoning      <think>…</think><answer>B</answer>
 
 Parsing is total and never guesses: any string gives boxes or none, an option letter or None, in linear time, and no
-exception. There is no "first capital letter", no most similar option and no half-read box list, because a policy
-under reward finds every such leniency. What could not be read stays visible: `evidence_parsed` and `well_formed` are
-counted, and text without an answer is a verdict of its own (None), neither right nor wrong by accident.
+exception. An answer is an option's letter or, word for word, its text. There is no "first capital letter", no most
+similar option and no half-read box list, because a policy under reward finds every such leniency. What could not be
+read stays visible: `evidence_parsed` and `well_formed` are counted, and text without an answer is a verdict of its own
+(None), neither right nor wrong by accident.
 
 `format_localization` and `format_reasoning` are the inverse, for supervised targets.
 """
@@ -14,7 +15,7 @@ counted, and text without an answer is a verdict of its own (None), neither righ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vitos.geometry import Box
@@ -96,7 +97,8 @@ def parse_localization(
     Answer: see `_read_answer`.
 
     Args:
-        options: letters that may be chosen, such as `record.options`; None or empty (options not known): any of A-Z.
+        options: letters that may be chosen, or letter → text, such as `record.options`, whose texts are then answers
+            as well; None or empty (not known): any letter of A-Z.
         read_box: the backbone's coordinate convention.
     """
     parts = _TAG.split(text)
@@ -157,8 +159,8 @@ def _response(
         thought=thoughts[0] if len(thoughts) == 1 else None,
         boxes=boxes,
         answer=answer,
-        # The letter alone: "B) nodule" is an answer, but not the format. The answer is the last block.
-        well_formed=well_formed and answer is not None and parts[-3].strip() == answer,
+        # The letter or the text alone: "B) nodule" is an answer, but not the format. The answer is the last block.
+        well_formed=well_formed and answer is not None and answer in (parts[-3].strip(), _named(parts[-3], options)),
     )
 
 
@@ -200,10 +202,11 @@ def _read_boxes(block: str, read_box: CoordinateReader, max_boxes: int) -> tuple
 
 
 def _read_answer(text: str, parts: list[str], options: Collection[str] | None) -> str | None:
-    """The one letter that the text answers with, else None.
+    """The letter of the one option that the text answers with, else None.
 
-    With an answer tag anywhere: every block must hold a letter, bare or as "B) text", and the same one. Without: the
-    whole text is a letter, or ends with "answer is B" or "Answer: B", outside of an unfinished thought.
+    With an answer tag anywhere: every block must hold a letter, bare or as "B) text", or an option's text, and all
+    the same option. Without: the whole text is a letter, or ends with "answer is B" or "Answer: B", outside of an
+    unfinished thought.
     """
     tags = parts[1::2]
     if "<answer" in text or "</answer" in text:
@@ -218,13 +221,23 @@ def _read_answer(text: str, parts: list[str], options: Collection[str] | None) -
 
 def _read_letter(content: str, options: Collection[str] | None) -> str | None:
     match = _ANSWER.fullmatch(content.strip())
-    if match is None or not _is_option(match["letter"], options):
+    if match is None:
+        return _named(content, options)
+    if not _is_option(match["letter"], options):
         return None
     for other in _OTHER_LETTER.finditer(match["option"] or ""):
         letter = other[1] or other[2]
         if letter != match["letter"] and _is_option(letter, options):
             return None
     return match["letter"]
+
+
+def _named(content: str, options: Collection[str] | None) -> str | None:
+    """The letter of the only option with exactly this text, case and runs of white space aside."""
+    texts = options if isinstance(options, Mapping) else {}
+    written = content.casefold().split()
+    same = [letter for letter, text in texts.items() if text.casefold().split() == written]
+    return same[0] if len(same) == 1 else None
 
 
 def _is_option(letter: str, options: Collection[str] | None) -> bool:
@@ -238,6 +251,6 @@ def _format_thought(thought: str) -> str:
 
 
 def _format_answer(answer: str) -> str:
-    if not re.fullmatch("[A-Z]", answer):
-        raise ValueError(f"an answer is one option letter A-Z, got {answer[:80]!r}")
+    if not answer.strip() or _TAG.search(answer):
+        raise ValueError(f"an answer is an option's letter or text, without tags, got {answer[:80]!r}")
     return f"<answer>{answer}</answer>"

@@ -35,6 +35,7 @@ class VitosSpec:
     Attributes:
         localize_prompt, reason_prompt: templates with `{question}` and, for the first, optionally `{coordinates}`.
         coordinates: convention of the numbers in `<evidence>`.
+        answer_with: what its supervised targets answer with, an option's letter or its text; both are always read.
         keep, fusion: which tokens are kept and what becomes of the others.
         positions: "keep" the dense positions, or "renumber" (ablation).
         geometry: the vision geometry it was trained with; None before the first save.
@@ -43,6 +44,7 @@ class VitosSpec:
     localize_prompt: str = LOCALIZE_PROMPT
     reason_prompt: str = REASON_PROMPT
     coordinates: CoordinateStyle = "normalized"
+    answer_with: Literal["letter", "text"] = "letter"
     keep: KeepRule = field(default_factory=KeepRule)
     fusion: Fusion = field(default_factory=Fusion)
     positions: Literal["keep", "renumber"] = "keep"
@@ -52,7 +54,11 @@ class VitosSpec:
         for name in ("localize_prompt", "reason_prompt"):
             if "{question}" not in getattr(self, name):
                 raise ValueError(f"{name} must hold {{question}}, got {getattr(self, name)!r}")
-        for name, known in (("coordinates", get_args(CoordinateStyle)), ("positions", ("keep", "renumber"))):
+        for name, known in (
+            ("coordinates", get_args(CoordinateStyle)),
+            ("answer_with", ("letter", "text")),
+            ("positions", ("keep", "renumber")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 

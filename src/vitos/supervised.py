@@ -45,16 +45,19 @@ class Lesson:
 def record_lesson(record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec) -> Lesson:
     """Both branches' exercises of one record; without gold boxes the reasoning branch's only.
 
-    The thought is the record's `thought`, or the text of the right option.
+    The thought is the record's `thought`, or the text of the right option. The answer is its letter or its text, as
+    the checkpoint does it (`spec.answer_with`); a question whose options are not known has its letter only.
     """
-    thought = record.meta.get("thought") or record.options.get(record.answer, record.answer)
-    reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, record.answer))
+    right = record.options.get(record.answer, record.answer)
+    thought = record.meta.get("thought") or right
+    answer = right if spec.answer_with == "text" else record.answer
+    reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, answer))
     if not record.boxes:
         return Lesson((image,), (reason,))
     with torch.no_grad():
         (visual,) = backbone.encode([image])
     boxes = format_box_list([backbone.write_box(box, visual, spec.coordinates) for box in record.boxes])
-    localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, record.answer))
+    localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
     return Lesson((image,), (localize, reason))
 
 

@@ -48,6 +48,7 @@ CHAT_TEMPLATE = (
 NANO_SPEC = VitosSpec(
     localize_prompt="{question}\nLocate the evidence, then answer.",
     reason_prompt="{question}\nAnswer.",
+    answer_with="text",  # binding options to letters costs so small a model more than all the rest (docs/nano.md)
 )
 # Plain words of medical questions, so that real data sets do not fall apart into single letters.
 WORDS = (
@@ -91,18 +92,18 @@ def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
 def build_nano(seed: int = 0) -> Qwen25VL:
     """The untrained model with tokenizer and image processor.
 
-    Four starting values decide whether so small a model learns to look, localise and bind options in minutes:
+    Four starting values decide whether so small a model learns to look, localise and answer in minutes:
 
-    - An initial scale of 0.08: with the library's 0.02, made for wide models, option letters are never learned.
+    - An initial scale of 0.08: the library's 0.02 is made for wide models.
     - Two of the first layer's four heads start as previous-token heads: they look one and two tokens back, by the
-      biases of their queries and keys in the four fastest rotary pairs. "Which letter stands before this option?" is
-      then a copy. With all four heads so, naming and boxes were learned later than without.
+      biases of their queries and keys in the four fastest rotary pairs. What stands before a word is then a copy.
+      With all four heads so, naming and boxes were learned later than without.
     - Embeddings of the numbers 0.00 … 1.00 are smooth in the number, so that neighbours share what they learn.
     - Vision: query and key biases drawn with std 2, so that attention depends on position from the start.
 
     The rotary base stays the library's 10,000. A small base (10) makes rows and columns easier to read off the
-    positions, but leaves no slow rotary pair: attention can no longer match content at any distance, and names and
-    letters stay at chance. The encoder writes row and column into its tokens instead (`scripts/make_nano.py`).
+    positions, but leaves no slow rotary pair: attention can no longer match content at any distance, and names stay
+    at chance. The encoder writes row and column into its tokens instead (`scripts/make_nano.py`).
     """
     tokenizer = build_tokenizer()
     ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}

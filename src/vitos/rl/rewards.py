@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitos.config import RewardsSection
 from vitos.data.record import Record
 from vitos.geometry import matched_iou
 from vitos.response import Response
@@ -51,10 +52,11 @@ class RewardWeights:
         ValueError: naming the weight that is not.
     """
 
-    format: float = 0.2  # w_f
-    iou: float = 1.0  # w_iou
-    accuracy: float = 1.0  # w_a
-    feedback: float = 0.5  # λ
+    # One place for the defaults: the recipe's section, whose class attributes they are.
+    format: float = RewardsSection.format  # w_f
+    iou: float = RewardsSection.iou  # w_iou
+    accuracy: float = RewardsSection.accuracy  # w_a
+    feedback: float = RewardsSection.feedback  # λ
 
     def __post_init__(self) -> None:
         for field in fields(self):
