@@ -268,7 +268,9 @@ class SparseVLM:
 
     def localize_prompts(self, queries: Sequence[Query]) -> list[Prompt]:
         """Dense prompts of the localization branch."""
-        return [self.backbone.build_prompt(self.spec.localize_text(q.question, q.kind), q.scan.visuals) for q in queries]
+        return [
+            self.backbone.build_prompt(self.spec.localize_text(q.question, q.kind), q.scan.visuals) for q in queries
+        ]
 
     def reason_prompts(self, queries: Sequence[Query], selections: Sequence[Selection | None]) -> list[Prompt]:
         """Prompts of the reasoning branch: outside tokens fused into the kept ones, further images whole."""

@@ -39,8 +39,8 @@ class VitosSpec:
     """How a checkpoint is prompted and sparsified.
 
     Attributes:
-        localize_prompt, reason_prompt: templates with `{question}`, optionally `{answer}` (what to answer with: a letter,
-            a word, a few words) and, for the first, optionally `{coordinates}`.
+        localize_prompt, reason_prompt: templates with `{question}`, optionally `{answer}` (what to answer with: a
+            letter, a word, a few words) and, for the first, optionally `{coordinates}`.
         coordinates: convention of the numbers in `<evidence>`.
         keep, fusion: which tokens are kept and what becomes of the others.
         positions: "keep" the dense positions, or "renumber" (ablation).

@@ -10,7 +10,7 @@ Simplifications: one slice, one body plan, "left" is the image's left, findings 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
