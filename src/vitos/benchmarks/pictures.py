@@ -67,7 +67,7 @@ class Pictures:
 
     def _find(self, name: str) -> Path:
         for inside in self._inside:
-            path = resolve_under(self._folder, PurePosixPath(inside) / name)
+            path = resolve_under(self._folder, str(PurePosixPath(inside) / name))
             if path.is_file():
                 return self._on_disk(path)
         wanted = [str(PurePosixPath(inside) / name) for inside in self._inside]
