@@ -23,7 +23,7 @@ from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
 from vitos.data.images import ImageFacts, load_image, load_image_facts
-from vitos.data.record import IMAGE_PLACEHOLDER, parse_options
+from vitos.data.record import IMAGE_PLACEHOLDER, AnswerKind, parse_options
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.torch_engine import TorchEngine
 from vitos.geometry import BoolArray, Box
@@ -48,15 +48,16 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question, with one `<image>` for each image of its scan, options inline."""
+    """A question, with one `<image>` for each image of its scan, options inline; `kind` says what answers it."""
 
     scan: Scan
     question: str
+    kind: AnswerKind = "letter"
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Letters that may be chosen; empty where the question lists none."""
-        return tuple(parse_options(self.question))
+        """Letters that may be chosen; empty where the question lists none or asks for no letter."""
+        return tuple(parse_options(self.question)) if self.kind == "letter" else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +268,15 @@ class SparseVLM:
 
     def localize_prompts(self, queries: Sequence[Query]) -> list[Prompt]:
         """Dense prompts of the localization branch."""
-        return [self.backbone.build_prompt(self.spec.localize_text(q.question), q.scan.visuals) for q in queries]
+        return [
+            self.backbone.build_prompt(self.spec.localize_text(q.question, q.kind), q.scan.visuals) for q in queries
+        ]
 
     def reason_prompts(self, queries: Sequence[Query], selections: Sequence[Selection | None]) -> list[Prompt]:
         """Prompts of the reasoning branch: outside tokens fused into the kept ones, further images whole."""
         prompts = []
         for query, selection in zip(queries, selections, strict=True):
-            dense = self.backbone.build_prompt(self.spec.reason_text(query.question), query.scan.visuals)
+            dense = self.backbone.build_prompt(self.spec.reason_text(query.question, query.kind), query.scan.visuals)
             if selection is None or selection.mask.all():
                 prompts.append(dense)
                 continue

@@ -112,6 +112,21 @@ def parse_reasoning(text: str, options: Collection[str] | None = None) -> Respon
     return _response(text, parts, (), options, well_formed=_has_format(parts, _REASONING))
 
 
+def read_answer_text(text: str) -> str | None:
+    """The text that a completion answers with, for questions without options; None, "no answer", if there is none.
+
+    With an answer tag anywhere: what stands in the answer blocks, which must be the same in all. Without: the text
+    behind the last closing tag, or all of it where there is no tag; nothing of an unfinished thought. Never raises.
+    """
+    parts = _TAG.split(text)
+    if "<answer" in text or "</answer" in text:
+        found = {block.strip() for block in _blocks(parts, "answer")}
+        return (found.pop() or None) if len(found) == 1 else None
+    if parts[1::2] and not parts[-2].startswith("</"):
+        return None
+    return parts[-1].strip() or None
+
+
 def format_box_list(numbers: Sequence[Sequence[str]]) -> str:
     """Boxes as text, `[[0.10, 0.20, 0.30, 0.40], …]`, from numbers already written in the backbone's convention.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
 from vitos.data.files import write_json_atomic
+from vitos.data.record import AnswerKind
 from vitos.sparsify import Fusion, KeepRule
 
 FILE_NAME = "vitos.json"
@@ -18,9 +19,14 @@ FORMAT = 1
 LOCALIZE_PROMPT = """{question}
 First think inside <think></think>, then give the boxes of the evidence as \
 <evidence>[[x1, y1, x2, y2], ...]</evidence> ({coordinates}), \
-then the letter of the right option as <answer></answer>."""
+then {answer} as <answer></answer>."""
 REASON_PROMPT = """{question}
-First think inside <think></think>, then give the letter of the right option as <answer></answer>."""
+First think inside <think></think>, then give {answer} as <answer></answer>."""
+ANSWER_TEXT: dict[AnswerKind, str] = {
+    "letter": "the letter of the right option",
+    "word": "the answer in one word",
+    "text": "the answer in a few words",
+}
 COORDINATE_TEXT: dict[CoordinateStyle, str] = {
     "normalized": "fractions of the image's width and height from its top left corner",
     "absolute": "pixels of the image",
@@ -33,7 +39,8 @@ class VitosSpec:
     """How a checkpoint is prompted and sparsified.
 
     Attributes:
-        localize_prompt, reason_prompt: templates with `{question}` and, for the first, optionally `{coordinates}`.
+        localize_prompt, reason_prompt: templates with `{question}`, optionally `{answer}` (what to answer with: a
+            letter, a word, a few words) and, for the first, optionally `{coordinates}`.
         coordinates: convention of the numbers in `<evidence>`.
         keep, fusion: which tokens are kept and what becomes of the others.
         positions: "keep" the dense positions, or "renumber" (ablation).
@@ -56,14 +63,14 @@ class VitosSpec:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
-    def localize_text(self, question: str) -> str:
+    def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the localization branch."""
         text = self.localize_prompt.replace("{coordinates}", COORDINATE_TEXT[self.coordinates])
-        return text.replace("{question}", question)
+        return text.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
 
-    def reason_text(self, question: str) -> str:
+    def reason_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the reasoning branch."""
-        return self.reason_prompt.replace("{question}", question)
+        return self.reason_prompt.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
 
     def save(self, folder: Path, backbone: Backbone) -> None:
         """Write `vitos.json` with the geometry in force."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitos.benchmarks.controls import centre_mask, fit_budget, inverted_mask, oracle_mask, random_mask, shifted_mask
+from vitos.benchmarks.scoring import Verdict, score_answer
 from vitos.cache import EmbeddingCache
 from vitos.data.images import ImageFacts
 from vitos.data.record import Record
@@ -163,7 +164,7 @@ def _store(model: SparseVLM, cache: str | Path | None) -> ScanStore:
 def _encode(store: ScanStore, batch: Sequence[Record], watch: Stopwatch) -> list[Query]:
     with watch.stage("vision"):
         scans = store.get(batch)
-    return [Query(scan, record.question) for scan, record in zip(scans, batch, strict=True)]
+    return [Query(scan, record.question, record.kind) for scan, record in zip(scans, batch, strict=True)]
 
 
 def _control_masks(
@@ -208,11 +209,14 @@ def _note(
     """Write one condition's answers into the cases."""
     for index, (case, rollout) in enumerate(zip(cases, rollouts, strict=True)):
         response = rollout.response
+        scored = score_answer(rollout.completion.text, case.record)
         row: dict[str, Any] = {
             "text": rollout.completion.text,
-            "answer": response.answer,
-            "correct": response.answer == case.record.answer,
+            "answer": scored.answer,
+            "correct": scored.verdict is Verdict.CORRECT,
         }
+        if scored.token_f1 is not None:
+            row["token_f1"] = scored.token_f1
         if boxes:
             row["boxes"] = [list(box.as_tuple()) for box in response.boxes]
             row["parsed"] = response.evidence_parsed

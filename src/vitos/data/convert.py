@@ -90,6 +90,16 @@ def convert(
         raise
 
 
+def image_suffix(data: bytes, name: Path) -> str:
+    """The suffix of an image file with this content, such as `.png`; `name` is only named in errors.
+
+    Raises:
+        ImageError: for what is no image by its header.
+    """
+    image_format = open_header(io.BytesIO(data), name).format or ""
+    return _SUFFIXES.get(image_format, f".{image_format.lower()}")
+
+
 # Parquet or hub → JSON
 
 
@@ -123,8 +133,7 @@ class _ImageStore:
         """Store an image unless it is there; its path relative to the data set."""
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._names:
-            image_format = open_header(io.BytesIO(data), Path(sample)).format or ""
-            suffix = _SUFFIXES.get(image_format, f".{image_format.lower()}")
+            suffix = image_suffix(data, Path(sample))
             name = digest[:16] + suffix
             if (self.folder / name).exists():  # 64 bits can be made to collide on purpose
                 name = digest + suffix

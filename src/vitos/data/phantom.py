@@ -10,7 +10,7 @@ Simplifications: one slice, one body plan, "left" is the image's left, findings 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from vitos.data.files import write_json_atomic
-from vitos.data.record import IMAGE_PLACEHOLDER
+from vitos.data.record import IMAGE_PLACEHOLDER, option_lines
 from vitos.geometry import Box
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
@@ -95,11 +95,6 @@ class Question:
     def full_text(self) -> str:
         """The question as it stands in a record: `<image>`, the text, one option a line."""
         return f"{IMAGE_PLACEHOLDER}{self.text}{option_lines(self.options)}"
-
-
-def option_lines(options: Sequence[str]) -> str:
-    """Options with their letters, up to four, each on a line that begins with a line break."""
-    return "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
