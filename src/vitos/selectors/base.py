@@ -137,7 +137,9 @@ class Task:
         return dense.sparse([torch.from_numpy(choice.mask), *whole], fusion, renumber=spec.positions == "renumber")
 
     def _prompt(self, visuals: Sequence[VisualTokens]) -> Prompt:
-        return self.policy.backbone.build_prompt(self.policy.spec.reason_text(self.query.question), visuals)
+        return self.policy.backbone.build_prompt(
+            self.policy.spec.reason_text(self.query.question, self.query.kind), visuals
+        )
 
 
 def _with_first(dense: Prompt, visual: VisualTokens) -> Prompt:

@@ -56,7 +56,8 @@ def determinant_order(kernel: FloatArray, count: int | None = None) -> IntArray:
     count = n if count is None else count
     own = np.diag(kernel).copy()
     gain, rows = own.copy(), np.empty((count, n))
-    taken, order = np.zeros(n, dtype=bool), []
+    taken = np.zeros(n, dtype=bool)
+    order: list[int] = []
     floor = _SPANNED * max(float(own.max()), np.finfo(float).tiny)
     while len(order) < count:
         chosen = int(np.argmax(np.where(taken, -np.inf, gain)))
