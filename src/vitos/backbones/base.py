@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vitos.backbones.attention import Attention
 from vitos.data.record import IMAGE_PLACEHOLDER
 from vitos.geometry import Box
 from vitos.prompt import Prompt, PromptBatch, VisualTokens
@@ -36,12 +37,14 @@ class Capabilities:
         extra_streams: visual features enter early layers too (DeepStack) and are pruned with the same mask.
         native_coordinates: the convention of the family's own grounding skill.
         bidirectional_views: visual tokens of one view attend to one another in both directions.
+        any_size: the encoder takes images of any size, in steps of one visual token.
     """
 
     several_images: bool
     extra_streams: bool
     native_coordinates: CoordinateStyle
     bidirectional_views: bool = False
+    any_size: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,14 @@ class Backbone(ABC):
     def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
         """Position ids of the dense prompt, shape (axes, T), given where its visual tokens stand, bool (T,)."""
         return torch.arange(len(is_visual), device=is_visual.device)[None]
+
+    def encoder_attention(self, image: Image.Image) -> Attention:
+        """What every visual token of an RGB image receives in a late layer of the vision encoder, and its keys there.
+
+        Raises:
+            ValueError: for a family that does not say how.
+        """
+        raise ValueError(f"{type(self).__name__} does not say which encoder attention its visual tokens receive")
 
     def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
         """Keyword arguments for the model's `forward` that run a padded batch of prompts."""

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vitos.backbones.attention import Attention, observe_attention
 from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
 from vitos.geometry import Rect, TokenGrid
 from vitos.prompt import PromptBatch, VisualTokens
@@ -81,6 +82,27 @@ class Llava(Backbone):
             VisualTokens(tokens, TokenGrid.single(side, side, rect), resized)
             for tokens, (rect, resized) in zip(features, seen, strict=True)
         ]
+
+    def encoder_attention(self, image: Image.Image) -> Attention:
+        """What the CLS token gives (CLIP), or all patches give on average (SigLIP), in the layer whose output is used.
+
+        Raises:
+            ValueError: if the visual tokens are made of several layers.
+        """
+        config = self.model.config
+        layer = config.vision_feature_layer
+        if not isinstance(layer, int) or layer >= 0:
+            raise ValueError(f"encoder attention needs one vision_feature_layer counted from the end, got {layer}")
+        has_cls = config.vision_feature_select_strategy == "default"
+        tower = self.model.model.vision_tower
+        pixels = self.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+
+        def run() -> None:
+            self.model.model.get_image_features(pixels.to(self.device, tower.dtype))
+
+        module = tower.encoder.layers[layer].self_attn
+        seen = observe_attention(tower, module, run, query=0 if has_cls else None)
+        return Attention(seen.received[1:], seen.keys[1:]) if has_cls else seen
 
     def encoder_output(self, batch: PromptBatch) -> Any:
         features: Any = (batch.embeddings[None],)  # the model joins (images, tokens, hidden)

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.vision_utils import get_vision_window_index
 
+from vitos.backbones.attention import Attention, observe_attention
 from vitos.backbones.base import Backbone, VisionGeometry
 from vitos.geometry import TokenGrid
 from vitos.prompt import PromptBatch, VisualTokens
@@ -49,6 +51,30 @@ class QwenVL(Backbone):
             VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), (w * patch, h * patch), own)
             for tokens, own, (_, h, w) in zip(features.pooler_output, streams, grids.tolist(), strict=True)
         ]
+
+    def encoder_attention(self, image: Image.Image) -> Attention:
+        """Mean over all patches of what they give, in the last block that attends over the whole image.
+
+        The encoder has no CLS token. A visual token is merge x merge patches: it receives their sum, and its keys are
+        their mean.
+        """
+        visual, vision = self.model.model.visual, self.model.config.vision_config
+        pixels = self.image_processor(images=[image], return_tensors="pt")
+        grid = pixels["image_grid_thw"].to(self.device)
+        windowed = hasattr(vision, "fullatt_block_indexes")
+        block = visual.blocks[max(vision.fullatt_block_indexes) if windowed else -1]
+
+        def run() -> None:
+            self.model.model.get_image_features(pixels["pixel_values"].to(self.device), grid)
+
+        seen = observe_attention(visual, block.attn, run, query=None)
+        merged = vision.spatial_merge_size**2
+        received, keys = seen.received.view(-1, merged).sum(1), seen.keys.view(-1, merged, seen.keys.shape[1]).mean(1)
+        if windowed:  # the encoder works window by window
+            order, _ = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+            back = order.argsort().to(received.device)
+            received, keys = received[back], keys[back]
+        return Attention(received, keys)
 
     def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
         """Text counts up on all three axes; an image spans (0, row, column) from where it starts."""

@@ -27,7 +27,7 @@ def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolAr
     Raises:
         ValueError: if `count` is not in 1..num_tokens.
     """
-    return _first(count, _padding(grid), rng.permutation(grid.num_tokens))
+    return _first(count, padding(grid), rng.permutation(grid.num_tokens))
 
 
 def centre_mask(grid: TokenGrid, count: int) -> BoolArray:
@@ -36,7 +36,7 @@ def centre_mask(grid: TokenGrid, count: int) -> BoolArray:
     Raises:
         ValueError: if `count` is not in 1..num_tokens.
     """
-    return _first(count, _padding(grid), _distance(grid, np.array([[0.5, 0.5]])))
+    return _first(count, padding(grid), _distance(grid, np.array([[0.5, 0.5]])))
 
 
 def inverted_mask(
@@ -61,7 +61,7 @@ def inverted_mask(
         count = min(int(mask.sum()), outside)
     if count > outside:
         raise ValueError(f"cannot keep {count} tokens outside the mask, which drops {outside}")
-    return _first(count, mask, _padding(grid), rng.permutation(grid.num_tokens))
+    return _first(count, mask, padding(grid), rng.permutation(grid.num_tokens))
 
 
 def shifted_mask(
@@ -89,7 +89,7 @@ def shifted_mask(
     if count is not None and margin:
         raise ValueError(f"give either margin or count, got margin={margin} and count={count}")
     mask = _evidence(grid, boxes, margin) if count is None else fit_budget(grid, boxes, count)
-    avoid = mask | _padding(grid)
+    avoid = mask | padding(grid)
     shifted, start = np.zeros_like(mask), 0
     for view in grid.views:
         cells, shape = slice(start, start + view.num_tokens), (view.rows, view.cols)
@@ -120,7 +120,12 @@ def fit_budget(grid: TokenGrid, boxes: Sequence[Box], count: int) -> BoolArray:
     outside = ~grid.overlapping(boxes)
     centres = np.array([((b.x1 + b.x2) / 2, (b.y1 + b.y2) / 2) for b in boxes])
     distance = np.where(outside, _rounded(distance_to_boxes(grid, boxes)), _distance(grid, centres))
-    return _first(count, outside, _padding(grid), distance)
+    return _first(count, outside, padding(grid), distance)
+
+
+def padding(grid: TokenGrid) -> BoolArray:
+    """Tokens whose cell lies outside the image."""
+    return ~grid.overlapping([_IMAGE])
 
 
 def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:
@@ -131,11 +136,6 @@ def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:
     mask = np.zeros(total, dtype=bool)
     mask[np.lexsort(keys[::-1])[:count]] = True
     return mask
-
-
-def _padding(grid: TokenGrid) -> BoolArray:
-    """Tokens whose cell lies outside the image."""
-    return ~grid.overlapping([_IMAGE])
 
 
 def _distance(grid: TokenGrid, points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,96 @@
+"""Observed attention against the library's own weights (`output_attentions` of its eager implementation)."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from tests.backbones.families import FAMILIES_BY_NAME
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vitos.backbones.attention import observe_attention
+from vitos.prompt import pad_prompts
+
+
+def inputs_of(backbone, picture):
+    visuals = backbone.encode([picture(90, 131)])
+    prompt = backbone.build_prompt("<image>Where?\nA. left\nB. right", visuals)
+    return prompt, backbone.model_inputs(pad_prompts([prompt], backbone.pad_token_id))
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "llava, LLaVA-Med", "gemma3", "internvl"])
+@pytest.mark.parametrize("query", [-1, None])
+def test_language_model_weights_are_the_library_s(name, query, picture):
+    backbone = FAMILIES_BY_NAME[name].backbone()
+    prompt, inputs = inputs_of(backbone, picture)
+    decoder = backbone.model.model.get_decoder()
+    before = decoder.config._attn_implementation
+    found = observe_attention(
+        decoder, decoder.layers[1].self_attn, lambda: backbone.model(**inputs, use_cache=False), query
+    )
+    assert decoder.config._attn_implementation == before
+    assert "vitos_observed" not in ALL_ATTENTION_FUNCTIONS
+
+    eager = copy.deepcopy(backbone.model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        (weights,) = eager(**inputs, use_cache=False, output_attentions=True).attentions[1].float()
+    expected = weights.mean(0)[-1] if query == -1 else weights.mean(0).mean(0)
+    torch.testing.assert_close(found.received, expected, atol=1e-6, rtol=1e-5)
+    assert found.received.shape == (len(prompt),)
+
+
+def library_attention(backbone, image):
+    """Weights (heads, T, T) of the eager CLIP encoder's wanted layer."""
+    tower = copy.deepcopy(backbone.model.model.vision_tower)
+    tower.config._attn_implementation = "eager"
+    layer = tower.encoder.layers[backbone.model.config.vision_feature_layer].self_attn
+    seen = []
+    layer.register_forward_hook(lambda module, args, out: seen.append(out[1][0]))
+    with torch.no_grad():
+        tower(backbone.image_processor(images=[image], return_tensors="pt")["pixel_values"].to(tower.dtype))
+    return seen[0].float()
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES_BY_NAME if n.startswith("llava")])
+def test_clip_s_cls_token_looks_where_the_library_says(name, picture):
+    backbone, image = FAMILIES_BY_NAME[name].backbone(), picture(90, 131)
+    found = backbone.encoder_attention(image)
+    torch.testing.assert_close(found.received, library_attention(backbone, image).mean(0)[0, 1:], atol=1e-6, rtol=1e-5)
+    assert len(found.keys) == backbone.encode([image])[0].grid.num_tokens
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_5_vl, merge 3", "qwen3_vl"])
+def test_qwen_s_tokens_are_in_the_order_of_the_grid(name, picture, monkeypatch):
+    """Without rotation a token's key is the mean of its patches' projections, and the merger tells the patches."""
+    backbone, image = FAMILIES_BY_NAME[name].backbone(), picture(250, 190)
+    vision, visual = backbone.model.config.vision_config, backbone.model.model.visual
+    rotary = sys.modules[type(visual).__module__]
+    monkeypatch.setattr(rotary, "apply_rotary_pos_emb_vision", lambda q, k, cos, sin: (q, k))
+    indexes = getattr(vision, "fullatt_block_indexes", None)
+    block, captured = visual.blocks[max(indexes) if indexes else -1], {}
+    hooks = [
+        block.attn.qkv.register_forward_hook(lambda module, args, out: captured.update(qkv=out)),
+        visual.merger.register_forward_pre_hook(lambda module, args: captured.update(patches=args[0])),
+    ]
+    with torch.no_grad():
+        (tokens,) = backbone.encode([image])
+        merged = visual.merger(captured["patches"])
+    for hook in hooks:
+        hook.remove()
+    place = torch.cdist(tokens.embeddings.double(), merged.double()).argmin(1)
+    assert sorted(place.tolist()) == list(range(len(place)))
+    heads, size = vision.num_heads, vision.spatial_merge_size**2
+    q, k = captured["qkv"].view(len(captured["qkv"]), 3, heads, -1).float().permute(1, 2, 0, 3)[:2]
+    received = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).mean((0, 1)).view(-1, size).sum(1)
+    found = backbone.encoder_attention(image)
+    torch.testing.assert_close(found.received, received[place], atol=1e-6, rtol=1e-5)
+    keys = k.transpose(0, 1).flatten(1).view(-1, size, found.keys.shape[1]).mean(1)
+    torch.testing.assert_close(found.keys, keys[place], atol=1e-5, rtol=1e-5)
+    assert len(found.received) == tokens.grid.num_tokens
+
+
+def test_a_family_without_encoder_attention_refuses(picture):
+    backbone = FAMILIES_BY_NAME["gemma3"].backbone()
+    with pytest.raises(ValueError, match="Gemma3 does not say"):
+        backbone.encoder_attention(picture(90, 131))
