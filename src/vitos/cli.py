@@ -96,7 +96,7 @@ def evaluate(
 def ask(
     checkpoint: Checkpoint,
     image: Annotated[
-        Path, typer.Argument(help="Image file; frame, slice or window behind it, as in scan.dcm#frame=3.")
+        Path, typer.Argument(help="Image file; frame, slice, window or crop behind it, as in scan.dcm#frame=3.")
     ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
@@ -104,7 +104,8 @@ def ask(
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
     _quiet()
-    from vitos.data.images import load_image_facts
+    from vitos.data.images import load_image, load_image_facts
+    from vitos.data.selector import without_crop
     from vitos.policy import SparseVLM, Stopwatch
     from vitos.reports.overlay import draw_overlay
 
@@ -113,7 +114,7 @@ def ask(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     with watch.stage("vision"):
-        scan = vlm.encode(picture)
+        scan = vlm.encode(picture).of_files([facts])
     finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
@@ -127,7 +128,8 @@ def ask(
     console.print(table)
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
-        draw_overlay(picture, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
+        whole = load_image(without_crop(image))
+        draw_overlay(whole, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
 
 
@@ -209,12 +211,29 @@ def phantom(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing, and for what."""
+def doctor(
+    recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
+    device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
+) -> None:
+    """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
     from vitos.doctor import diagnose, is_ready, render
 
-    findings = diagnose()
-    console.print(render(findings))
+    if recipe is None:
+        findings = diagnose()
+        console.print(render(findings))
+    else:
+        _quiet()
+        from vitos.config import load_recipe
+        from vitos.devices import find_device
+        from vitos.doctor_recipe import diagnose_recipe, render_diagnosis
+
+        on = find_device(device) if device else None
+        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        findings = list(diagnosis.findings)
+        console.print(render_diagnosis(diagnosis))
     if not is_ready(findings):
         raise typer.Exit(1)
 

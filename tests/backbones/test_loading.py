@@ -1,6 +1,8 @@
 """Loading a checkpoint: the chat template is the one that the library's own processor would use."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from tests.backbones.families import FAMILIES_BY_NAME, HUATUO_TEMPLATE, VICUNA_T
 from transformers import AutoProcessor
 
 from vitos.backbones import load_backbone
+
+ROOT = Path(__file__).parents[2]
 
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is the cyst?"}]}]
 OTHER = "{% for message in messages %}OTHER {{ message['role'] }}{% endfor %}"
@@ -81,3 +85,20 @@ def test_a_template_of_the_tokenizer_alone_is_used(checkpoint):
 def test_a_checkpoint_without_a_template_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"neither the tokenizer nor the processor .* chat_template\.jinja"):
         load_backbone(checkpoint())
+
+
+def test_huatuo_is_prepared_as_its_authors_run_it(checkpoint, picture):
+    """Against their cli.py: `<|user|>`, an image a line, the text, `<|assistant|>`; padded to a square, not cut."""
+    folder = checkpoint((as_json, OTHER))
+    config = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "crop_size": 336, "size": 336}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    spec = importlib.util.spec_from_file_location("prepare_huatuo", ROOT / "scripts/prepare_huatuo.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.prepare(folder)
+    backbone = load_backbone(folder)
+    chat = backbone.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+    assert chat == "<|user|>\n<image>\nWhere is the cyst?\n<|assistant|>\n"
+    with torch.no_grad():
+        (visual,) = backbone.encode([picture(200, 100)])
+    assert visual.grid.views[0].rect.as_tuple() == pytest.approx((0, -0.5, 1, 1.5))

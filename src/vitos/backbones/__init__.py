@@ -82,4 +82,12 @@ def processor_template(path: str | Path) -> str | None:
     return str(template) if template else None
 
 
-__all__ = ["FAMILIES", "Backbone", "Capabilities", "CoordinateStyle", "VisionGeometry", "load_backbone", "processor_template"]
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "Capabilities",
+    "CoordinateStyle",
+    "VisionGeometry",
+    "load_backbone",
+    "processor_template",
+]
