@@ -4,7 +4,8 @@
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos data check|convert|cache|phantom …
-    vitos doctor
+    vitos bench shapes
+    vitos doctor [--recipe recipe.yaml]
 
 `vitos VERB --help` says more of each.
 """
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure what sparse prompts save.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 console = Console()
 
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
@@ -208,6 +211,29 @@ def phantom(
         with console.status(f"drawing {count} {split} questions"):
             path = write_phantoms(folder, split, count, seed)
         console.print(f"{count} questions in {path}")
+
+
+@bench_app.command("shapes")
+def bench_shapes(
+    out: Annotated[Path, typer.Option(help="Folder of results.json and table.md.")] = Path("studies/true_shapes"),
+    model: Annotated[list[str] | None, typer.Option(help="Known name; may be repeated.")] = None,
+    pixels: Annotated[list[int] | None, typer.Option(min=56, help="Side of the image; may be repeated.")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of each model that are made.")] = 2,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of weights and activations.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Paired runs of every share.")] = 3,
+) -> None:
+    """Prefill time, memory and KV cache of sparse prompts in layers of the published models' shapes; resumable."""
+    _quiet()
+    from vitos.benchmarks.true_shapes import MODELS, TABLE, Plan, run_shapes
+    from vitos.shapes import KNOWN
+
+    names = model or MODELS
+    if unknown := [name for name in names if name not in KNOWN]:
+        raise typer.BadParameter(f"{unknown[0]} is not known; known are {', '.join(KNOWN)}", param_hint="--model")
+    plan = Plan(tuple(pixels or Plan().pixels), layers=layers, dtype=dtype, rounds=rounds)
+    with console.status("starting") as status:
+        run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
+    console.print((out / TABLE).read_text(encoding="utf-8"), markup=False)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from rich.table import Table
 from vitos.config import Recipe
 from vitos.devices import DEVICES, Device, detected_device
 from vitos.doctor import GIB, Finding, render
-from vitos.estimate import Assumptions, Job, Memory, Seconds, memory, seconds
+from vitos.estimate import Assumptions, Job, Memory, Seconds, batches, memory, seconds
 from vitos.nano import resolve_model_path
 from vitos.shapes import ModelShape, find_config, model_shape
 
@@ -61,7 +61,7 @@ def diagnose_recipe(
     job = make_job(recipe, shape, devices, str(getattr(config, "dtype", None)), images)
     device = device or detected_device() or DEVICES["H100 80GB"]
     found, time = memory(shape, job), seconds(shape, job, device)
-    findings = (*_memory_findings(shape, job, device), *_disk_findings(recipe, shape, job))
+    findings = (*_memory_findings(shape, job, device), *_time_findings(job, time), *_disk_findings(recipe, shape, job))
     return Diagnosis(recipe, shape, job, device, found, time, findings)
 
 
@@ -165,6 +165,18 @@ def _memory_findings(shape: ModelShape, job: Job, device: Device) -> Iterator[Fi
             "warn",
             f"{shape.visual_tokens} visual tokens for the largest image that the limits let through",
             "set model.max_pixels, such as 1003520 (1,280 tokens of 28 x 28 pixels)",
+        )
+
+
+def _time_findings(job: Job, time: Seconds) -> Iterator[Finding]:
+    decoding = sum(value for part, value in time.parts.items() if part.startswith("decode"))
+    count = sum(number for _, number in batches(job).values())
+    if decoding > 0.8 * time.total and count > 2:
+        yield Finding(
+            "time",
+            "warn",
+            f"{decoding / time.total:.0%} of an update is decoding, {count} batches of siblings one after the other",
+            "raise train.micro_batch_tokens as far as memory allows: a batch of twice the size takes hardly longer",
         )
 
 

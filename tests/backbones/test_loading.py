@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.backbones.families import FAMILIES_BY_NAME, HUATUO_TEMPLATE, VICUNA_TEMPLATE
+from tests.backbones.families import FAMILIES_BY_NAME
+from tests.backbones.family_llava import HUATUO_TEMPLATE, VICUNA_TEMPLATE
 from transformers import AutoProcessor
 
 from vitos.backbones import load_backbone
