@@ -43,12 +43,12 @@ def make_policy(vocab, attention="sdpa"):
     text = config["text_config"] | {
         "hidden_size": 128,
         "intermediate_size": 640,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": 3,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 16,
         "vocab_size": vocab,
-        "layer_types": ["full_attention"] * 5,
+        "layer_types": ["full_attention"] * 3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
         "tie_word_embeddings": False,
     }
@@ -73,7 +73,7 @@ def make_records(folder):
 
 
 def train(name, options, folder):
-    """Three updates, alternating, so that the optimizer's state is there in both branches'."""
+    """Two updates: of the localization branch, then, with the optimizer's state, of the larger reasoning branch."""
     options = dict(options)
     policy = make_policy(options.pop("vocab", 3000))
     records = make_records(folder)
@@ -86,14 +86,14 @@ def train(name, options, folder):
         "num_localizations": 2,
         "num_reasonings": 2,
         "questions_per_step": 2,
-        "max_localization_tokens": 48,
-        "max_reasoning_tokens": 32,
+        "max_localization_tokens": 8,
+        "max_reasoning_tokens": 16,
         "micro_batch_tokens": 1000,
     } | options
     config = DualStreamConfig(
         output_dir=str(folder / name),
         schedule="alternating",
-        localization_steps=2,
+        localization_steps=1,
         reasoning_steps=1,
         skip_equal_outcomes=False,
         save_steps=1000,

@@ -129,7 +129,7 @@ def build_cache(
             picture = load_image(path)
             key = image_key(picture)
             if key not in done:
-                pending[key] = sampled.pop(key, None) or _encode(policy, picture)
+                pending[key] = sampled.pop(key) if key in sampled else _encode(policy, picture)
                 done.add(key)
                 computed += 1
                 tokens += pending[key].grid.num_tokens

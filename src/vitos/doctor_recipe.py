@@ -75,9 +75,8 @@ def make_job(recipe: Recipe, shape: ModelShape, devices: int, saved_dtype: str, 
     dtype = saved_dtype.removeprefix("torch.") if model.dtype == "auto" else model.dtype
     weight_bytes = 4 if dtype in ("float32", "None") else 2
     sharded = bool(trainer.get("fsdp"))
-    checkpointed = trainer.get("gradient_checkpointing") or dict(trainer.get("fsdp_config") or {}).get(
-        "activation_checkpointing"
-    )
+    names = ("activation_checkpointing", "gradient_checkpointing")  # new name and old one of the same argument
+    checkpointed = any(trainer.get(n) or dict(trainer.get("fsdp_config") or {}).get(n) for n in names)
     tokens = shape.visual_tokens + TEXT_TOKENS
     questions = train.questions_per_step // devices
     guards = train.localization_kl > 0 or train.frozen_boxes
@@ -116,33 +115,33 @@ def remedies(shape: ModelShape, job: Job) -> Iterator[tuple[str, Job]]:
         yield "model.lora: {r: 64} with model.dtype: bfloat16", adapted
     if job.devices > 1 and not job.sharded and job.rank is None:
         yield "trainer: {fsdp: true, fsdp_config: {version: 2, …}}", dataclasses.replace(job, sharded=True)
-    least = max(b.num * (b.prompt + b.longest) for b in _branches(job))
-    if job.micro_batch_tokens > least:
-        yield f"train.micro_batch_tokens: {least}", dataclasses.replace(job, micro_batch_tokens=least)
+    if job.micro_batch_tokens > _least(job):
+        yield _smallest(job, "")
     if job.num_localizations > 2 or job.num_reasonings > 2:
-        fewer = {"num_localizations": min(job.num_localizations, 2), "num_reasonings": min(job.num_reasonings, 2)}
-        smaller = dataclasses.replace(job, **fewer, micro_batch_tokens=1)
-        yield "train.num_localizations: 2, train.num_reasonings: 2, train.micro_batch_tokens: 1", smaller
+        few = min(job.num_localizations, 2), min(job.num_reasonings, 2)
+        changed = dataclasses.replace(job, num_localizations=few[0], num_reasonings=few[1])
+        yield _smallest(changed, f"train.num_localizations: {few[0]}, train.num_reasonings: {few[1]}, ")
     for limit in (1280, 640, 320):
         if job.visual_tokens > limit:
             less = job.visual_tokens - limit
-            shorter = {"localize_tokens": job.localize_tokens - less, "reason_tokens": job.reason_tokens - less}
-            change = dataclasses.replace(job, visual_tokens=limit, micro_batch_tokens=1, **shorter)
-            yield f"model.max_pixels for {limit} visual tokens, train.micro_batch_tokens: 1", change
+            changed = dataclasses.replace(
+                job,
+                visual_tokens=limit,
+                localize_tokens=job.localize_tokens - less,
+                reason_tokens=job.reason_tokens - less,
+            )
+            yield _smallest(changed, f"model.max_pixels for {limit} visual tokens, ")
 
 
-@dataclass(frozen=True, slots=True)
-class _Branch:
-    num: int
-    prompt: int
-    longest: int
+def _smallest(job: Job, text: str) -> tuple[str, Job]:
+    """With micro-batches of one prompt and its siblings."""
+    least = _least(job)
+    return f"{text}train.micro_batch_tokens: {least}", dataclasses.replace(job, micro_batch_tokens=least)
 
 
-def _branches(job: Job) -> tuple[_Branch, _Branch]:
-    return (
-        _Branch(job.num_localizations, job.localize_tokens, job.max_localization_tokens),
-        _Branch(job.num_reasonings, job.reason_tokens, job.max_reasoning_tokens),
-    )
+def _least(job: Job) -> int:
+    """Tokens of the larger branch's siblings, each with its prompt: what the engine runs at once at the least."""
+    return max(batch.siblings * (batch.prompt + batch.longest) for batch, _ in batches(job).values())
 
 
 def _memory_findings(shape: ModelShape, job: Job, device: Device) -> Iterator[Finding]:

@@ -129,10 +129,11 @@ def make_backbone(config: Mapping[str, Any], plan: Plan, device: str) -> tuple[B
     made._attn_implementation = "sdpa"
     torch.manual_seed(0)
     model: Any = AutoModelForImageTextToText.from_config(made, dtype=getattr(torch, plan.dtype))
-    square = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
     processor: Any = Qwen2VLImageProcessorPil()
     if config["model_type"] == "llava":
-        processor = LlavaImageProcessorPil(**square, do_pad=True)
+        side = values["vision_config"]["image_size"]
+        square = {"height": side, "width": side}
+        processor = LlavaImageProcessorPil(size={"shortest_edge": side}, crop_size=square, do_pad=True)
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=0)
     return FAMILIES[config["model_type"]](model.to(device).eval(), tokenizer, processor), whole
 
@@ -162,9 +163,9 @@ def _measure(
         for keep, times in seconds.items():
             progress(f"round {number + 1} of {plan.rounds}, keep {keep:g}")
             if keep in making:
-                taken, prompts[keep] = _timed(lambda keep=keep: sparsified(dense, visual.grid, boxes[keep])[0])
+                taken, (prompts[keep], _) = _timed(partial(sparsified, dense, visual.grid, boxes[keep]))
                 making[keep].append(taken)
-            times.append(_timed(lambda keep=keep: _prefill(backbone, prompts[keep]))[0])
+            times.append(_timed(partial(_prefill, backbone, prompts[keep]))[0])
     layers = shape.layers / plan.layers
     memory = {keep: _memory(backbone, prompt) for keep, prompt in prompts.items()}
     for keep, prompt in prompts.items():
