@@ -73,7 +73,7 @@ def make_job(recipe: Recipe, shape: ModelShape, devices: int, saved_dtype: str, 
     """
     train, model, trainer = recipe.train, recipe.model, recipe.trainer
     dtype = saved_dtype.removeprefix("torch.") if model.dtype == "auto" else model.dtype
-    weight_bytes = 4 if dtype in ("float32", "None") else 2
+    weight_bytes = 4 if dtype == "float32" else 2
     sharded = bool(trainer.get("fsdp"))
     names = ("activation_checkpointing", "gradient_checkpointing")  # new name and old one of the same argument
     checkpointed = any(trainer.get(n) or dict(trainer.get("fsdp_config") or {}).get(n) for n in names)
