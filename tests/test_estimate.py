@@ -74,12 +74,12 @@ def test_every_recipe_can_be_estimated(path):
     assert found.memory.peak > found.memory.sampling["weights"] > 0
     assert found.seconds.total > 0
     if found.shape.text_parameters > 1e9:  # on nano, adapters are larger than what they adapt
-        assert all(memory(found.shape, job).peak < found.memory.peak for _, job in remedies(found.shape, found.job))
+        assert all(memory(found.shape, job).peak <= found.memory.peak for _, job in remedies(found.shape, found.job))
 
 
 def test_what_does_not_fit_is_said_with_what_helps():
     recipe = load_recipe(ROOT / "recipes/lingshu-7b.yaml", ["trainer={}", "train.questions_per_step=8"])
-    found = diagnose_recipe(recipe, devices=1, device=find_device("H100 80GB"))
+    found = diagnose_recipe(recipe, devices=1, device=find_device("H200 141GB"))
     (finding,) = [f for f in found.findings if f.name == "memory"]
     assert finding.status == "missing"
     assert "model.lora" in finding.remedy

@@ -107,12 +107,15 @@ def make_job(recipe: Recipe, shape: ModelShape, devices: int, saved_dtype: str, 
 
 
 def remedies(shape: ModelShape, job: Job) -> Iterator[tuple[str, Job]]:
-    """Changes of a recipe that save memory, each alone."""
+    """Changes of a recipe that can save memory."""
     if not job.checkpointing:
         yield "trainer: {gradient_checkpointing: true}", dataclasses.replace(job, checkpointing=True)
     if job.rank is None and not job.sharded:
         adapted = dataclasses.replace(job, rank=64, weight_bytes=2, precision="autocast")
         yield "model.lora: {r: 64} with model.dtype: bfloat16", adapted
+        if not job.checkpointing:
+            both = dataclasses.replace(adapted, checkpointing=True)
+            yield "both, adapters and trainer: {gradient_checkpointing: true}", both
     if job.devices > 1 and not job.sharded and job.rank is None:
         yield "trainer: {fsdp: true, fsdp_config: {version: 2, …}}", dataclasses.replace(job, sharded=True)
     if job.micro_batch_tokens > _least(job):
@@ -154,9 +157,9 @@ def _memory_findings(shape: ModelShape, job: Job, device: Device) -> Iterator[Fi
         better = [
             f"{text} ({size / GIB:.1f} GiB{', fits' if size <= room else ''})" for size, text in after if size < peak
         ]
-        remedy = "each alone: " + "; ".join(better[:4]) if better else "more devices, or larger ones"
+        remedy = "; ".join(better[:4]) if better else "larger devices"
         if better and after[0][0] > room:
-            remedy += "; combine them, or take more or larger devices"
+            remedy += "; none is enough alone: combine them, or take larger devices"
         yield Finding("memory", "missing", detail, remedy)
     if shape.visual_tokens > 4096:
         yield Finding(

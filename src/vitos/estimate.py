@@ -212,14 +212,15 @@ def _update(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
     head = scored * shape.hidden * small + 16 * chunk * shape.vocab
     if job.rank is None:  # the head's weight has a gradient for each chunk, added up
         head += shape.largest_matrix * 4 * (1 if scored <= HEAD_TOKENS else 2)
-    backward = tokens * 3 * shape.intermediate * small + (shape.layer_parameters * 4 if job.rank is None else 0)
+    # Then layer by layer: what it keeps once more, where it was not kept, and the gradients on their way through it.
+    backward = again + tokens * 3 * shape.intermediate * small
+    backward += shape.layer_parameters * 4 if job.rank is None else 0
     unsharded = 0
     if job.sharded:  # two layers and the root in the computing format, one layer's whole gradient
         unsharded = small * (2 * shape.layer_parameters + 2 * shape.largest_matrix) + 4 * shape.largest_matrix
     return {
         "activations": kept + ends,
-        "one layer again": again,
-        "head or one layer's gradients": max(head, backward),
+        "head, or one layer's backward pass": max(head, backward),
         "weights gathered for a layer": unsharded,
     }
 
