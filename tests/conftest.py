@@ -47,10 +47,11 @@ def hf_inputs():
 
     The library's own processor makes them from text and pixels; positions are left to the model.
     """
-    from tests.backbones import families
+    from tests.backbones.family import library_inputs
+    from tests.backbones.family_qwen import qwen2_5_vl_processor
 
     def make(backbone, text, images, extra_ids=()):
-        return families.library_inputs(families.qwen2_5_vl_processor(backbone), text, images, extra_ids)
+        return library_inputs(qwen2_5_vl_processor(backbone), text, images, extra_ids)
 
     return make
 

@@ -73,6 +73,12 @@ def test_what_is_read_is_what_the_encoder_says(built, warm_policy, images, phant
         assert a.images == b.images
 
 
+def test_every_picture_is_encoded_once(warm_policy, images, tmp_path):
+    counting = Counting(warm_policy)
+    report = build_cache(counting, [*images, *images], tmp_path / "cache")
+    assert counting.calls == report.computed == len(images)
+
+
 def test_tokens_do_not_depend_on_the_batch(warm_policy, images):
     pictures = [load_image(path) for path in images]
     together = warm_policy.encode_many([[p] for p in pictures])

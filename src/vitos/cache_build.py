@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from rich.table import Table
 from safetensors import SafetensorError
 
@@ -117,7 +118,7 @@ def build_cache(
     started = time.perf_counter()
     dtype = _prepare(policy, folder, dtype)
     done, dropped = _keep_whole_shards(folder)
-    _check_room(policy, images, folder, dtype, done, confirm)
+    sampled = _check_room(policy, images, folder, dtype, done, confirm)
     pending: dict[str, VisualTokens] = {}
     computed = tokens = waiting = 0
     try:
@@ -128,7 +129,7 @@ def build_cache(
             picture = load_image(path)
             key = image_key(picture)
             if key not in done:
-                pending[key] = policy.encode_many([[picture]])[0].visuals[0]
+                pending[key] = sampled.pop(key) if key in sampled else _encode(policy, picture)
                 done.add(key)
                 computed += 1
                 tokens += pending[key].grid.num_tokens
@@ -206,12 +207,22 @@ def _check_room(
     dtype: str,
     done: set[str],
     confirm: Callable[[str], bool],
-) -> None:
-    """Estimate from a few images, spread over all, and compare with the free disk and with what needs no question."""
-    sample = [load_image(path) for path in images[:: max(1, len(images) // SAMPLED)][:SAMPLED]]
-    sizes = [_size(policy.encode_many([[p]])[0].visuals[0], dtype) for p in sample if image_key(p) not in done]
+) -> dict[str, VisualTokens]:
+    """Estimate from a few images, spread over all, and compare with the free disk and with what needs no question.
+
+    Returns:
+        What was encoded for that, by image key, so that it is not encoded again.
+    """
+    sample = images[:: max(1, len(images) // SAMPLED)][:SAMPLED]
+    encoded: dict[str, VisualTokens] = {}
+    sizes = []
+    for picture in map(load_image, sample):
+        key = image_key(picture)
+        if key not in done:
+            encoded[key] = encoded.get(key) or _encode(policy, picture)
+            sizes.append(_size(encoded[key], dtype))
     if not sizes:
-        return
+        return encoded
     missing, each = round(len(images) * len(sizes) / len(sample)), sum(sizes) / len(sizes)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     total, free = int(missing * each), shutil.disk_usage(place).free
@@ -223,6 +234,11 @@ def _check_room(
         raise CacheError(f"{text} Name a folder on a larger disk, lower model.max_pixels, or take --dtype bfloat16.")
     if total > ASK_ABOVE and not confirm(text):
         raise CacheError(f"{text} Nothing was written; confirm with --yes.")
+    return encoded
+
+
+def _encode(policy: SparseVLM, picture: Image.Image) -> VisualTokens:
+    return policy.encode_many([[picture]])[0].visuals[0]
 
 
 def _size(visual: VisualTokens, dtype: str) -> int:

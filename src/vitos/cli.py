@@ -4,8 +4,8 @@
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos data check|convert|cache|phantom …
-    vitos bench run|rescore …
-    vitos doctor
+    vitos bench run|rescore|shapes …
+    vitos doctor [--recipe recipe.yaml]
 
 `vitos VERB --help` says more of each.
 """
@@ -99,7 +99,7 @@ def evaluate(
 def ask(
     checkpoint: Checkpoint,
     image: Annotated[
-        Path, typer.Argument(help="Image file; frame, slice or window behind it, as in scan.dcm#frame=3.")
+        Path, typer.Argument(help="Image file; frame, slice, window or crop behind it, as in scan.dcm#frame=3.")
     ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
@@ -107,7 +107,8 @@ def ask(
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
     _quiet()
-    from vitos.data.images import load_image_facts
+    from vitos.data.images import load_image, load_image_facts
+    from vitos.data.selector import without_crop
     from vitos.policy import SparseVLM, Stopwatch
     from vitos.reports.overlay import draw_overlay
 
@@ -116,7 +117,7 @@ def ask(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     with watch.stage("vision"):
-        scan = vlm.encode(picture)
+        scan = vlm.encode(picture).of_files([facts])
     finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
@@ -130,7 +131,8 @@ def ask(
     console.print(table)
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
-        draw_overlay(picture, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
+        whole = load_image(without_crop(image))
+        draw_overlay(whole, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
 
 
@@ -263,15 +265,53 @@ def bench_rescore(
 
     rescore(out, base)
     console.print(f"Report: {out / 'report.html'}")
+@bench_app.command("shapes")
+def bench_shapes(
+    out: Annotated[Path, typer.Option(help="Folder of results.json and table.md.")] = Path("studies/true_shapes"),
+    model: Annotated[list[str] | None, typer.Option(help="Known name; may be repeated.")] = None,
+    pixels: Annotated[list[int] | None, typer.Option(min=56, help="Side of the image; may be repeated.")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of each model that are made.")] = 2,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of weights and activations.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Paired runs of every share.")] = 3,
+) -> None:
+    """Prefill time, memory and KV cache of sparse prompts in layers of the published models' shapes; resumable."""
+    _quiet()
+    from vitos.benchmarks.true_shapes import MODELS, TABLE, Plan, run_shapes
+    from vitos.shapes import KNOWN
+
+    names = model or MODELS
+    if unknown := [name for name in names if name not in KNOWN]:
+        raise typer.BadParameter(f"{unknown[0]} is not known; known are {', '.join(KNOWN)}", param_hint="--model")
+    plan = Plan(tuple(pixels or Plan().pixels), layers=layers, dtype=dtype, rounds=rounds)
+    with console.status("starting") as status:
+        run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
+    console.print((out / TABLE).read_text(encoding="utf-8"), markup=False)
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing, and for what."""
+def doctor(
+    recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
+    device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
+) -> None:
+    """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
     from vitos.doctor import diagnose, is_ready, render
 
-    findings = diagnose()
-    console.print(render(findings))
+    if recipe is None:
+        findings = diagnose()
+        console.print(render(findings))
+    else:
+        _quiet()
+        from vitos.config import load_recipe
+        from vitos.devices import find_device
+        from vitos.doctor_recipe import diagnose_recipe, render_diagnosis
+
+        on = find_device(device) if device else None
+        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        findings = list(diagnosis.findings)
+        console.print(render_diagnosis(diagnosis))
     if not is_ready(findings):
         raise typer.Exit(1)
 

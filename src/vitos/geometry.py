@@ -117,14 +117,25 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """All visual tokens of one image: `views` in the order of the tokens."""
+    """All visual tokens of one image: `views` in the order of the tokens.
+
+    Attributes:
+        shown: the part of the image that the encoder was given, smaller than the whole where it was cropped. Cells
+            outside of it look at padding, even where the image goes on.
+    """
 
     views: tuple[View, ...]
+    shown: Rect = WHOLE_IMAGE
 
     @classmethod
     def single(cls, rows: int, cols: int, rect: Rect = WHOLE_IMAGE) -> TokenGrid:
         """A grid of one view, by default of the whole image."""
         return cls((View(rect, rows, cols),))
+
+    def within(self, crop: Rect) -> TokenGrid:
+        """The grid of a cropped picture, laid over the image that it was cut from; `crop` is its rectangle there."""
+        views = tuple(View(Rect(*_placed(view.rect, crop)), view.rows, view.cols) for view in self.views)
+        return TokenGrid(views, Rect(*_placed(self.shown, crop)))
 
     @property
     def num_tokens(self) -> int:
@@ -137,7 +148,8 @@ class TokenGrid:
         """
         mask = np.zeros(self.num_tokens, dtype=bool)
         for box in boxes:
-            mask |= np.concatenate([view.overlapping(box, margin).ravel() for view in self.views])
+            if (visible := cut(box, self.shown)) is not None:
+                mask |= np.concatenate([view.overlapping(visible, margin).ravel() for view in self.views])
         return mask
 
     def centres(self) -> NDArray[np.float64]:
@@ -146,6 +158,49 @@ class TokenGrid:
             [((r.x1 + r.x2) / 2, (r.y1 + r.y2) / 2) for view in self.views for r in view.cell_boxes()],
             dtype=np.float64,
         )
+
+
+def cut(box: Box, part: Rect) -> Box | None:
+    """What of a box lies inside `part` of the image; None if that has no area."""
+    x1, y1, x2, y2 = box.as_tuple()
+    corners = max(x1, part.x1), max(y1, part.y1), min(x2, part.x2), min(y2, part.y2)
+    return Box(*corners) if corners[0] < corners[2] and corners[1] < corners[3] else None
+
+
+def out_of_crop(rect: Rect, crop: Rect) -> Box:
+    """A rectangle in fractions of a cropped picture → in fractions of the image that it was cut from.
+
+    Raises:
+        ValueError: if it does not lie inside the picture, or rounding leaves it without area.
+    """
+    x1, y1, x2, y2 = _placed(Box(*rect.as_tuple()), crop)
+    # Rounding must not carry an edge over the crop's own.
+    return Box(x1, y1, min(x2, crop.x2), min(y2, crop.y2))
+
+
+def into_crop(box: Box, crop: Rect) -> Box:
+    """The inverse of `out_of_crop`; what lies outside the crop is cut off.
+
+    Raises:
+        ValueError: if nothing of the box lies inside the crop.
+    """
+    seen = cut(box, crop)
+    if seen is None:
+        raise ValueError(f"the box {box.as_tuple()} lies outside the crop {crop.as_tuple()}")
+    width, height = crop.x2 - crop.x1, crop.y2 - crop.y1
+    x1, y1 = (seen.x1 - crop.x1) / width, (seen.y1 - crop.y1) / height
+    return Box(x1, y1, min(1.0, (seen.x2 - crop.x1) / width), min(1.0, (seen.y2 - crop.y1) / height))
+
+
+def _placed(rect: Rect, crop: Rect) -> tuple[float, float, float, float]:
+    """Corners in fractions of a crop → in those of the whole image."""
+    width, height = crop.x2 - crop.x1, crop.y2 - crop.y1
+    return (
+        crop.x1 + rect.x1 * width,
+        crop.y1 + rect.y1 * height,
+        crop.x1 + rect.x2 * width,
+        crop.y1 + rect.y2 * height,
+    )
 
 
 def matched_iou(predicted: Sequence[Box], gold: Sequence[Box]) -> float:

@@ -39,11 +39,16 @@ class Scan:
     """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image.
 
     Attributes:
-        images: how each was opened (frame, slice, window); empty where pictures were given, not files.
+        images: how each was opened (frame, slice, window, crop); empty where pictures were given, not files.
     """
 
     visuals: tuple[VisualTokens, ...]
     images: tuple[ImageFacts, ...] = ()
+
+    def of_files(self, images: Sequence[ImageFacts]) -> Scan:
+        """The scan of pictures that were opened so: their tokens laid over the stored images."""
+        placed = (v.within(facts.shown) for v, facts in zip(self.visuals, images, strict=True))
+        return Scan(tuple(placed), tuple(images))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class Finding:
         boxes: evidence in fractions of the original image.
         kept: kept visual tokens of the first image, bool (N,); `fallback` if no box could be read and all are kept.
         seconds: time of each stage: vision is in the scan's making, not here.
-        images: how the scan's files were opened (frame, slice, window).
+        images: how the scan's files were opened (frame, slice, window, crop).
     """
 
     answer: str | None
@@ -187,7 +192,7 @@ class SparseVLM:
             return self.encode_many([[picture.convert("RGB") for picture in pictures]])[0]
         loaded = [load_image_facts(Path(str(image))) for image in images]
         scan = self.encode_many([[picture for picture, _ in loaded]])[0]
-        return dataclasses.replace(scan, images=tuple(facts for _, facts in loaded))
+        return scan.of_files([facts for _, facts in loaded])
 
     def ask(self, scan: Scan, question: str, max_tokens: int = 256) -> Finding:
         """Localize, keep the evidence's tokens, answer from them; greedy."""

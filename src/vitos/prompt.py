@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitos.geometry import TokenGrid
+from vitos.geometry import Rect, TokenGrid
 from vitos.sparsify import Fusion, fuse
 
 
@@ -40,6 +40,10 @@ class VisualTokens:
     def tensors(self) -> tuple[Tensor, ...]:
         """The embeddings and the streams."""
         return (self.embeddings, *self.streams)
+
+    def within(self, crop: Rect) -> VisualTokens:
+        """The same tokens, laid over the image that the encoder's picture was cut from (`crop` of it)."""
+        return replace(self, grid=self.grid.within(crop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from vitos.cache import EmbeddingCache
 from vitos.config import ModelSection, Recipe, WarmStartSection, dump_recipe
 from vitos.data.check import check_dataset
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
-from vitos.data.images import load_image
+from vitos.data.images import load_image_facts
 from vitos.data.readers import read_records
 from vitos.data.record import Record
 from vitos.policy import SparseVLM, Stopwatch
@@ -227,8 +227,8 @@ def _lesson_batches(policy: SparseVLM, records: Sequence[Record], section: WarmS
         batch = [records[queue.pop(0)] for _ in range(section.batch_size)]
         for record in batch:
             if record.id not in lessons:
-                image = load_image(record.image_paths[0])
-                lessons[record.id] = record_lesson(record, image, policy.backbone, policy.spec)
+                image, facts = load_image_facts(record.image_paths[0])
+                lessons[record.id] = record_lesson(record, image, policy.backbone, policy.spec, facts.shown)
         yield [lessons[record.id] for record in batch]
 
 

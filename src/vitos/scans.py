@@ -5,7 +5,6 @@ The encoder is frozen during reinforcement learning, so its output serves both b
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +67,7 @@ class ScanStore:
                 for images, paths in zip(loaded, groups, strict=True)
             ]
         return {
-            paths: dataclasses.replace(scan, images=tuple(facts for _, facts in images))
+            paths: scan.of_files([facts for _, facts in images])
             for paths, scan, images in zip(groups, scans, loaded, strict=True)
         }
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.data.record import Record
 from vitos.engines.torch_engine import TorchEngine
+from vitos.geometry import WHOLE_IMAGE, Rect
 from vitos.prompt import Prompt, VisualTokens
 from vitos.response import format_box_list, format_localization, format_reasoning
 from vitos.spec import VitosSpec
@@ -42,11 +43,17 @@ class Lesson:
     exercises: tuple[Exercise, ...]
 
 
-def record_lesson(record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec) -> Lesson:
+def record_lesson(
+    record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
+) -> Lesson:
     """Both branches' exercises of one record; without gold boxes the reasoning branch's only.
 
     The thought is the record's `thought`, or the text of the right option. The answer is its letter or its text, as
     the checkpoint does it (`spec.answer_with`); a question whose options are not known has its letter only.
+
+    Args:
+        image: the record's, or what its name cuts out of it.
+        shown: which part of the stored image that is.
     """
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
@@ -56,7 +63,8 @@ def record_lesson(record: Record, image: Image.Image, backbone: Backbone, spec: 
         return Lesson((image,), (reason,))
     with torch.no_grad():
         (visual,) = backbone.encode([image])
-    boxes = format_box_list([backbone.write_box(box, visual, spec.coordinates) for box in record.boxes])
+    placed = visual.within(shown)
+    boxes = format_box_list([backbone.write_box(box, placed, spec.coordinates) for box in record.boxes])
     localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
     return Lesson((image,), (localize, reason))
 

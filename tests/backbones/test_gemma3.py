@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from tests.backbones.families import gemma3, gemma3_processor, library_inputs, library_run
+from tests.backbones.family import library_inputs, library_run
+from tests.backbones.family_gemma3 import gemma3, gemma3_processor
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from vitos.backbones import load_backbone

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.backbones.families import internvl, internvl_processor, library_inputs, library_run
+from tests.backbones.family import library_inputs, library_run
+from tests.backbones.family_internvl import internvl, internvl_processor
 
 from vitos.geometry import WHOLE_IMAGE, Box, Rect
 from vitos.prompt import pad_prompts

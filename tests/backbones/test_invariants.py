@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.backbones.families import FAMILIES, library_inputs, library_run
+from tests.backbones.families import FAMILIES
+from tests.backbones.family import library_inputs, library_run
 
 from vitos.backbones import FAMILIES as REGISTERED
 from vitos.backbones import load_backbone

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.backbones.families import library_inputs, qwen2_5_vl, qwen2_5_vl_processor
+from tests.backbones.family import library_inputs
+from tests.backbones.family_qwen import qwen2_5_vl, qwen2_5_vl_processor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from vitos.backbones.qwen2_5_vl import Qwen25VL

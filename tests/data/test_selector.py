@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitos.data.selector import Selector, parse_selector, split_name
+from vitos.data.selector import Selector, parse_selector, split_name, without_crop
+from vitos.geometry import Box
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ def test_every_key_is_read():
     assert parse_selector("frame=3") == Selector(frame=3)
     read = parse_selector("window=-600.5,1500&slice=0&axis=1")
     assert read == Selector(axis=1, slice=0, window=(-600.5, 1500.0))
+    assert parse_selector("crop=0,0.25,.5,1") == Selector(crop=Box(0, 0.25, 0.5, 1))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,10 @@ def test_every_key_is_read():
         ("window=40,inf", "no centre and width"),
         ("window=1,2,3", "no centre and width"),
         ("frame=1&", "'' selects nothing"),
+        ("crop=0,0,1", "no part of the picture"),
+        ("crop=0.5,0,0.5,1", "no part of the picture"),
+        ("crop=0,0,1,1.1", "no part of the picture"),
+        ("crop=0,nan,1,1", "no part of the picture"),
     ],
 )
 def test_refusals_say_what_to_write(text, message):
@@ -65,3 +71,16 @@ def test_any_text_is_read_or_refused(text):
         return
     assert selector.frame is None or selector.frame >= 1
     assert selector.window is None or selector.window[1] >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("a/scan.dcm#crop=0,0,1,0.5", "a/scan.dcm"),
+        ("scan.dcm#frame=3&crop=0,0,1,0.5&window=40,400", "scan.dcm#frame=3&window=40,400"),
+        ("scan.dcm#frame=3", "scan.dcm#frame=3"),
+        ("case #2.png", "case #2.png"),
+    ],
+)
+def test_the_whole_picture_of_a_part(name, whole):
+    assert without_crop(name) == Path(whole)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry
 from vitos.backbones.gemma3 import Gemma3
@@ -41,7 +41,7 @@ def load_backbone(
     processor, which insists on torchvision.
 
     Raises:
-        ValueError: if no family fits the checkpoint's `model_type`, or it has no such pixel limits.
+        ValueError: if no family fits the checkpoint's `model_type`, it has no chat template, or no such pixel limits.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     family = FAMILIES.get(config.model_type)
@@ -51,6 +51,12 @@ def load_backbone(
         path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer.chat_template = processor_template(path) or tokenizer.chat_template
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{path}: neither the tokenizer nor the processor has a chat template; put one beside them as "
+            "chat_template.jinja"
+        )
     asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     limits: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code, **limits)
@@ -64,4 +70,24 @@ def load_backbone(
     return backbone
 
 
-__all__ = ["FAMILIES", "Backbone", "Capabilities", "CoordinateStyle", "VisionGeometry", "load_backbone"]
+def processor_template(path: str | Path) -> str | None:
+    """The chat template that a checkpoint's combined processor would use, or None if it has none of its own.
+
+    It may stand where no tokenizer looks: in `processor_config.json`, else in `chat_template.json`, else in
+    `chat_template.jinja` (`ProcessorMixin.get_processor_dict` decides); of several named ones, the default.
+    """
+    template = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
+    if isinstance(template, dict):
+        template = template.get("default")
+    return str(template) if template else None
+
+
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "Capabilities",
+    "CoordinateStyle",
+    "VisionGeometry",
+    "load_backbone",
+    "processor_template",
+]

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones.attention import Attention
 from vitos.data.record import IMAGE_PLACEHOLDER
-from vitos.geometry import Box
+from vitos.geometry import Box, Rect, into_crop, out_of_crop
 from vitos.prompt import Prompt, PromptBatch, VisualTokens
 
 CoordinateStyle = Literal["normalized", "absolute", "per_mille"]
@@ -96,6 +96,15 @@ class Backbone(ABC):
     @abstractmethod
     def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
         """Visual tokens of each RGB image; differentiable where gradients are on."""
+
+    @classmethod
+    @abstractmethod
+    def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
+        """Visual tokens of the largest image, from a configuration alone; for estimates of memory.
+
+        Args:
+            max_pixels: limit of the resized image; None: the library's own. Without effect where the size is fixed.
+        """
 
     # --- what most families leave as it is --------------------------------------------------------------------------
 
@@ -242,8 +251,13 @@ class Backbone(ABC):
     def write_box(self, box: Box, visual: VisualTokens, style: CoordinateStyle) -> list[str]:
         """The four numbers of a box as the model writes them: two decimals, or whole pixels or per mille.
 
-        A box so thin that both its sides would be written alike is written one unit wide around its first side.
+        The numbers are those of the picture that the model sees: of a cropped image, of the crop. A box so thin that
+        both its sides would be written alike is written one unit wide around its first side.
+
+        Raises:
+            ValueError: if nothing of the box lies in that picture.
         """
+        box = into_crop(box, visual.grid.shown)
         units = (100, 100, 100, 100) if style == "normalized" else _scales(visual, style)
         x1, y1, x2, y2 = (round(value * unit) for value, unit in zip(box.as_tuple(), units, strict=True))
         if x1 == x2:
@@ -261,7 +275,8 @@ class Backbone(ABC):
 
         def read(numbers: tuple[float, float, float, float]) -> Box | None:
             try:
-                return Box(*(number / scale for number, scale in zip(numbers, _scales(visual, style), strict=True)))
+                seen = (number / scale for number, scale in zip(numbers, _scales(visual, style), strict=True))
+                return out_of_crop(Rect(*seen), visual.grid.shown)
             except ValueError:
                 return None
 

@@ -66,6 +66,11 @@ class Gemma3(Backbone):
             vision.patch_size, merge, pixels, pixels, pan if pan["do_pan_and_scan"] else {"do_pan_and_scan": False}
         )
 
+    @classmethod
+    def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
+        """Without pan-and-scan, whose crops have as many tokens each."""
+        return int(config.mm_tokens_per_image)
+
     @property
     def vision_modules(self) -> Sequence[torch.nn.Module]:
         return [self.model.model.vision_tower, self.model.model.multi_modal_projector]

@@ -12,6 +12,7 @@ The processor of the library always cuts tiles, whatever `crop_to_patches` says 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -42,6 +43,11 @@ class InternVL(Backbone):
                 "max_patches": processor.max_patches,
             },
         )
+
+    @classmethod
+    def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
+        """12 tiles, the library's limit, and the thumbnail."""
+        return 13 * int(config.image_seq_length)
 
     @property
     def vision_modules(self) -> Sequence[torch.nn.Module]:

@@ -65,6 +65,10 @@ class Llava(Backbone):
         rules |= {f"resize_{name}": int(value) for name, value in dict(processor.size).items() if value}
         return VisionGeometry(vision.patch_size, 1, pixels, pixels, rules)
 
+    @classmethod
+    def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
+        return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2)
+
     @property
     def vision_modules(self) -> Sequence[torch.nn.Module]:
         return [self.model.model.vision_tower, self.model.model.multi_modal_projector]

@@ -32,6 +32,12 @@ class QwenVL(Backbone):
             vision.patch_size, vision.spatial_merge_size, size["shortest_edge"], size["longest_edge"]
         )
 
+    @classmethod
+    def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
+        vision = config.vision_config
+        # 16384 tokens are the published checkpoints' limit: 12845056 pixels of 28 x 28, 16777216 of 32 x 32.
+        return max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2 if max_pixels else 16384
+
     @property
     def vision_modules(self) -> Sequence[torch.nn.Module]:
         return [self.model.model.visual]

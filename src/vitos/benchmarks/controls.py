@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from vitos.geometry import BoolArray, Box, TokenGrid
 from vitos.sparsify import distance_to_boxes
 
-_IMAGE = Box(0.0, 0.0, 1.0, 1.0)
-
 
 def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolArray:
     """`count` tokens, all equally likely.
@@ -31,12 +29,13 @@ def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolAr
 
 
 def centre_mask(grid: TokenGrid, count: int) -> BoolArray:
-    """The `count` tokens nearest to the image's centre; of equally near ones the first.
+    """The `count` tokens nearest to the centre of what is shown of the image; of equally near ones the first.
 
     Raises:
         ValueError: if `count` is not in 1..num_tokens.
     """
-    return _first(count, padding(grid), _distance(grid, np.array([[0.5, 0.5]])))
+    x1, y1, x2, y2 = grid.shown.as_tuple()
+    return _first(count, padding(grid), _distance(grid, np.array([[(x1 + x2) / 2, (y1 + y2) / 2]])))
 
 
 def inverted_mask(
@@ -124,8 +123,8 @@ def fit_budget(grid: TokenGrid, boxes: Sequence[Box], count: int) -> BoolArray:
 
 
 def padding(grid: TokenGrid) -> BoolArray:
-    """Tokens whose cell lies outside the image."""
-    return ~grid.overlapping([_IMAGE])
+    """Tokens whose cell lies outside the image, or the part of it that is shown."""
+    return ~grid.overlapping([Box(*grid.shown.as_tuple())])
 
 
 def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:

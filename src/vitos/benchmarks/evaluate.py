@@ -88,6 +88,7 @@ class Case:
             "gold": self.record.answer,
             "gold_boxes": [list(box.as_tuple()) for box in self.record.boxes or ()],
             "grid": [{"rect": list(v.rect.as_tuple()), "rows": v.rows, "cols": v.cols} for v in self.grid.views],
+            "shown": list(self.grid.shown.as_tuple()),
             "conditions": self.conditions,
         }
 

@@ -27,6 +27,8 @@ class Rendering:
         window: (centre, width) in the file's values; None for colour, 8-bit gray, and a look-up table of the file.
         window_source: from the selector, from the file's header, or the range of the picture's own values.
         inverted: the file says that low values are bright (MONOCHROME1).
+        crop: the part that was cut out, (x1, y1, x2, y2) in fractions of the upright stored picture, on pixel edges;
+            None: nothing was.
     """
 
     frame: int | None = None
@@ -35,11 +37,13 @@ class Rendering:
     window: tuple[float, float] | None = None
     window_source: WindowSource | None = None
     inverted: bool = False
+    crop: tuple[float, float, float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What is known, as JSON values."""
         known: dict[str, Any] = {name: getattr(self, name) for name in ("frame", "axis", "slice")}
         known |= {"window": list(self.window) if self.window else None, "window_source": self.window_source}
+        known |= {"crop": list(self.crop) if self.crop else None}
         return {k: v for k, v in known.items() if v is not None} | ({"inverted": True} if self.inverted else {})
 
 

@@ -17,10 +17,11 @@ Pillow's own limits (decompression bomb, PNG text) stay on, and formats that sta
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
@@ -31,6 +32,7 @@ from vitos.data.dicom import is_dicom, read_frame
 from vitos.data.gray import Rendering, VolumeError, render
 from vitos.data.nifti import is_nifti, read_slice
 from vitos.data.selector import Selector, parse_selector, split_name
+from vitos.geometry import WHOLE_IMAGE, Box, Rect
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200
@@ -70,9 +72,9 @@ class ImageFacts:
     Attributes:
         format: Pillow's name, DICOM or NIFTI.
         mode: Pillow's colour mode, DICOM's photometric interpretation, or the data type of a volume.
-        width, height: of the upright image; boxes are fractions of these.
+        width, height: of the upright image as stored, not of the part that was cut out; boxes are fractions of these.
         rotated: an EXIF tag turned it.
-        rendering: frame or slice, and window.
+        rendering: frame or slice, window and crop.
         warnings: what a user should look at; no value of a header stands in it.
     """
 
@@ -84,6 +86,11 @@ class ImageFacts:
     rendering: Rendering
     warnings: tuple[str, ...] = ()
 
+    @property
+    def shown(self) -> Rect:
+        """What of the stored image the picture shows."""
+        return Rect(*self.rendering.crop) if self.rendering.crop else WHOLE_IMAGE
+
     def summary(self) -> str:
         """One line: "DICOM MONOCHROME2, 512 x 512, frame 3, window 40,400 (file)"."""
         shown = self.rendering
@@ -91,6 +98,8 @@ class ImageFacts:
         parts += [f"{k} {v}" for k in ("frame", "axis", "slice") if (v := getattr(shown, k)) is not None]
         if shown.window is not None:
             parts.append(f"window {shown.window[0]:g},{shown.window[1]:g} ({shown.window_source})")
+        if shown.crop is not None:
+            parts.append(f"crop {','.join(f'{edge:.3g}' for edge in shown.crop)}")
         return ", ".join(parts + ["inverted"] * shown.inverted)
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def resolve_under(root: Path, relative: str | Path) -> Path:
 
 
 def load_image(path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The upright RGB image of a file, as evidence boxes refer to it.
+    """The upright RGB image of a file, as evidence boxes refer to it; of a name with `crop`, that part of it only.
 
     Args:
         path: the file, with a selector if need be; with `root`, relative to it, which it must not leave (see
@@ -159,12 +168,15 @@ def load_image_facts(
     with _open(path) as file:
         start = file.read(132)
         file.seek(0)
-        if not is_dicom(start) and not is_nifti(path):
-            return _load_with_pillow(file, path, name, selector, max_pixels)
-    try:
-        return _load_medical(path, name, selector, max_pixels, is_dicom(start))
-    except VolumeError as error:
-        raise ImageError(name, str(error)) from None
+        medical = is_dicom(start) or is_nifti(path)
+        if not medical:
+            picture, facts = _load_with_pillow(file, path, name, selector, max_pixels)
+    if medical:
+        try:
+            picture, facts = _load_medical(path, name, selector, max_pixels, is_dicom(start))
+        except VolumeError as error:
+            raise ImageError(name, str(error)) from None
+    return _cut(picture, facts, selector.crop, name) if selector.crop else (picture, facts)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -222,6 +234,17 @@ def _load_medical(
         rendering, warned = Rendering(None, selector.axis, selector.slice, window, source), ()
     image = Image.fromarray(pixels).convert("RGB")
     return image, ImageFacts(kind, mode, image.width, image.height, False, rendering, warned)
+
+
+def _cut(picture: Image.Image, facts: ImageFacts, crop: Box, name: Path) -> tuple[Image.Image, ImageFacts]:
+    """Every pixel that `crop` touches; which those are stands in the facts."""
+    (width, height), tiny = picture.size, 1e-6  # of a pixel: what a decimal fraction may be off
+    left, top = math.floor(crop.x1 * width + tiny), math.floor(crop.y1 * height + tiny)
+    right, bottom = math.ceil(crop.x2 * width - tiny), math.ceil(crop.y2 * height - tiny)
+    _check_size(name, right - left, bottom - top, width * height)
+    edges = (left / width, top / height, right / width, bottom / height)
+    part = picture.crop((left, top, right, bottom))
+    return part, replace(facts, rendering=replace(facts.rendering, crop=edges))
 
 
 def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

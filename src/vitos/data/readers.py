@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ from typing import Literal
 from vitos.data.images import DataError, resolve_under
 from vitos.data.record import IMAGE_PLACEHOLDER, Record, parse_options
 from vitos.data.selector import parse_selector, split_name
-from vitos.geometry import Box
+from vitos.geometry import Box, cut
 
 META_FILE = "meta.json"
 HUB_PREFIX = "hub:"
@@ -188,7 +188,7 @@ def parse_entry(
     names, images = _parse_images(raw.get("image_path"), root, report) if "image_path" in raw else ([], ())
     question = _parse_question(raw["question"], len(names), report) if "question" in raw else ""
     answer = _parse_answer(raw["answer"], question, report) if "answer" in raw else ""
-    boxes = _parse_boxes(raw.get("bbox"), report)
+    boxes = _parse_boxes(raw.get("bbox"), _crop_of(images), report)
     meta = _parse_meta(raw.get("meta", {}), raw.get("template"), template, report)
 
     identity = raw.get("id", default_id)
@@ -252,8 +252,13 @@ def _parse_answer(raw: object, question: str, report: Report) -> str:
     return raw
 
 
-def _parse_boxes(raw: object, report: Report) -> tuple[Box, ...] | None:
-    """The boxes of `bbox`, None where it is null or empty."""
+def _crop_of(images: Sequence[Path]) -> Box | None:
+    """The part of the first image that is looked at; None: all of it."""
+    return parse_selector(split_name(images[0])[1]).crop if images else None
+
+
+def _parse_boxes(raw: object, crop: Box | None, report: Report) -> tuple[Box, ...] | None:
+    """The boxes of `bbox`, None where it is null or empty; each shows in `crop`."""
     if raw is None or raw == []:
         return None
     if not isinstance(raw, list):
@@ -271,6 +276,8 @@ def _parse_boxes(raw: object, report: Report) -> tuple[Box, ...] | None:
             continue
         try:
             boxes.append(Box(*map(float, item)))
+            if crop is not None and cut(boxes[-1], crop) is None:
+                report(field, f"{show(item)} lies outside the image's crop", "boxes are fractions of the whole image")
         except (ValueError, OverflowError) as error:
             report(field, str(error), "write fractions of width and height (pixels divided by the image's size)")
     return tuple(boxes)

@@ -21,7 +21,8 @@ from PIL import Image
 from vitos.data.files import write_text_atomic
 from vitos.data.images import load_image
 from vitos.data.record import IMAGE_PLACEHOLDER
-from vitos.geometry import Box, Rect, TokenGrid, View
+from vitos.data.selector import without_crop
+from vitos.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
 from vitos.reports import table
 from vitos.reports import values as v
 from vitos.reports.card import RESEARCH_ONLY
@@ -140,7 +141,7 @@ def _spread(cases: Sequence[Mapping[str, Any]], correct: bool, count: int) -> li
 def _view(case: Mapping[str, Any], run_dir: Path) -> CaseView:
     conditions = _field(case, "conditions")
     located, sparse = conditions.get("localization") or {}, conditions.get("sparse") or {}
-    image = load_image(run_dir / _field(case, "image"))
+    image = load_image(without_crop(run_dir / _field(case, "image")))
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     grid = _grid(case)
     kept = sparse.get("kept") if grid else None
@@ -185,7 +186,8 @@ def _grid(case: Mapping[str, Any]) -> TokenGrid | None:
     if not rows:
         return None
     try:
-        return TokenGrid(tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in rows))
+        views = tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in rows)
+        return TokenGrid(views, Rect(*case.get("shown", WHOLE_IMAGE.as_tuple())))
     except (KeyError, TypeError, ValueError) as error:
         raise v.ResultsError(f"case {case.get('id')!r}, field 'grid': {error}") from error
 

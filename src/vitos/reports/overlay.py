@@ -34,11 +34,12 @@ def draw_overlay(
 ) -> Image.Image:
     """Draw kept tokens, predicted boxes (orange) and gold boxes (sky blue, dashed) over an image.
 
-    Of several views, the first that covers the whole image is drawn with its cells and the others as outlines; where
-    none covers it, a pixel is bright if any view keeps it. Cells outside the image (padding) are not seen.
+    Of several views, the first that covers all that was shown of the image is drawn with its cells and the others as
+    outlines; where none covers it, a pixel is bright if any view keeps it. Cells outside the image (padding) are not
+    seen; what a crop left out is dark.
 
     Args:
-        image: upright original image, any mode.
+        image: upright original image, whole where the model saw a crop of it, any mode.
         grid: its visual tokens; None draws only boxes.
         kept: token indices, or a mask of shape (num_tokens,); None draws the image undimmed and without cells.
         boxes: predicted evidence.
@@ -103,8 +104,8 @@ def _shown_views(grid: TokenGrid, mask: BoolArray) -> list[tuple[View, BoolArray
     parts = np.split(mask, ends[:-1])
     views = [(view, part.reshape(view.rows, view.cols)) for view, part in zip(grid.views, parts, strict=True)]
     for view, part in views:
-        r = view.rect
-        if r.x1 <= 0 and r.y1 <= 0 and r.x2 >= 1 and r.y2 >= 1:
+        r, s = view.rect, grid.shown
+        if r.x1 <= s.x1 and r.y1 <= s.y1 and r.x2 >= s.x2 and r.y2 >= s.y2:
             return [(view, part)]
     return views
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vitos.data.files import write_json_atomic, write_text_atomic
 from vitos.data.images import load_image
+from vitos.data.selector import without_crop
 from vitos.reports.overlay import draw_overlay
 from vitos.rl.rollout import QuestionGroup
 
@@ -113,7 +114,7 @@ def write_samples(run: Path, step: int, groups: Sequence[QuestionGroup]) -> None
     for index, group in enumerate(groups):
         selection, localization = group.selections[0], group.localizations[0]
         picture = draw_overlay(
-            load_image(group.record.image_paths[0]),
+            load_image(without_crop(group.record.image_paths[0])),
             group.query.scan.visuals[0].grid,
             selection.mask,
             localization.response.boxes,
