@@ -70,9 +70,9 @@ class TorchEngine:
     Args:
         backbone: the model to run.
         model: what is called instead of `backbone.model`, such as its DDP or FSDP wrapper.
-        max_batch_tokens: padded tokens (prompt and completion, siblings counted) that `sample` runs at once; more
-            prompts are split, but not the siblings of one. Splitting changes no result beyond floating-point
-            rounding. `score` runs what it is given.
+        max_batch_tokens: padded tokens that `sample` and a micro-batch of `score` run at once; more prompts are
+            split, but not the siblings of one. Splitting changes no result beyond floating-point rounding. `score`
+            runs what it is given: see `score_batches`.
         head_tokens: completion tokens whose logits `score` holds at once.
     """
 
@@ -102,7 +102,7 @@ class TorchEngine:
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
         out: list[list[Completion]] = [[] for _ in prompts]
-        sizes = [(len(p), len(s) * sampling.max_tokens, len(s)) for p, s in zip(prompts, seeds, strict=True)]
+        sizes = [(len(s), len(p) + sampling.max_tokens) for p, s in zip(prompts, seeds, strict=True)]
         for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
             completions = iter(self._sample([prompts[i] for i in chunk], sampling, [seeds[i] for i in chunk], stage))
             for i in chunk:
@@ -183,6 +183,11 @@ class TorchEngine:
         logprobs = zeros.masked_scatter(packed.mask, out.logits.float())
         return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
 
+    def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
+        """Indices of the prompts that `score` shall run together, to keep within `max_batch_tokens`."""
+        sizes = [(1, len(p) + sum(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
+        return chunk_by_tokens(sizes, self.max_batch_tokens)
+
     # --- the moves of sampling ---------------------------------------------------------------------------------------
 
     def _prefill(self, prompts: Sequence[Prompt]) -> _Prefix:
@@ -217,25 +222,24 @@ class TorchEngine:
         return logits.index_fill(-1, banned, float("-inf")).log_softmax(-1)
 
 
-def chunk_by_tokens(sizes: Sequence[tuple[int, int, int]], budget: int) -> Iterator[list[int]]:
-    """Indices of prompts, longest first, cut so that each chunk's padded tokens stay within the budget.
+def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
+    """Indices of prompts, widest first, cut so that the padded tokens of each chunk stay within the budget.
 
     Args:
-        sizes: of each prompt: its length, the tokens of all its completions, their number.
-        budget: padded tokens, each sibling's copy of the prompt's cache counted; one prompt may exceed it.
+        sizes: of each prompt: the rows it takes and the tokens of the longest of them.
+        budget: rows times the widest row of a chunk; one prompt alone may exceed it.
     """
-    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i][0], i))
     chunk: list[int] = []
-    total = 0
-    for i in order:
-        _, completion_tokens, siblings = sizes[i]
-        longest = sizes[chunk[0] if chunk else i][0]
-        cost = longest * max(1, siblings) + completion_tokens
-        if chunk and total + cost > budget:
+    rows = widest = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], i)):
+        own, width = sizes[i]
+        if chunk and (rows + own) * widest > budget:
             yield chunk
-            chunk, total, cost = [], 0, sizes[i][0] * max(1, siblings) + completion_tokens
+            chunk, rows = [], 0
+        if not chunk:
+            widest = width
         chunk.append(i)
-        total += cost
+        rows += own
     if chunk:
         yield chunk
 

@@ -43,14 +43,6 @@ class BranchBatch:
         """Tokens in the mean, repeats counted, at least 1."""
         return max(1, self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings))
 
-    @property
-    def sizes(self) -> list[tuple[int, int, int]]:
-        """Of each prompt: length, completion tokens, completions; for `chunk_by_tokens`."""
-        return [
-            (len(p), sum(len(c.token_ids) for c in siblings), len(siblings))
-            for p, siblings in zip(self.prompts, self.completions, strict=True)
-        ]
-
     def part(self, index: Sequence[int]) -> BranchBatch:
         """The prompts of `index` only."""
         return BranchBatch(

@@ -19,7 +19,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get
 from vitos.cache import EmbeddingCache
 from vitos.data.record import Record
 from vitos.engines.base import Sampling
-from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
 from vitos.policy import SparseVLM, Stopwatch
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
 from vitos.rl.branch import BranchBatch, localization_batch, reasoning_batch
@@ -245,12 +244,12 @@ class DualStreamTrainer(CheckpointedTrainer):
         self, model: torch.nn.Module, branch: BranchBatch, weight: float, guard: float, batch: RolloutBatch
     ) -> tuple[float, dict[str, float]]:
         """Add one branch's gradients, micro-batch by micro-batch; the token mean runs over all processes' branch."""
-        args, engine = self.args, TorchEngine(self.policy.backbone, runnable(model))
+        args, engine = self.args, self.policy.engine
         (tokens,) = sums(self.accelerator, [float(branch.tokens if branch.prompts else 0)])
         totals = dict.fromkeys(("loss", "tokens", "clipped", "mismatch_kl", "reference_kl"), 0.0)
         beta = max(args.kl_beta, guard)
         reference = (self._stage_one if guard > 0 else self._initial) if beta > 0 else None
-        chunks = list(chunk_by_tokens(branch.sizes, args.micro_batch_tokens))
+        chunks = list(engine.score_batches(branch.prompts, branch.token_ids))
         passes = maximum(self.accelerator, len(chunks)) if is_sharded(model) else len(chunks)
         # FSDP divides gradients by the number of processes.
         factor = self.args.world_size if is_sharded(model) else 1
@@ -274,18 +273,18 @@ class DualStreamTrainer(CheckpointedTrainer):
             self.accelerator.backward(out.loss * factor)
             for key in totals:
                 totals[key] += float(out.loss.detach() if key == "loss" else getattr(out, key))
-        self._keep_pace(engine, batch, passes - len(chunks))
+        self._keep_pace(batch, passes - len(chunks))
         values = sums(self.accelerator, [*totals.values(), branch.skipped, len(branch.prompts)])
         loss, scored, *figures, skipped, prompts = values
         means = {key: value / max(1.0, scored) for key, value in zip(list(totals)[2:], figures, strict=True)}
         return loss, {**means, "skipped_groups": skipped, "prompts": prompts}
 
-    def _keep_pace(self, engine: TorchEngine, batch: RolloutBatch, missing: int) -> None:
+    def _keep_pace(self, batch: RolloutBatch, missing: int) -> None:
         """Run empty micro-batches until this process has as many as the others, whose passes need its shards."""
         shortest = min(range(len(batch.groups)), key=lambda p: len(batch.localize_prompts[p]))
         ids = batch.groups[shortest].localizations[0].completion.token_ids[:1]
         for _ in range(missing):
-            scores = engine.score([batch.localize_prompts[shortest]], [[ids]], self.args.temperature)
+            scores = self.policy.engine.score([batch.localize_prompts[shortest]], [[ids]], self.args.temperature)
             self.accelerator.backward(0.0 * scores.logprobs.sum())
 
     # --- stages -----------------------------------------------------------------------------------------------------
