@@ -246,6 +246,33 @@ def test_a_stop_token_ends_an_answer_and_is_part_of_it(backbone, dense_prompts):
     assert 0 < finished < 12
 
 
+def test_ended_rows_leave_the_batch_and_nobody_notices(backbone, dense_prompts, monkeypatch):
+    """Against every row alone; the batch shrinks whenever half of it has ended."""
+    free = TorchEngine(copied(backbone, stop_token_ids=())).sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
+    texts = [c.token_ids.tolist() for row in free for c in row]
+    # Six tokens stop: rows end here and there, some never.
+    stops = tuple({text[place] for text, place in zip(texts, (1, 2, 3, 5, 7, 9), strict=False)})
+    ended = copied(backbone, stop_token_ids=stops)
+    engine, rows = TorchEngine(ended), []
+    call = ended.model.forward
+    monkeypatch.setattr(ended.model, "forward", lambda **k: rows.append(k["input_ids"].shape[0]) or call(**k))
+    together = engine.sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
+    lengths = [len(c.token_ids) for row in together for c in row]
+    assert len(set(lengths)) > 3
+    batch = 12
+    for step, count in enumerate(rows[1:], start=1):
+        running = sum(length > step for length in lengths)
+        batch = running if 2 * running <= batch else batch
+        assert count == batch
+    assert rows[-1] < 12
+    for prompt, row in zip(dense_prompts, together, strict=True):
+        for seed, completion in zip((1, 2, 3), row, strict=True):
+            ((single,),) = engine.sample([prompt], HOT, [[seed]])
+            assert completion.token_ids.tolist() == single.token_ids.tolist()
+            assert (completion.text, completion.finished) == (single.text, single.finished)
+            torch.testing.assert_close(completion.logprobs, single.logprobs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_max_tokens_is_a_hard_limit(backbone, dense_prompts, limit):
     engine = TorchEngine(copied(backbone, stop_token_ids=()))

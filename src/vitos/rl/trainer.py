@@ -7,8 +7,10 @@ branches) that the schedule names. Everything else (loop, optimiser, logging, mi
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,18 +23,19 @@ from vitos.data.record import Record
 from vitos.engines.base import Sampling
 from vitos.policy import SparseVLM, Stopwatch
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
-from vitos.rl.branch import BranchBatch, localization_batch, reasoning_batch
+from vitos.rl.branch import BranchBatch, count_with_signal, localization_batch, reasoning_batch
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import (
-    MARKER,
     CheckpointError,
+    all_checkpoints,
     complete_checkpoints,
-    is_complete,
+    damage,
 )
 from vitos.rl.checkpointed import CheckpointedTrainer
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.guards import CollapseWarning, UpdateGuard
 from vitos.rl.loss import LossInputs, policy_loss
+from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
 from vitos.rl.parallel import (
     gathered,
     gradient,
@@ -95,6 +98,7 @@ class DualStreamTrainer(CheckpointedTrainer):
                 "lower questions_per_step"
             )
         self.policy = model
+        self._records = train_dataset
         self.stages = make_stages(args)
         self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
         for module in model.backbone.vision_modules:
@@ -150,36 +154,30 @@ class DualStreamTrainer(CheckpointedTrainer):
         number, stage = stage_at(self.stages, step)
         if number > 0:
             self._enter_stage(number, first_step=step == stage.start)
-        watch = Stopwatch()
+        watch, weights = Stopwatch(), stage.branches(step)
         model.eval()
-        with watch.stage("encode"):
-            scans = self.scans.get(records)
         self.policy.engine.model = runnable(model)
         self.policy.engine.max_batch_tokens = args.micro_batch_tokens
         with whole_weights(model, self.is_fsdp_enabled and self._sharding.reshard_after_forward):
-            batch = roll_out(
-                self.policy,
+            rounds = roll_out_until_full(
+                self.accelerator,
                 records,
-                scans,
-                step,
-                RolloutPlan(
-                    args.num_localizations,
-                    args.num_reasonings,
-                    Sampling(args.max_localization_tokens, args.temperature),
-                    Sampling(args.max_reasoning_tokens, args.temperature),
-                    seed=args.seed,
-                    dense=stage.dense,
-                ),
-                self.reward_weights,
-                self.reward_funcs,
-                localizer=self._stage_one if args.frozen_boxes else None,
-                watch=watch,
+                partial(self._roll_out, step=step, stage=stage, watch=watch),
+                partial(count_with_signal, weights=weights, options=args),
+                partial(further_questions, self._records, seed=args.seed, step=step),
+                args.oversampling_rounds,
             )
-        groups = gathered(self.accelerator, [group.without_embeddings() for group in batch.groups])
+        first, *more_groups = (
+            gathered(self.accelerator, [group.without_embeddings() for group in part.groups]) for part in rounds
+        )
+        groups, batch = [*first, *itertools.chain(*more_groups)], joined(rounds)
         metrics = rollout_metrics(groups)
+        if args.oversampling_rounds:
+            metrics["oversampled_questions"] = float(len(groups) - len(first))
+            metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
         model.train()
         with watch.stage("update"):
-            loss, norm, more = self._backward(model, batch, stage.branches(step), stage, step)
+            loss, norm, more = self._backward(model, batch, weights, stage, step)
         admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
         if not admitted:
             model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
@@ -189,6 +187,24 @@ class DualStreamTrainer(CheckpointedTrainer):
         if args.log_samples_steps and (step + 1) % args.log_samples_steps == 0 and self.is_world_process_zero():
             write_samples(self.run_folder, step + 1, groups[: args.log_samples])
         return torch.tensor(loss if admitted else 0.0, device=args.device)
+
+    def _roll_out(self, records: Sequence[Record], step: int, stage: Stage, watch: Stopwatch) -> RolloutBatch:
+        """Both branches' rollouts of some questions."""
+        args = self.args
+        with watch.stage("encode"):
+            scans = self.scans.get(records)
+        plan = RolloutPlan(
+            args.num_localizations,
+            args.num_reasonings,
+            Sampling(args.max_localization_tokens, args.temperature),
+            Sampling(args.max_reasoning_tokens, args.temperature),
+            seed=args.seed,
+            dense=stage.dense,
+        )
+        localizer = self._stage_one if args.frozen_boxes else None
+        return roll_out(
+            self.policy, records, scans, step, plan, self.reward_weights, self.reward_funcs, localizer, watch
+        )
 
     def _backward(
         self,
@@ -331,8 +347,8 @@ class DualStreamTrainer(CheckpointedTrainer):
         """Run all stages and write `output_dir/model`.
 
         Args:
-            resume_from_checkpoint: True goes on from the last complete checkpoint in `output_dir` (from the start,
-                saying so, if there is none), a path from that one.
+            resume_from_checkpoint: True goes on from the last complete checkpoint in `output_dir` (from the start, if
+                there is none), saying what is lost if that is not the last one; a path from that one.
 
         Raises:
             FileExistsError: if `output_dir` holds checkpoints and it is not to be resumed.
@@ -342,12 +358,16 @@ class DualStreamTrainer(CheckpointedTrainer):
         found = complete_checkpoints(run)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(found[-1]) if found else None
-            if not found:
-                logger.warning("%s holds no complete checkpoint; training starts at update 1", run)
+            where = f"training goes on from {found[-1].name}" if found else "training starts at update 1"
+            every = all_checkpoints(run)
+            for path in every[every.index(found[-1]) + 1 if found else 0 :]:
+                logger.warning("%s is of no use: %s; %s", path, damage(path), where)
+            if not every:
+                logger.warning("%s holds no checkpoint; %s", run, where)
         elif found and not resume_from_checkpoint:
             raise FileExistsError(f"{run} holds {found[-1].name}; pass --resume to go on, or another output_dir")
-        elif resume_from_checkpoint and not is_complete(Path(resume_from_checkpoint)):
-            raise CheckpointError(f"{resume_from_checkpoint} is no complete checkpoint; name one that holds {MARKER}")
+        elif resume_from_checkpoint and (problem := damage(Path(resume_from_checkpoint))):
+            raise CheckpointError(f"{resume_from_checkpoint} is no complete checkpoint: {problem}; name another one")
         result = None
         if resume_from_checkpoint and Path(resume_from_checkpoint).name == f"checkpoint-{self.args.max_steps}":
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
