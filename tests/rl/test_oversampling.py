@@ -119,6 +119,7 @@ def test_it_makes_no_sense_where_no_group_is_left_out():
 OPTIONS = {
     "schedule": "reasoning-only",
     "reasoning_steps": 3,
+    "questions_per_step": 4,
     "skip_equal_outcomes": True,
     "oversampling_rounds": 2,
     "log_samples": 8,
@@ -146,16 +147,16 @@ def test_the_gradient_is_that_of_all_questions_with_a_signal(
     plan = RolloutPlan(2, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=3)
     batch = roll_out(policy, asked, ScanStore(policy).get(asked), 0, plan, RewardWeights())
     told = [len(set(group.rewards.terms["sparse_accuracy"].ravel().tolist())) > 1 for group in batch.groups]
-    further = [r.id for r in further_questions(phantom_records, {r.id for r in asked[:2]}, seed=3, step=0)]
-    assert not all(told[:2]), "every first question had a signal: this test needs another seed"
-    expected = 2
+    further = [r.id for r in further_questions(phantom_records, {r.id for r in asked[:4]}, seed=3, step=0)]
+    assert not all(told[:4]), "every first question had a signal: this test needs another seed"
+    expected = 4
     for _ in range(OPTIONS["oversampling_rounds"]):
-        lacking = 2 - sum(told[:expected])
-        assert [r.id for r in asked[expected : expected + lacking]] == further[expected - 2 :][:lacking]
-        expected += lacking
+        new = further[expected - 4 :][: 4 - sum(told[:expected])]
+        assert [r.id for r in asked[expected : expected + len(new)]] == new
+        expected += len(new)
     assert len(asked) == expected
-    assert metrics[0]["oversampled_questions"] == expected - 2
-    assert metrics[0]["unfilled_groups"] == 2 - sum(told)
+    assert metrics[0]["oversampled_questions"] == expected - 4
+    assert metrics[0]["unfilled_groups"] == 4 - sum(told)
     assert metrics[0]["skipped_groups/reasoning"] == len(told) - sum(told)
     assert any(told)
 

@@ -429,7 +429,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     where, make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path
 ):
     """The second of four updates is broken, then all: weights and moments stay as they were."""
-    from vitos.rl import trainer as module
+    from vitos.rl import gradients as module
 
     real, broken = module.policy_loss, {2}
     policy = clone_policy(warm_policy)

@@ -76,7 +76,8 @@ SHAPES = {
 
 
 def _redrawn(policy: SparseVLM, config: Any, processor: Any) -> SparseVLM:
-    model = Qwen2_5_VLForConditionalGeneration(config).to(policy.backbone.device)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    model.to(policy.backbone.device)
     model.generation_config = GenerationConfig.from_dict(policy.backbone.model.generation_config.to_dict())
     return SparseVLM(Qwen25VL(model, policy.backbone.tokenizer, processor), policy.spec)
 

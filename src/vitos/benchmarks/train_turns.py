@@ -6,6 +6,7 @@ import hashlib
 import json
 import resource
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Turns(TrainerCallback):
     def __init__(self, job: Job, meter: Meter) -> None:
         self.job, self.meter = job, meter
         self._step: AbstractContextManager[None] = nullcontext()
+        self._cpu = 0.0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -80,7 +82,7 @@ class Turns(TrainerCallback):
             raise SystemExit("whoever measured is gone")
         self.meter.seconds.clear()
         self.meter.prompt_tokens = 0
-        self._step = self.meter.stage("total")
+        self._step, self._cpu = self.meter.stage("total"), time.process_time()
         self._step.__enter__()
 
     def on_step_end(
@@ -89,6 +91,7 @@ class Turns(TrainerCallback):
         self._step.__exit__(None, None, None)
         figures = {
             **self.meter.seconds,
+            "cpu": time.process_time() - self._cpu,
             "prompt_tokens": self.meter.prompt_tokens,
             "completion_tokens": self.job.completions * self.job.tokens,
             "peak_mib": peak_memory(),
