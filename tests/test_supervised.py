@@ -33,21 +33,29 @@ def lessons(picture):
     ]
 
 
+@pytest.mark.parametrize("answer_weight", [1.0, 7.0])
 @pytest.mark.parametrize("name", ["nano", "windowed"])
-def test_loss_is_cross_entropy_of_every_exercise_alone(name, request, lessons, hf_inputs):
+def test_loss_is_cross_entropy_of_every_exercise_alone(name, answer_weight, request, lessons, hf_inputs):
     backbone = request.getfixturevalue(name)
     banned = list(backbone.banned_token_ids)
-    nats, tokens = [], 0
+    nats, total, answers = [], 0.0, 0
     for lesson in lessons:
         for exercise in lesson.exercises:
             target = [*backbone.tokenizer(exercise.target)["input_ids"], backbone.tokenizer.eos_token_id]
             inputs = hf_inputs(backbone, exercise.text, lesson.images, extra_ids=target)
             logits = backbone.model(**inputs).logits[0, -len(target) - 1 : -1]
             logits = logits.index_fill(-1, torch.tensor(banned), float("-inf"))  # as when they are sampled
-            nats.append(torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum"))
-            tokens += len(target)
-    expected = sum(nats) / tokens
-    loss = supervised_loss(TorchEngine(backbone), lessons)
+            texts = [backbone.tokenizer.decode(target[: end + 1]) for end in range(len(target))]
+            behind = [end for end, text in enumerate(texts) if text.partition("<answer>")[2]]
+            weight = torch.ones(len(target), dtype=torch.float64)
+            weight[behind[:1]] = answer_weight
+            nats.append(
+                weight @ torch.nn.functional.cross_entropy(logits.double(), torch.tensor(target), reduction="none")
+            )
+            total, answers = total + weight.sum(), answers + len(behind[:1])
+    assert answers == 1
+    expected = sum(nats) / total
+    loss = supervised_loss(TorchEngine(backbone), lessons, answer_weight)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
     parameters = list(backbone.model.parameters())

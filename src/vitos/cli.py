@@ -4,7 +4,7 @@
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos data check|convert|cache|phantom …
-    vitos bench run|rescore|shapes …
+    vitos bench run|rescore|shapes|train …
     vitos doctor [--recipe recipe.yaml]
 
 `vitos VERB --help` says more of each.
@@ -286,6 +286,37 @@ def bench_shapes(
     with console.status("starting") as status:
         run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
     console.print((out / TABLE).read_text(encoding="utf-8"), markup=False)
+
+
+@bench_app.command("train")
+def bench_train(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and table.md.")] = Path("runs/bench-train"),
+    shape: Annotated[list[str] | None, typer.Option(help="nano or qwen2.5-vl; may be repeated.")] = None,
+    group: Annotated[list[int] | None, typer.Option(help="G = K; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(help="Of every completion.")] = 32,
+    questions: Annotated[int, typer.Option(help="Of a step.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Measured steps of each kind.")] = 5,
+    micro_batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 16_384,
+) -> None:
+    """Time one training step beside the same step without sharing and beside TRL, in turns on the same cores."""
+    from vitos.benchmarks import train_step
+
+    chosen = {"shapes": tuple(shape)} if shape else {}
+    bench = train_step.TrainBench(
+        groups=tuple(group or (2, 4, 8, 16)),
+        questions=questions,
+        tokens=tokens,
+        repeats=repeats,
+        micro_batch_tokens=micro_batch_tokens,
+        **chosen,
+    )
+    with Progress(console=console, transient=True) as bar:
+        results = train_step.measure(bench, partial(_advance, bar, bar.add_task("steps", total=None)))
+    train_step.write(results, out)
+    console.print(train_step.render(results))
+    for line in train_step.conclusions(results):
+        console.print(line, highlight=False)
+    console.print(f"Results: {out}")
 
 
 @app.command()

@@ -84,6 +84,8 @@ class DualStreamOptions:
         scale_advantages: divide by the group's standard deviation.
         advantage_std_floor: least divisor.
         skip_equal_outcomes: leave out groups whose answers are all right or all wrong.
+        oversampling_rounds: times that an update asks further questions in the place of those left out everywhere, as
+            many as are lacking (DAPO's dynamic sampling, bounded). 0: none.
 
         clip_low, clip_high: the ratio is clipped to 1 - clip_low .. 1 + clip_high.
         kl_beta: weight of the k3 KL to the initial model; 0 holds no second model.
@@ -123,6 +125,7 @@ class DualStreamOptions:
     scale_advantages: Bool = True
     advantage_std_floor: Positive = 1e-4
     skip_equal_outcomes: Bool = True
+    oversampling_rounds: CountOrZero = 0
 
     clip_low: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     clip_high: Positive = 0.28  # DAPO, arXiv 2503.14476 (EasyR1: 0.3)
@@ -170,6 +173,8 @@ class DualStreamOptions:
             )
         if self.advantage_group == "evidence" and self.num_reasonings < 2:
             yield "num_reasonings", "must be >= 2 with train.advantage_group: evidence, got 1"
+        if self.oversampling_rounds and not self.skip_equal_outcomes:
+            yield "oversampling_rounds", "has no effect with train.skip_equal_outcomes: false, which leaves none out"
         for name in ("localization_kl", "localization_share", "frozen_boxes"):
             if getattr(self, name) and self.schedule != "staged":
                 yield name, f"guards stage 2 of train.schedule: staged; leave it out with {self.schedule}"

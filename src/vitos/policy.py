@@ -280,8 +280,12 @@ class SparseVLM:
     def reason_prompts(self, queries: Sequence[Query], selections: Sequence[Selection | None]) -> list[Prompt]:
         """Prompts of the reasoning branch: outside tokens fused into the kept ones, further images whole."""
         prompts = []
+        built: dict[int, Prompt] = {}  # a question stands here once for each of its localizations
         for query, selection in zip(queries, selections, strict=True):
-            dense = self.backbone.build_prompt(self.spec.reason_text(query.question, query.kind), query.scan.visuals)
+            if id(query) not in built:
+                text = self.spec.reason_text(query.question, query.kind)
+                built[id(query)] = self.backbone.build_prompt(text, query.scan.visuals)
+            dense = built[id(query)]
             if selection is None or selection.mask.all():
                 prompts.append(dense)
                 continue

@@ -69,6 +69,21 @@ def record_lesson(
     return Lesson((image,), (localize, reason))
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One exercise behind the prefix of its lesson.
+
+    Attributes:
+        ids: shape (L,), the rest of the question and the target with its end token.
+        asked: tokens of the question among them.
+        letter: place of the token behind the target's `<answer>`, or -1 without one.
+    """
+
+    ids: Tensor
+    asked: int
+    letter: int
+
+
 def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weight: float = 1.0) -> Tensor:
     """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
 
@@ -80,39 +95,39 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     given = [image for lesson in lessons for image in lesson.images]
     encoded = iter(backbone.encode([image for image in given if isinstance(image, Image.Image)]))
     visuals = iter([next(encoded) if isinstance(image, Image.Image) else image for image in given])
-    prefixes: list[Prompt] = []
-    rests: list[list[Tensor]] = []
-    asked: list[int] = []
-    letters: list[int] = []
-    for lesson in lessons:
-        own: list[VisualTokens] = [next(visuals) for _ in lesson.images]
-        prompts = [backbone.build_prompt(exercise.text, own) for exercise in lesson.exercises]
-        # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
-        shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if own else 1
-        prefixes.append(prompts[0].head(shared))
-        rests.append([])
-        for prompt, exercise in zip(prompts, lesson.exercises, strict=True):
-            if not torch.equal(prompt.input_ids[:shared], prefixes[-1].input_ids):
-                raise ValueError(
-                    f"the exercises of a lesson differ before their last image: {lesson.exercises[0].text!r} and "
-                    f"{exercise.text!r}; move the text behind <image>, or make two lessons of them"
-                )
-            question = prompt.input_ids[shared:].cpu()
-            target = backbone.tokenizer(exercise.target, add_special_tokens=False)["input_ids"]
-            end = backbone.tokenizer.eos_token_id
-            rests[-1].append(torch.cat([question, torch.tensor([*target, end])]))
-            asked.append(len(question))
-            before, tag, _ = exercise.target.partition("<answer>")
-            letters.append(
-                len(question) + len(backbone.tokenizer(before + tag, add_special_tokens=False)["input_ids"])
-                if tag
-                else -1
-            )
-    scores = engine.score(prefixes, rests)
+    packed = [_lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images]) for lesson in lessons]
+    scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
+    rows = [row for _, siblings in packed for row in siblings]
     place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
-    learned = scores.mask & (place >= torch.tensor(asked, device=place.device)[:, None])
-    weight = torch.where(place == torch.tensor(letters, device=place.device)[:, None], answer_weight, 1.0)[learned]
+    asked, letters = (
+        torch.tensor([[value] for value in values], device=place.device)
+        for values in ([row.asked for row in rows], [row.letter for row in rows])
+    )
+    learned = scores.mask & (place >= asked)
+    weight = torch.where(place == letters, answer_weight, 1.0)[learned]
     return -(weight * scores.logprobs[learned]).sum() / weight.sum()
+
+
+def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens]) -> tuple[Prompt, list[_Row]]:
+    """What all exercises of a lesson start with, and the rest of each."""
+    prompts = [backbone.build_prompt(exercise.text, visuals) for exercise in lesson.exercises]
+    # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
+    shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if visuals else 1
+    prefix = prompts[0].head(shared)
+    rows = []
+    for prompt, exercise in zip(prompts, lesson.exercises, strict=True):
+        if not torch.equal(prompt.input_ids[:shared], prefix.input_ids):
+            raise ValueError(
+                f"the exercises of a lesson differ before their last image: {lesson.exercises[0].text!r} and "
+                f"{exercise.text!r}; move the text behind <image>, or make two lessons of them"
+            )
+        question = prompt.input_ids[shared:].cpu()
+        target = backbone.tokenizer(exercise.target, add_special_tokens=False)
+        ids = [*target["input_ids"], backbone.tokenizer.eos_token_id]
+        before, tag, answer = exercise.target.partition("<answer>")
+        letter = len(question) + target.char_to_token(len(before + tag)) if answer else -1
+        rows.append(_Row(torch.cat([question, torch.tensor(ids)]), len(question), letter))
+    return prefix, rows
 
 
 def train_supervised(

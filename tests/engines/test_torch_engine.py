@@ -1,15 +1,20 @@
 """Sampling and scoring against the unmodified model, run from pixels on every prompt and completion alone."""
 
 import copy
+import itertools
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare
+from tests.backbones import families
 
 from vitos.engines.base import Sampling, derive_seed
-from vitos.engines.torch_engine import TorchEngine
+from vitos.engines.packing import pack
+from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
 from vitos.sparsify import Fusion
 
 SIZES = [(33, 97), (250, 40), (128, 128), (17, 200)]
@@ -241,6 +246,33 @@ def test_a_stop_token_ends_an_answer_and_is_part_of_it(backbone, dense_prompts):
     assert 0 < finished < 12
 
 
+def test_ended_rows_leave_the_batch_and_nobody_notices(backbone, dense_prompts, monkeypatch):
+    """Against every row alone; the batch shrinks whenever half of it has ended."""
+    free = TorchEngine(copied(backbone, stop_token_ids=())).sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
+    texts = [c.token_ids.tolist() for row in free for c in row]
+    # Six tokens stop: rows end here and there, some never.
+    stops = tuple({text[place] for text, place in zip(texts, (1, 2, 3, 5, 7, 9), strict=False)})
+    ended = copied(backbone, stop_token_ids=stops)
+    engine, rows = TorchEngine(ended), []
+    call = ended.model.forward
+    monkeypatch.setattr(ended.model, "forward", lambda **k: rows.append(k["input_ids"].shape[0]) or call(**k))
+    together = engine.sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
+    lengths = [len(c.token_ids) for row in together for c in row]
+    assert len(set(lengths)) > 3
+    batch = 12
+    for step, count in enumerate(rows[1:], start=1):
+        running = sum(length > step for length in lengths)
+        batch = running if 2 * running <= batch else batch
+        assert count == batch
+    assert rows[-1] < 12
+    for prompt, row in zip(dense_prompts, together, strict=True):
+        for seed, completion in zip((1, 2, 3), row, strict=True):
+            ((single,),) = engine.sample([prompt], HOT, [[seed]])
+            assert completion.token_ids.tolist() == single.token_ids.tolist()
+            assert (completion.text, completion.finished) == (single.text, single.finished)
+            torch.testing.assert_close(completion.logprobs, single.logprobs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_max_tokens_is_a_hard_limit(backbone, dense_prompts, limit):
     engine = TorchEngine(copied(backbone, stop_token_ids=()))
@@ -365,3 +397,38 @@ def test_scoring_through_another_callable(backbone, dense_prompts):
 def test_score_refuses(backbone, dense_prompts):
     with pytest.raises(ValueError, match="2 prompts but completions for 1"):
         TorchEngine(backbone).score(dense_prompts[:2], [[torch.tensor([5])]])
+
+
+# --- micro-batches --------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 60)), max_size=12),
+    st.integers(1, 400),
+)
+def test_chunks_hold_every_prompt_once_and_as_many_as_fit(sizes, budget):
+    def padded(chunk):
+        return sum(sizes[i][0] for i in chunk) * max(sizes[i][1] for i in chunk)
+
+    chunks = list(chunk_by_tokens(sizes, budget))
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(sizes)))
+    assert all(len(chunk) == 1 or padded(chunk) <= budget for chunk in chunks)
+    assert all(padded([*chunk, after[0]]) > budget for chunk, after in itertools.pairwise(chunks))
+    widths = [sizes[i][1] for chunk in chunks for i in chunk]
+    assert widths == sorted(widths, reverse=True)  # padding is least where neighbours are alike
+
+
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=4), st.integers(1, 900))
+def test_scoring_batches_are_as_large_as_packing_lays_them_out(lengths, budget):
+    """The tokens that run, padding included, against the rows that `pack` makes."""
+    backbone = families.FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone()
+    prompts = [backbone.build_prompt("What is a cyst? " * (2 * n + 1), []) for n in range(len(lengths))]
+    completions = [[torch.full((length,), 20) for length in row] for row in lengths]
+
+    def run(chunk):
+        return pack([prompts[i] for i in chunk], [completions[i] for i in chunk], 0).batch.input_ids.numel()
+
+    batches = list(TorchEngine(backbone, max_batch_tokens=budget).score_batches(prompts, completions))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
+    assert all(len(batch) == 1 or run(batch) <= budget for batch in batches)
+    assert all(run([*batch, after[0]]) > budget for batch, after in itertools.pairwise(batches))

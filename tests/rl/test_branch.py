@@ -65,7 +65,6 @@ def test_localization_sums_by_hand():
     np.testing.assert_allclose(branch.positive[1], [0.2 / 0.6, 0])  # std 0.1
     np.testing.assert_allclose(branch.negative[1], [0, -0.2 / 0.6])
     assert branch.tokens == 2 * (3 + 4 + 3 + 4)
-    assert branch.sizes == [(20, 7, 2), (30, 7, 2)]
 
 
 def test_a_localization_may_have_advantages_of_both_signs():

@@ -2,13 +2,24 @@
 
 import errno
 import os
+import re
 import resource
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitos.rl.checkpoint import CheckpointError, complete_checkpoints, is_complete, prune_checkpoints, staged_folder
+from vitos.rl.checkpoint import (
+    CheckpointError,
+    all_checkpoints,
+    complete_checkpoints,
+    damage,
+    is_complete,
+    prune_checkpoints,
+    staged_folder,
+)
 
 
 def write(run, step, text="weights"):
@@ -129,3 +140,41 @@ def test_pruning_keeps_the_newest_and_everything_else(tmp_path, keep, left):
     (tmp_path / ".checkpoint-4.partial").mkdir()
     prune_checkpoints(tmp_path, keep)
     assert names(tmp_path) == sorted([*(f"checkpoint-{step}" for step in left), "stage1"])
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    """Permissions do not stop root, so root becomes somebody else for as long as it takes."""
+    run = Path(tempfile.mkdtemp())
+    write(run, 1)
+    run.chmod(0o555)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written \(.*Permission denied"):
+            write(run, 2)
+        assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-1"]
+    finally:
+        if root:
+            os.seteuid(0)
+        run.chmod(0o755)
+    assert names(run) == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: (path / "file").write_text("weigh"), "file has 5 of 7 bytes"),
+        (lambda path: (path / "sub" / "file").unlink(), "sub/file is missing"),
+        (lambda path: (path / "COMPLETE").unlink(), r"not written to its end \(there is no COMPLETE"),
+    ],
+)
+def test_a_checkpoint_that_lost_something_later_is_no_complete_one(tmp_path, harm, said):
+    for step in (1, 2):
+        write(tmp_path, step)
+        (tmp_path / f"checkpoint-{step}" / "README.md").write_text("later")  # no harm
+    assert damage(tmp_path / "checkpoint-2") is None
+    harm(tmp_path / "checkpoint-2")
+    assert re.search(said, damage(tmp_path / "checkpoint-2"))
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-1"]
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]

@@ -8,7 +8,7 @@ import torch
 
 from vitos.engines.base import Sampling
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out, rollout_metrics
+from vitos.rl.rollout import RolloutPlan, roll_out, rollout_metrics, stack
 from vitos.scans import ScanStore
 from vitos.sparsify import Fusion
 
@@ -27,7 +27,7 @@ def batch(warm_policy, phantom_records):
     parsed = [r.response.evidence_parsed for g in found.groups for r in g.localizations]
     assert 0 < sum(parsed) < len(parsed)
     for term in ("accuracy", "sparse_accuracy", "sparse_format"):
-        assert 0 < found.stack(term).mean() < 1, term
+        assert 0 < stack(found.groups, term).mean() < 1, term
     return found
 
 
@@ -51,8 +51,8 @@ def test_shapes_and_order(batch, phantom_records):
     assert len(batch.reason_prompts) == 6 * 3
     for group in batch.groups:
         assert (len(group.localizations), [len(row) for row in group.reasonings]) == (3, [2, 2, 2])
-    assert batch.stack("accuracy").shape == (6, 3)
-    assert batch.stack("sparse_accuracy").shape == (6, 3, 2)
+    assert stack(batch.groups, "accuracy").shape == (6, 3)
+    assert stack(batch.groups, "sparse_accuracy").shape == (6, 3, 2)
     for prompt in batch.localize_prompts:
         assert int(prompt.is_visual.sum()) == 64
 

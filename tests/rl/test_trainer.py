@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 
 import numpy as np
@@ -347,6 +348,24 @@ def test_full_disk_leaves_the_earlier_checkpoint(make_trainer, warm_policy, clon
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
 
 
+def test_a_cut_off_checkpoint_costs_its_updates_and_says_so(
+    whole, make_trainer, warm_policy, clone_policy, caplog, tmp_path
+):
+    """The newest one has its mark, but not all of its bytes: the one before is taken."""
+    expected_run, _ = whole
+    for name in ("checkpoint-4", "checkpoint-5", "stage1"):
+        shutil.copytree(expected_run / name, tmp_path / name)
+    shutil.copy(expected_run / "metrics.jsonl", tmp_path)
+    os.truncate(tmp_path / "checkpoint-5" / "optimizer.pt", 1000)
+    make_trainer(clone_policy(warm_policy), tmp_path, save_steps=1, **RUN).train(resume_from_checkpoint=True)
+    said = r"checkpoint-5 is of no use: optimizer.pt has 1000 of \d+ bytes; training goes on from checkpoint-4"
+    assert re.search(said, caplog.text)
+    assert series(tmp_path) == series(expected_run)
+    ours, theirs = weights_of(tmp_path / "model"), weights_of(expected_run / "model")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
+
+
 # --- adapters, refusals ----------------------------------------------------------------------------------------------
 
 
@@ -410,7 +429,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     where, make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path
 ):
     """The second of four updates is broken, then all: weights and moments stay as they were."""
-    from vitos.rl import trainer as module
+    from vitos.rl import gradients as module
 
     real, broken = module.policy_loss, {2}
     policy = clone_policy(warm_policy)

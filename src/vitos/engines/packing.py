@@ -46,15 +46,16 @@ class PackedBatch:
             window: of sliding-window attention: a query sees the last `window` tokens of its own sequence.
             visual: bool (B, T), visual tokens of which each run attends to itself in both directions.
         """
+        # Compared, not subtracted: B·T·T integers would be the largest tensor of a micro-batch.
         query, key = self.segments[:, :, None], self.segments[:, None, :]
-        distance = self.order[:, :, None] - self.order[:, None, :]
-        seen = distance >= 0
+        here, there = self.order[:, :, None], self.order[:, None, :]
+        seen = here >= there
         if visual is not None:
             begins = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
             run = begins.cumsum(1) * visual
             seen |= (run[:, :, None] == run[:, None, :]) & (run[:, None, :] > 0)
         if window is not None:  # of later tokens of an image, too, all are seen
-            seen &= distance < window
+            seen &= here < there + window
         seen &= ((key == 0) | (key == query)) & (key >= 0)
         # Padding sees itself, since a softmax over nothing is not a number.
         return (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]

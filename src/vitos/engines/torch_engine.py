@@ -6,7 +6,7 @@ head on completion tokens only and in chunks (`head.py`); its gradient is the ex
 
 Sampling is seeded per completion, not per batch: a completion's uniform numbers come from its own seed and turn into
 tokens by the inverse of the cumulative distribution. So the same seed gives the same text whatever shares its batch,
-up to floating-point differences between batch shapes.
+up to floating-point differences between batch shapes. Ended rows leave the batch whenever they are half of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from vitos.engines.packing import attention_masks, pack
 from vitos.prompt import Prompt, pad_prompts
 
 
-def _untimed(_: str) -> AbstractContextManager[None]:
+def untimed(_: str) -> AbstractContextManager[None]:
+    """A `Stage` that measures nothing."""
     return nullcontext()
 
 
@@ -49,7 +50,7 @@ class Scores:
 
 @dataclass(slots=True)
 class _Prefix:
-    """Prefilled prompts: last logits (B, vocab), their cache, attention mask (B, T) and next positions (B,)."""
+    """Sequences so far: last logits (B, vocab), cache, attention mask (B, T), position behind each prompt (B,)."""
 
     logits: Tensor
     cache: Any
@@ -59,7 +60,10 @@ class _Prefix:
 
     def expand(self, counts: Sequence[int]) -> _Prefix:
         """Repeat row b `counts[b]` times."""
-        index = torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device)
+        return self.select(torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device))
+
+    def select(self, index: Tensor) -> _Prefix:
+        """The rows of `index` (R,); the cache is changed in place."""
         self.cache.batch_select_indices(index)
         return _Prefix(self.logits[index], self.cache, self.mask[index], self.next_positions[index], self.axes)
 
@@ -70,9 +74,9 @@ class TorchEngine:
     Args:
         backbone: the model to run.
         model: what is called instead of `backbone.model`, such as its DDP or FSDP wrapper.
-        max_batch_tokens: padded tokens (prompt and completion, siblings counted) that `sample` runs at once; more
-            prompts are split, but not the siblings of one. Splitting changes no result beyond floating-point
-            rounding. `score` runs what it is given.
+        max_batch_tokens: padded tokens that `sample` and a micro-batch of `score` run at once; more prompts are
+            split, but not the siblings of one. Splitting changes no result beyond floating-point rounding. `score`
+            runs what it is given: see `score_batches`.
         head_tokens: completion tokens whose logits `score` holds at once.
     """
 
@@ -87,6 +91,7 @@ class TorchEngine:
         self.head_tokens = head_tokens
         self.model = backbone.model if model is None else model
         self.max_batch_tokens = max_batch_tokens
+        self._banned_ids: Tensor | None = None
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -96,13 +101,13 @@ class TorchEngine:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = _untimed,
+        stage: Stage = untimed,
     ) -> list[list[Completion]]:
         """See `Engine.sample`. Greedy sampling ignores the seeds' values."""
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
         out: list[list[Completion]] = [[] for _ in prompts]
-        sizes = [(len(p), len(s) * sampling.max_tokens, len(s)) for p, s in zip(prompts, seeds, strict=True)]
+        sizes = [(len(s), len(p) + sampling.max_tokens) for p, s in zip(prompts, seeds, strict=True)]
         for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
             completions = iter(self._sample([prompts[i] for i in chunk], sampling, [seeds[i] for i in chunk], stage))
             for i in chunk:
@@ -126,28 +131,30 @@ class TorchEngine:
         numbers = np.stack([_uniform(seed, sampling.max_tokens) for row in seeds for seed in row])
         noise = torch.from_numpy(numbers).to(device)
         stops = torch.tensor(self.backbone.stop_token_ids, device=device)
-        logits, mask, running = prefix.logits, prefix.mask, torch.ones(rows, dtype=torch.bool, device=device)
-        tokens, logprobs, alive = [], [], []
+        ids = torch.zeros(rows, sampling.max_tokens, dtype=torch.long, device=device)
+        scores = torch.zeros(rows, sampling.max_tokens, device=device)
+        lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        place, logits = torch.arange(rows, device=device), prefix.logits  # which row of the batch is whose
         for step in range(sampling.max_tokens):
             log_p = self._log_softmax(logits, sampling.temperature)
-            token = _draw(log_p, noise[:, step]) if sampling.temperature > 0 else log_p.argmax(-1)
-            tokens.append(token)
-            logprobs.append(log_p.gather(-1, token[:, None])[:, 0])
-            alive.append(running)
-            running = running & ~torch.isin(token, stops)
-            if step + 1 == sampling.max_tokens or not bool(running.any()):
+            token = _draw(log_p, noise[place, step]) if sampling.temperature > 0 else log_p.argmax(-1)
+            ids[place, step], scores[place, step] = token, log_p.gather(-1, token[:, None])[:, 0]
+            lengths[place] += ~finished[place]
+            finished[place] |= torch.isin(token, stops)
+            running = (~finished[place]).nonzero()[:, 0]
+            if step + 1 == sampling.max_tokens or len(running) == 0:
                 break
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            logits = self._extend(token[:, None], mask, prefix.next_positions + step, prefix)[:, -1]
-        lengths = torch.stack(alive).sum(0).tolist()
-        ids, scores = torch.stack(tokens, 1).cpu(), torch.stack(logprobs, 1).float().cpu()
+            if 2 * len(running) <= len(place):  # moving the cache together costs about as much as one token
+                prefix, place, token = prefix.select(running), place[running], token[running]
+            prefix.mask = torch.cat([prefix.mask, torch.ones_like(prefix.mask[:, :1])], dim=1)
+            logits = prefix.logits = self._extend(token[:, None], prefix.next_positions + step, prefix)[:, -1]
+        ids, scores, ended = ids.cpu(), scores.cpu(), finished.tolist()
         if bool(scores.isnan().any()):
             raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
-        finished = (~running).tolist()
-        texts = self.backbone.tokenizer.batch_decode(
-            [row[:n] for row, n in zip(ids, lengths, strict=True)], skip_special_tokens=True
-        )
-        return [Completion(ids[r, :n], scores[r, :n], texts[r], finished[r]) for r, n in enumerate(lengths)]
+        written = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
+        texts = self.backbone.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [Completion(row, scores[r, : len(row)], texts[r], ended[r]) for r, row in enumerate(written)]
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +190,11 @@ class TorchEngine:
         logprobs = zeros.masked_scatter(packed.mask, out.logits.float())
         return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
 
+    def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
+        """Indices of the prompts that `score` shall run together, to keep within `max_batch_tokens`."""
+        sizes = [(1, len(p) + sum(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
+        return chunk_by_tokens(sizes, self.max_batch_tokens)
+
     # --- the moves of sampling ---------------------------------------------------------------------------------------
 
     def _prefill(self, prompts: Sequence[Prompt]) -> _Prefix:
@@ -197,12 +209,15 @@ class TorchEngine:
             batch.position_ids.shape[0],
         )
 
-    def _extend(self, ids: Tensor, mask: Tensor, first_positions: Tensor, prefix: _Prefix) -> Tensor:
-        """Logits (R, L, vocab) of `ids` (R, L) behind the cache, their positions counting from `first_positions`."""
+    def _extend(self, ids: Tensor, first_positions: Tensor, prefix: _Prefix) -> Tensor:
+        """Logits (R, L, vocab) of `ids` (R, L) behind the cache, their positions counting from `first_positions`.
+
+        The prefix's mask covers `ids` already.
+        """
         positions = first_positions[:, None] + torch.arange(ids.shape[1], device=ids.device)
         out = self.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=prefix.mask,
             position_ids=positions.expand(prefix.axes, -1, -1) if prefix.axes > 1 else positions,
             past_key_values=prefix.cache,
             use_cache=True,
@@ -213,29 +228,34 @@ class TorchEngine:
     def _log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
         """float32 log-probabilities with the banned tokens left out."""
         logits = logits.float() / (temperature if temperature > 0 else 1.0)
-        banned = torch.tensor(self.backbone.banned_token_ids, device=logits.device)
-        return logits.index_fill(-1, banned, float("-inf")).log_softmax(-1)
+        return logits.index_fill(-1, self._banned(logits.device), float("-inf")).log_softmax(-1)
+
+    def _banned(self, device: torch.device) -> Tensor:
+        """`banned_token_ids` on the device, moved there once and not at every token."""
+        known = self._banned_ids
+        if known is None or known.device != device:
+            known = self._banned_ids = torch.tensor(self.backbone.banned_token_ids, device=device)
+        return known
 
 
-def chunk_by_tokens(sizes: Sequence[tuple[int, int, int]], budget: int) -> Iterator[list[int]]:
-    """Indices of prompts, longest first, cut so that each chunk's padded tokens stay within the budget.
+def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
+    """Indices of prompts, widest first, cut so that the padded tokens of each chunk stay within the budget.
 
     Args:
-        sizes: of each prompt: its length, the tokens of all its completions, their number.
-        budget: padded tokens, each sibling's copy of the prompt's cache counted; one prompt may exceed it.
+        sizes: of each prompt: the rows it takes and the tokens of the longest of them.
+        budget: rows times the widest row of a chunk; one prompt alone may exceed it.
     """
-    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i][0], i))
     chunk: list[int] = []
-    total = 0
-    for i in order:
-        _, completion_tokens, siblings = sizes[i]
-        longest = sizes[chunk[0] if chunk else i][0]
-        cost = longest * max(1, siblings) + completion_tokens
-        if chunk and total + cost > budget:
+    rows = widest = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], i)):
+        own, width = sizes[i]
+        if chunk and (rows + own) * widest > budget:
             yield chunk
-            chunk, total, cost = [], 0, sizes[i][0] * max(1, siblings) + completion_tokens
+            chunk, rows = [], 0
+        if not chunk:
+            widest = width
         chunk.append(i)
-        total += cost
+        rows += own
     if chunk:
         yield chunk
 
@@ -248,7 +268,7 @@ def _uniform(seed: int, count: int) -> np.ndarray:
 
 def _draw(log_p: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (R,) by the inverse of the cumulative distribution, in float64 for large vocabularies."""
-    cumulative = log_p.double().exp().cumsum(-1)
+    cumulative = log_p.exp().cumsum(-1, dtype=torch.float64)
     # Scaled by the last value, which rounding leaves a little beside 1; a token of probability 0 is never hit.
     target = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_p.shape[-1] - 1)

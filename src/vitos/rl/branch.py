@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitos.engines.base import Completion
 from vitos.options import DualStreamOptions
 from vitos.prompt import Prompt
 from vitos.rl.advantages import FloatArray, group_advantages, informative, split_signs
-from vitos.rl.rollout import RolloutBatch
+from vitos.rl.rollout import QuestionGroup, RolloutBatch, stack
+from vitos.rl.schedule import LOCALIZATION, REASONING
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,6 @@ class BranchBatch:
         """Tokens in the mean, repeats counted, at least 1."""
         return max(1, self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings))
 
-    @property
-    def sizes(self) -> list[tuple[int, int, int]]:
-        """Of each prompt: length, completion tokens, completions; for `chunk_by_tokens`."""
-        return [
-            (len(p), sum(len(c.token_ids) for c in siblings), len(siblings))
-            for p, siblings in zip(self.prompts, self.completions, strict=True)
-        ]
-
     def part(self, index: Sequence[int]) -> BranchBatch:
         """The prompts of `index` only."""
         return BranchBatch(
@@ -74,20 +68,41 @@ class BranchBatch:
         return old, positive, negative
 
 
+def signal(groups: Sequence[QuestionGroup], branch: str, options: DualStreamOptions) -> NDArray[np.bool_]:
+    """Pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their advantage group.
+
+    Outcomes of the localization branch are the answers of both branches and the IoU, of the reasoning branch its
+    answers.
+    """
+    sparse = stack(groups, "sparse_accuracy")
+    if not options.skip_equal_outcomes:
+        return np.ones(sparse.shape, dtype=bool)
+    if branch == REASONING:
+        return informative(sparse, group=options.advantage_group)
+    once = [np.broadcast_to(stack(groups, term)[..., None], sparse.shape) for term in ("accuracy", "iou")]
+    return informative(*once, sparse)
+
+
+def count_with_signal(
+    groups: Sequence[QuestionGroup], weights: Mapping[str, float], options: DualStreamOptions
+) -> int:
+    """Questions that at least one of the trained branches (weight > 0) learns from."""
+    if not groups:
+        return 0
+    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]
+    return int(np.any(trained, axis=(0, 2, 3)).sum())
+
+
 def localization_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
     """The G localizations of each question; O_i stands K times, run once.
 
-    The baseline is always the question's: within one localization there is nothing to compare. Outcomes are the
-    answers of both branches and the IoU.
+    The baseline is always the question's: within one localization there is nothing to compare.
     """
     rewards = np.stack([group.rewards.localization for group in batch.groups])
     advantages = group_advantages(
         rewards, group="pair", scale=options.scale_advantages, std_floor=options.advantage_std_floor
     )
-    used = np.ones(rewards.shape, dtype=bool)
-    if options.skip_equal_outcomes:
-        once = [np.broadcast_to(batch.stack(term)[..., None], rewards.shape) for term in ("accuracy", "iou")]
-        used = informative(*once, batch.stack("sparse_accuracy"))
+    used = signal(batch.groups, LOCALIZATION, options)
     positive, negative = split_signs(advantages)
     index = [p for p in range(len(batch.groups)) if used[p].any()]
     return BranchBatch(
@@ -101,7 +116,7 @@ def localization_batch(batch: RolloutBatch, options: DualStreamOptions) -> Branc
 
 
 def reasoning_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
-    """The K reasonings of each localization, each standing once; outcomes are their answers."""
+    """The K reasonings of each localization, each standing once."""
     rewards = np.stack([group.rewards.reasoning for group in batch.groups])
     advantages = group_advantages(
         rewards,
@@ -109,9 +124,7 @@ def reasoning_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBa
         scale=options.scale_advantages,
         std_floor=options.advantage_std_floor,
     ).reshape(-1, rewards.shape[-1])
-    used = np.ones(rewards.shape, dtype=bool)
-    if options.skip_equal_outcomes:
-        used = informative(batch.stack("sparse_accuracy"), group=options.advantage_group)
+    used = signal(batch.groups, REASONING, options)
     completions = [[r.completion for r in row] for group in batch.groups for row in group.reasonings]
     index = np.flatnonzero(used.reshape(-1, rewards.shape[-1]).any(-1))
     groups = used.any(-1).any(-1) if options.advantage_group == "pair" else used.any(-1)

@@ -42,7 +42,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
         yield staging
-        (staging / MARKER).write_text("")
+        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in _files(staging)}
+        (staging / MARKER).write_text("".join(f"{size} {name}\n" for name, size in sorted(sizes.items())))
         _flush(staging)
         if target.exists():
             shutil.rmtree(target)
@@ -59,17 +60,39 @@ def staged_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that `staged_folder` should have written to its end; None: nothing.
+
+    The mark lists all files with their sizes, so one that was cut off or lost later (a copy that broke off, a failing
+    disk) is found; changed bytes are not. Files that came later, such as a model card, are nobody's business.
+    """
+    if not (folder / MARKER).is_file():
+        return f"it was not written to its end (there is no {MARKER})"
+    for line in (folder / MARKER).read_text().splitlines():
+        size, _, name = line.partition(" ")
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (found := (folder / name).stat().st_size) != int(size):
+            return f"{name} has {found} of {size} bytes"
+    return None
+
+
 def is_complete(folder: Path) -> bool:
-    """Written to its end by `staged_folder`."""
-    return (folder / MARKER).is_file()
+    """Written to its end by `staged_folder`, and nothing lost since."""
+    return damage(folder) is None
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """`checkpoint-N` folders of a run, oldest first, complete or not."""
+    if not run.is_dir():
+        return []
+    found = [(int(m[1]), path) for path in run.iterdir() if (m := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Complete `checkpoint-N` folders of a run, oldest first; half-written ones are ignored."""
-    if not run.is_dir():
-        return []
-    found = [(int(m[1]), p) for p in run.iterdir() if (m := _NAME.fullmatch(p.name)) and is_complete(p)]
-    return [path for _, path in sorted(found)]
+    """The complete ones of them."""
+    return [path for path in all_checkpoints(run) if is_complete(path)]
 
 
 def prune_checkpoints(run: Path, keep: int | None) -> None:
@@ -81,8 +104,12 @@ def prune_checkpoints(run: Path, keep: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def _flush(folder: Path) -> None:
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
+    for path in _files(folder):
         _sync(path)
     for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         _sync(path)

@@ -55,10 +55,6 @@ class RolloutBatch:
     localize_prompts: list[Prompt]
     reason_prompts: list[Prompt]
 
-    def stack(self, term: str) -> NDArray[np.float64]:
-        """A reward term of all groups, shape (P, G) or (P, G, K)."""
-        return _stack(self.groups, term)
-
 
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
@@ -159,8 +155,8 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
     metrics = {
         "reward/localization": float(np.mean([g.rewards.localization.mean() for g in groups])),
         "reward/reasoning": float(np.mean([g.rewards.reasoning.mean() for g in groups])),
-        "accuracy/localization": float(_stack(groups, "accuracy").mean()),
-        "accuracy/sparse": float(_stack(groups, "sparse_accuracy").mean()),
+        "accuracy/localization": float(stack(groups, "accuracy").mean()),
+        "accuracy/sparse": float(stack(groups, "sparse_accuracy").mean()),
         "kept_ratio": float(np.mean([s.kept_ratio for s in selections])),
         "fallback_rate": float(np.mean([s.fallback for s in selections])),
         "parse_rate": float(np.mean([r.response.evidence_parsed for r in localizations])),
@@ -176,12 +172,13 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
     }
     for term in groups[0].rewards.terms:
         if term not in ("accuracy", "sparse_accuracy"):
-            values = _stack(groups, term)
+            values = stack(groups, term)
             if not np.isnan(values).all():
                 metrics[f"reward/{term}"] = float(np.nanmean(values))
     metrics["iou"] = metrics.get("reward/iou", float("nan"))
     return metrics
 
 
-def _stack(groups: Sequence[QuestionGroup], term: str) -> NDArray[np.float64]:
+def stack(groups: Sequence[QuestionGroup], term: str) -> NDArray[np.float64]:
+    """A reward term of all groups, shape (P, G) or (P, G, K)."""
     return np.stack([group.rewards.terms[term] for group in groups])

@@ -1,14 +1,17 @@
 """`DualStreamTrainer`: a `transformers.Trainer` whose step is the dual stream.
 
 One update: roll out both branches, reward them, turn the rewards into advantages, and run the loss of the branch (or
-branches) that the schedule names. Everything else (loop, optimiser, logging, mixed precision, resume) is Trainer's.
+branches) that the schedule names (`gradients.py`). Everything else (loop, optimiser, logging, mixed precision, resume)
+is Trainer's.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,37 +22,29 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get
 from vitos.cache import EmbeddingCache
 from vitos.data.record import Record
 from vitos.engines.base import Sampling
-from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
 from vitos.policy import SparseVLM, Stopwatch
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
-from vitos.rl.branch import BranchBatch, localization_batch, reasoning_batch
+from vitos.rl.branch import count_with_signal
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import (
-    MARKER,
     CheckpointError,
+    all_checkpoints,
     complete_checkpoints,
-    is_complete,
+    damage,
 )
-from vitos.rl.checkpointed import CheckpointedTrainer
 from vitos.rl.config import DualStreamConfig
+from vitos.rl.gradients import GradientTrainer
 from vitos.rl.guards import CollapseWarning, UpdateGuard
-from vitos.rl.loss import LossInputs, policy_loss
+from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
 from vitos.rl.parallel import (
     gathered,
-    gradient,
-    gradient_norm,
-    gradient_products,
-    is_sharded,
-    maximum,
     runnable,
     set_up_sharding,
-    sum_gradients,
-    sums,
     whole_weights,
 )
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out, rollout_metrics
-from vitos.rl.schedule import LOCALIZATION, REASONING, Stage, make_stages, stage_at
+from vitos.rl.schedule import Stage, make_stages, stage_at
 from vitos.scans import ScanStore
 
 if TYPE_CHECKING:
@@ -59,7 +54,7 @@ logger = logging.getLogger(__name__)
 FINAL = "model"
 
 
-class DualStreamTrainer(CheckpointedTrainer):
+class DualStreamTrainer(GradientTrainer):
     """Trains both branches of a policy by reinforcement learning.
 
     Args:
@@ -75,8 +70,6 @@ class DualStreamTrainer(CheckpointedTrainer):
     between two stages, `checkpoint-N` what `train(resume_from_checkpoint=True)` goes on from, `metrics.jsonl` the
     figures of every logged update and `samples/` rollouts with their boxes drawn.
     """
-
-    args: DualStreamConfig
 
     def __init__(
         self,
@@ -96,6 +89,7 @@ class DualStreamTrainer(CheckpointedTrainer):
                 "lower questions_per_step"
             )
         self.policy = model
+        self._records = train_dataset
         self.stages = make_stages(args)
         self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
         for module in model.backbone.vision_modules:
@@ -120,9 +114,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         self._warn_of_small_dtype(network)
         self.scans = ScanStore(model, cache=cache)
         self.update_guard = UpdateGuard(args.max_skipped_updates)
-        # References are fixed policies: the initial one now, the one of stage 1 when stage 2 begins.
         self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
-        self._stage_one: SparseVLM | None = None
         self._pending: list[dict[str, float]] = []
 
     @property
@@ -151,36 +143,30 @@ class DualStreamTrainer(CheckpointedTrainer):
         number, stage = stage_at(self.stages, step)
         if number > 0:
             self._enter_stage(number, first_step=step == stage.start)
-        watch = Stopwatch()
+        watch, weights = Stopwatch(), stage.branches(step)
         model.eval()
-        with watch.stage("encode"):
-            scans = self.scans.get(records)
         self.policy.engine.model = runnable(model)
         self.policy.engine.max_batch_tokens = args.micro_batch_tokens
         with whole_weights(model, self.is_fsdp_enabled and self._sharding.reshard_after_forward):
-            batch = roll_out(
-                self.policy,
+            rounds = roll_out_until_full(
+                self.accelerator,
                 records,
-                scans,
-                step,
-                RolloutPlan(
-                    args.num_localizations,
-                    args.num_reasonings,
-                    Sampling(args.max_localization_tokens, args.temperature),
-                    Sampling(args.max_reasoning_tokens, args.temperature),
-                    seed=args.seed,
-                    dense=stage.dense,
-                ),
-                self.reward_weights,
-                self.reward_funcs,
-                localizer=self._stage_one if args.frozen_boxes else None,
-                watch=watch,
+                partial(self._roll_out, step=step, stage=stage, watch=watch),
+                partial(count_with_signal, weights=weights, options=args),
+                partial(further_questions, self._records, seed=args.seed, step=step),
+                args.oversampling_rounds,
             )
-        groups = gathered(self.accelerator, [group.without_embeddings() for group in batch.groups])
+        first, *more_groups = (
+            gathered(self.accelerator, [group.without_embeddings() for group in part.groups]) for part in rounds
+        )
+        groups, batch = [*first, *itertools.chain(*more_groups)], joined(rounds)
         metrics = rollout_metrics(groups)
+        if args.oversampling_rounds:
+            metrics["oversampled_questions"] = float(len(groups) - len(first))
+            metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
         model.train()
         with watch.stage("update"):
-            loss, norm, more = self._backward(model, batch, stage.branches(step), stage, step)
+            loss, norm, more = self._backward(model, batch, weights, stage, step)
         admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
         if not admitted:
             model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
@@ -191,102 +177,23 @@ class DualStreamTrainer(CheckpointedTrainer):
             write_samples(self.run_folder, step + 1, groups[: args.log_samples])
         return torch.tensor(loss if admitted else 0.0, device=args.device)
 
-    def _backward(
-        self,
-        model: torch.nn.Module,
-        batch: RolloutBatch,
-        weights: Mapping[str, float],
-        stage: Stage,
-        step: int,
-    ) -> tuple[float, float, dict[str, float]]:
-        """Gradients of the weighted sum of the branches' losses, summed over processes; the loss, their norm, figures.
-
-        The norm of each branch's gradient is logged where it costs nothing, that is where one branch is trained
-        alone, and beside the cosine.
-        """
+    def _roll_out(self, records: Sequence[Record], step: int, stage: Stage, watch: Stopwatch) -> RolloutBatch:
+        """Both branches' rollouts of some questions."""
         args = self.args
-        every = args.log_gradient_cosine_steps or (1 if stage.name == "joint" else 0)
-        cosine = every > 0 and step % every == 0
-        metrics: dict[str, float] = {}
-        total, trained, gradients = 0.0, [], {}
-        # A branch that is measured only, not trained, runs first: its gradient is taken and then cleared.
-        order = sorted((LOCALIZATION, REASONING), key=lambda name: weights.get(name, 0.0) > 0)
-        before = torch.zeros((), device=args.device)
-        for name in order:
-            weight = weights.get(name, 0.0)
-            guard = args.localization_kl if name == LOCALIZATION and self._stage_one is not None else 0.0
-            if weight == 0 and guard == 0 and not cosine:
-                continue
-            branch = (localization_batch if name == LOCALIZATION else reasoning_batch)(batch, args)
-            loss, figures = self._branch_backward(model, branch, weight if weight or guard else 1.0, guard, batch)
-            metrics |= {f"{key}/{name}": value for key, value in figures.items()}
-            if weight > 0 or guard > 0:
-                total += loss
-                trained.append(name)
-            if cosine:
-                now = gradient(model)
-                gradients[name] = now - before
-                if weight == 0 and guard == 0:
-                    model.zero_grad()
-                else:
-                    before = now
-        if sum(metrics[f"prompts/{name}"] for name in trained) > 0:
-            sum_gradients(self.accelerator, model)
-        norm = gradient_norm(self.accelerator, model)
-        if cosine:
-            (aa, ab), (_, bb) = gradient_products(self.accelerator, model, list(gradients.values()))
-            metrics["gradient_cosine"] = ab / max((aa * bb) ** 0.5, 1e-16)
-            metrics |= {f"gradient_norm/{name}": x**0.5 for name, x in zip(gradients, (aa, bb), strict=True)}
-        elif len(trained) == 1:
-            metrics[f"gradient_norm/{trained[0]}"] = norm
-        return total, norm, metrics
-
-    def _branch_backward(
-        self, model: torch.nn.Module, branch: BranchBatch, weight: float, guard: float, batch: RolloutBatch
-    ) -> tuple[float, dict[str, float]]:
-        """Add one branch's gradients, micro-batch by micro-batch; the token mean runs over all processes' branch."""
-        args, engine = self.args, TorchEngine(self.policy.backbone, runnable(model))
-        (tokens,) = sums(self.accelerator, [float(branch.tokens if branch.prompts else 0)])
-        totals = dict.fromkeys(("loss", "tokens", "clipped", "mismatch_kl", "reference_kl"), 0.0)
-        beta = max(args.kl_beta, guard)
-        reference = (self._stage_one if guard > 0 else self._initial) if beta > 0 else None
-        chunks = list(chunk_by_tokens(branch.sizes, args.micro_batch_tokens))
-        passes = maximum(self.accelerator, len(chunks)) if is_sharded(model) else len(chunks)
-        # FSDP divides gradients by the number of processes.
-        factor = self.args.world_size if is_sharded(model) else 1
-        for chunk in chunks:
-            part = branch.part(chunk)
-            scores = engine.score(part.prompts, part.token_ids, args.temperature)
-            old, positive, negative = part.tensors(scores.logprobs)
-            with torch.no_grad():
-                known = None
-                if reference is not None:
-                    known = reference.engine.score(part.prompts, part.token_ids, args.temperature).logprobs
-            out = policy_loss(
-                LossInputs(
-                    scores.logprobs, old, scores.mask, positive * weight, negative * weight, known, part.repeats
-                ),
-                clip_low=args.clip_low,
-                clip_high=args.clip_high,
-                kl_beta=beta,
-                denominator=max(1, int(tokens)),
-            )
-            self.accelerator.backward(out.loss * factor)
-            for key in totals:
-                totals[key] += float(out.loss.detach() if key == "loss" else getattr(out, key))
-        self._keep_pace(engine, batch, passes - len(chunks))
-        values = sums(self.accelerator, [*totals.values(), branch.skipped, len(branch.prompts)])
-        loss, scored, *figures, skipped, prompts = values
-        means = {key: value / max(1.0, scored) for key, value in zip(list(totals)[2:], figures, strict=True)}
-        return loss, {**means, "skipped_groups": skipped, "prompts": prompts}
-
-    def _keep_pace(self, engine: TorchEngine, batch: RolloutBatch, missing: int) -> None:
-        """Run empty micro-batches until this process has as many as the others, whose passes need its shards."""
-        shortest = min(range(len(batch.groups)), key=lambda p: len(batch.localize_prompts[p]))
-        ids = batch.groups[shortest].localizations[0].completion.token_ids[:1]
-        for _ in range(missing):
-            scores = engine.score([batch.localize_prompts[shortest]], [[ids]], self.args.temperature)
-            self.accelerator.backward(0.0 * scores.logprobs.sum())
+        with watch.stage("encode"):
+            scans = self.scans.get(records)
+        plan = RolloutPlan(
+            args.num_localizations,
+            args.num_reasonings,
+            Sampling(args.max_localization_tokens, args.temperature),
+            Sampling(args.max_reasoning_tokens, args.temperature),
+            seed=args.seed,
+            dense=stage.dense,
+        )
+        localizer = self._stage_one if args.frozen_boxes else None
+        return roll_out(
+            self.policy, records, scans, step, plan, self.reward_weights, self.reward_funcs, localizer, watch
+        )
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -332,8 +239,8 @@ class DualStreamTrainer(CheckpointedTrainer):
         """Run all stages and write `output_dir/model`.
 
         Args:
-            resume_from_checkpoint: True goes on from the last complete checkpoint in `output_dir` (from the start,
-                saying so, if there is none), a path from that one.
+            resume_from_checkpoint: True goes on from the last complete checkpoint in `output_dir` (from the start, if
+                there is none), saying what is lost if that is not the last one; a path from that one.
 
         Raises:
             FileExistsError: if `output_dir` holds checkpoints and it is not to be resumed.
@@ -343,12 +250,16 @@ class DualStreamTrainer(CheckpointedTrainer):
         found = complete_checkpoints(run)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(found[-1]) if found else None
-            if not found:
-                logger.warning("%s holds no complete checkpoint; training starts at update 1", run)
+            where = f"training goes on from {found[-1].name}" if found else "training starts at update 1"
+            every = all_checkpoints(run)
+            for path in every[every.index(found[-1]) + 1 if found else 0 :]:
+                logger.warning("%s is of no use: %s; %s", path, damage(path), where)
+            if not every:
+                logger.warning("%s holds no checkpoint; %s", run, where)
         elif found and not resume_from_checkpoint:
             raise FileExistsError(f"{run} holds {found[-1].name}; pass --resume to go on, or another output_dir")
-        elif resume_from_checkpoint and not is_complete(Path(resume_from_checkpoint)):
-            raise CheckpointError(f"{resume_from_checkpoint} is no complete checkpoint; name one that holds {MARKER}")
+        elif resume_from_checkpoint and (problem := damage(Path(resume_from_checkpoint))):
+            raise CheckpointError(f"{resume_from_checkpoint} is no complete checkpoint: {problem}; name another one")
         result = None
         if resume_from_checkpoint and Path(resume_from_checkpoint).name == f"checkpoint-{self.args.max_steps}":
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
