@@ -261,8 +261,8 @@ float32. It looks at synthetic slices ("phantoms") of 128 x 128 pixels through 8
 the method; it knows no real anatomy and is no medical device.
 
 Made by `python scripts/make_nano.py --out FOLDER --scenes {scenes} --encoder-steps {encoder_steps} --steps {steps}
---matrix-rate {matrix_rate} --seed {seed}` in {minutes:.0f} minutes on {threads} core(s), from generated scenes only. It
-has seen dense images only, never a sparse prompt.
+--matrix-rate {matrix_rate} --seed {seed}` in {minutes:.0f} minutes on {threads} core(s), from generated scenes only.
+It has seen dense images only, never a sparse prompt.
 
 On {questions} validation questions (`vitos data phantom`, seed 999), greedy:
 

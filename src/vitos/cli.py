@@ -22,8 +22,11 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
+
+from vitos.cli_bench import bench_app
+from vitos.screen import advance, console, quiet
 
 app = typer.Typer(
     help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
@@ -33,9 +36,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-console = Console()
 
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
 
@@ -54,7 +55,7 @@ def train(
     if dry_run:
         console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
         return
-    _quiet()
+    quiet()
     from vitos import run
 
     try:
@@ -83,7 +84,7 @@ def evaluate(
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
         raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {bad[0]}", param_hint="--budget")
-    _quiet()
+    quiet()
     from vitos.benchmarks.evaluate import EvaluationPlan
     from vitos.run import Evaluation, evaluate
 
@@ -106,7 +107,7 @@ def ask(
     max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
-    _quiet()
+    quiet()
     from vitos.data.images import load_image, load_image_facts
     from vitos.data.selector import without_crop
     from vitos.policy import SparseVLM, Stopwatch
@@ -147,7 +148,7 @@ def check(
     for source in sources:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(f"checking {source}", total=None)
-            report = check_dataset(source, progress=partial(_advance, bar, task))
+            report = check_dataset(source, progress=partial(advance, bar, task))
         console.print(render_check(report))
         failed |= bool(report.of("error"))
     if failed:
@@ -179,7 +180,7 @@ def cache_data(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
     """Compute the visual tokens of all images once, for training and evaluation; goes on where it was stopped."""
-    _quiet()
+    quiet()
     from vitos.cache_build import build_cache, cache_inputs, render_build
 
     policy, images, folder = cache_inputs(model, data or [], out, set_ or [])
@@ -192,7 +193,7 @@ def cache_data(
             bar.start()
             return agreed
 
-        report = build_cache(policy, images, folder, dtype, confirm=confirm, progress=partial(_advance, bar, task))
+        report = build_cache(policy, images, folder, dtype, confirm=confirm, progress=partial(advance, bar, task))
     console.print(render_build(report))
 
 
@@ -213,112 +214,6 @@ def phantom(
         console.print(f"{count} questions in {path}")
 
 
-@bench_app.command("run")
-def bench_run(
-    models: Annotated[list[str], typer.Argument(help="Checkpoints, as path or name=path.")],
-    out: Annotated[Path, typer.Option(help="Folder for answers and tables; a run that is there goes on.")],
-    data: Annotated[list[str] | None, typer.Option("--data", help="Record file, or name=file; repeatable.")] = None,
-    benchmark: Annotated[list[str] | None, typer.Option(help="name, name=folder or name=hub:owner/set.")] = None,
-    selector: Annotated[list[str] | None, typer.Option(help="Token selector; by default all.")] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; by default the five.")] = None,
-    looks: Annotated[bool, typer.Option(help="Also ask with changed pictures: does it look?")] = True,
-    protocol: Annotated[Literal["choice", "open"], typer.Option(help="Which questions are asked.")] = "choice",
-    base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each set.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of random tokens and shuffled images.")] = 0,
-) -> None:
-    """Models x benchmarks x token selectors x budgets, then the tables. In several processes: accelerate launch -m."""
-    _quiet()
-    from vitos.bench.command import read_sets, rescore
-    from vitos.bench.plan import BUDGETS, BenchPlan
-    from vitos.bench.run import is_first_process, iter_models, run_bench
-    from vitos.selectors import SELECTORS
-
-    plan = BenchPlan(
-        selectors=tuple(selector or SELECTORS),
-        budgets=tuple(budget or BUDGETS),
-        looks=looks,
-        protocol=protocol,
-        batch_size=batch_size,
-        max_localization_tokens=max_tokens,
-        max_reasoning_tokens=max_tokens,
-        seed=seed,
-    )
-    named = dict(iter_models(models))
-    if base is not None and base not in named:
-        raise typer.BadParameter(f"{base!r} is none of the models: {', '.join(named)}", param_hint="--base")
-    run_bench(named, read_sets(data or [], benchmark or [], limit), plan, out)
-    if is_first_process():
-        rescore(out, base)
-        console.print(f"Report: {out / 'report.html'}")
-
-
-@bench_app.command("rescore")
-def bench_rescore(
-    out: Annotated[Path, typer.Argument(help="Folder of a `vitos bench run`.")],
-    base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
-) -> None:
-    """Make all figures and tables anew from the stored answers, without a model."""
-    from vitos.bench.command import rescore
-
-    rescore(out, base)
-    console.print(f"Report: {out / 'report.html'}")
-@bench_app.command("shapes")
-def bench_shapes(
-    out: Annotated[Path, typer.Option(help="Folder of results.json and table.md.")] = Path("studies/true_shapes"),
-    model: Annotated[list[str] | None, typer.Option(help="Known name; may be repeated.")] = None,
-    pixels: Annotated[list[int] | None, typer.Option(min=56, help="Side of the image; may be repeated.")] = None,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of each model that are made.")] = 2,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of weights and activations.")] = "float32",
-    rounds: Annotated[int, typer.Option(min=1, help="Paired runs of every share.")] = 3,
-) -> None:
-    """Prefill time, memory and KV cache of sparse prompts in layers of the published models' shapes; resumable."""
-    _quiet()
-    from vitos.benchmarks.true_shapes import MODELS, TABLE, Plan, run_shapes
-    from vitos.shapes import KNOWN
-
-    names = model or MODELS
-    if unknown := [name for name in names if name not in KNOWN]:
-        raise typer.BadParameter(f"{unknown[0]} is not known; known are {', '.join(KNOWN)}", param_hint="--model")
-    plan = Plan(tuple(pixels or Plan().pixels), layers=layers, dtype=dtype, rounds=rounds)
-    with console.status("starting") as status:
-        run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
-    console.print((out / TABLE).read_text(encoding="utf-8"), markup=False)
-
-
-@bench_app.command("train")
-def bench_train(
-    out: Annotated[Path, typer.Option(help="Folder for results.json and table.md.")] = Path("runs/bench-train"),
-    shape: Annotated[list[str] | None, typer.Option(help="nano or qwen2.5-vl; may be repeated.")] = None,
-    group: Annotated[list[int] | None, typer.Option(help="G = K; may be repeated.")] = None,
-    tokens: Annotated[int, typer.Option(help="Of every completion.")] = 32,
-    questions: Annotated[int, typer.Option(help="Of a step.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Measured steps of each kind.")] = 5,
-    micro_batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 16_384,
-) -> None:
-    """Time one training step beside the same step without sharing and beside TRL, in turns on the same cores."""
-    from vitos.benchmarks import train_step
-
-    chosen = {"shapes": tuple(shape)} if shape else {}
-    bench = train_step.TrainBench(
-        groups=tuple(group or (2, 4, 8, 16)),
-        questions=questions,
-        tokens=tokens,
-        repeats=repeats,
-        micro_batch_tokens=micro_batch_tokens,
-        **chosen,
-    )
-    with Progress(console=console, transient=True) as bar:
-        results = train_step.measure(bench, partial(_advance, bar, bar.add_task("steps", total=None)))
-    train_step.write(results, out)
-    console.print(train_step.render(results))
-    for line in train_step.conclusions(results):
-        console.print(line, highlight=False)
-    console.print(f"Results: {out}")
-
-
 @app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
@@ -334,7 +229,7 @@ def doctor(
         findings = diagnose()
         console.print(render(findings))
     else:
-        _quiet()
+        quiet()
         from vitos.config import load_recipe
         from vitos.devices import find_device
         from vitos.doctor_recipe import diagnose_recipe, render_diagnosis
@@ -345,19 +240,6 @@ def doctor(
         console.print(render_diagnosis(diagnosis))
     if not is_ready(findings):
         raise typer.Exit(1)
-
-
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
-
-
-def _quiet() -> None:
-    """Leave the screen to our own bars and tables; transformers' errors still show."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""`vitos bench`: each verb measures one thing and leaves its results in a folder."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.progress import Progress
+
+from vitos.screen import advance, console, quiet
+
+bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+
+
+@bench_app.command("run")
+def bench_run(
+    models: Annotated[list[str], typer.Argument(help="Checkpoints, as path or name=path.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers and tables; a run that is there goes on.")],
+    data: Annotated[list[str] | None, typer.Option("--data", help="Record file, or name=file; repeatable.")] = None,
+    benchmark: Annotated[list[str] | None, typer.Option(help="name, name=folder or name=hub:owner/set.")] = None,
+    selector: Annotated[list[str] | None, typer.Option(help="Token selector; by default all.")] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; by default the five.")] = None,
+    looks: Annotated[bool, typer.Option(help="Also ask with changed pictures: does it look?")] = True,
+    protocol: Annotated[Literal["choice", "open"], typer.Option(help="Which questions are asked.")] = "choice",
+    base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each set.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of random tokens and shuffled images.")] = 0,
+) -> None:
+    """Models x benchmarks x token selectors x budgets, then the tables. In several processes: accelerate launch -m."""
+    quiet()
+    from vitos.bench.command import read_sets, rescore
+    from vitos.bench.plan import BUDGETS, BenchPlan
+    from vitos.bench.run import is_first_process, iter_models, run_bench
+    from vitos.selectors import SELECTORS
+
+    plan = BenchPlan(
+        selectors=tuple(selector or SELECTORS),
+        budgets=tuple(budget or BUDGETS),
+        looks=looks,
+        protocol=protocol,
+        batch_size=batch_size,
+        max_localization_tokens=max_tokens,
+        max_reasoning_tokens=max_tokens,
+        seed=seed,
+    )
+    named = dict(iter_models(models))
+    if base is not None and base not in named:
+        raise typer.BadParameter(f"{base!r} is none of the models: {', '.join(named)}", param_hint="--base")
+    run_bench(named, read_sets(data or [], benchmark or [], limit), plan, out)
+    if is_first_process():
+        rescore(out, base)
+        console.print(f"Report: {out / 'report.html'}")
+
+
+@bench_app.command("rescore")
+def bench_rescore(
+    out: Annotated[Path, typer.Argument(help="Folder of a `vitos bench run`.")],
+    base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
+) -> None:
+    """Make all figures and tables anew from the stored answers, without a model."""
+    from vitos.bench.command import rescore
+
+    rescore(out, base)
+    console.print(f"Report: {out / 'report.html'}")
+
+
+@bench_app.command("shapes")
+def bench_shapes(
+    out: Annotated[Path, typer.Option(help="Folder of results.json and table.md.")] = Path("studies/true_shapes"),
+    model: Annotated[list[str] | None, typer.Option(help="Known name; may be repeated.")] = None,
+    pixels: Annotated[list[int] | None, typer.Option(min=56, help="Side of the image; may be repeated.")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of each model that are made.")] = 2,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of weights and activations.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Paired runs of every share.")] = 3,
+) -> None:
+    """Prefill time, memory and KV cache of sparse prompts in layers of the published models' shapes; resumable."""
+    quiet()
+    from vitos.benchmarks.true_shapes import MODELS, TABLE, Plan, run_shapes
+    from vitos.shapes import KNOWN
+
+    names = model or MODELS
+    if unknown := [name for name in names if name not in KNOWN]:
+        raise typer.BadParameter(f"{unknown[0]} is not known; known are {', '.join(KNOWN)}", param_hint="--model")
+    plan = Plan(tuple(pixels or Plan().pixels), layers=layers, dtype=dtype, rounds=rounds)
+    with console.status("starting") as status:
+        run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
+    console.print((out / TABLE).read_text(encoding="utf-8"), markup=False)
+
+
+@bench_app.command("train")
+def bench_train(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and table.md.")] = Path("runs/bench-train"),
+    shape: Annotated[list[str] | None, typer.Option(help="nano or qwen2.5-vl; may be repeated.")] = None,
+    group: Annotated[list[int] | None, typer.Option(help="G = K; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(help="Of every completion.")] = 32,
+    questions: Annotated[int, typer.Option(help="Of a step.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Measured steps of each kind.")] = 5,
+    micro_batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 16_384,
+) -> None:
+    """Time one training step beside the same step without sharing and beside TRL, in turns on the same cores."""
+    from vitos.benchmarks import train_step
+
+    chosen = {"shapes": tuple(shape)} if shape else {}
+    bench = train_step.TrainBench(
+        groups=tuple(group or (2, 4, 8, 16)),
+        questions=questions,
+        tokens=tokens,
+        repeats=repeats,
+        micro_batch_tokens=micro_batch_tokens,
+        **chosen,
+    )
+    with Progress(console=console, transient=True) as bar:
+        results = train_step.measure(bench, partial(advance, bar, bar.add_task("steps", total=None)))
+    train_step.write(results, out)
+    console.print(train_step.render(results))
+    for line in train_step.conclusions(results):
+        console.print(line, highlight=False)
+    console.print(f"Results: {out}")
