@@ -141,7 +141,7 @@ def main(names):
     with tempfile.TemporaryDirectory() as temporary:
         scan = policy.encode(make_records(Path(temporary))[0].image_paths[0])
     prompts = policy.localize_prompts([Query(scan, "<image>Where?")] * 2)
-    completions = [[torch.full((20,), 5)] * 3] * 2
+    completions = [[torch.full((20,), 300)] * 3] * 2
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         TorchEngine(policy.backbone).score(prompts, completions)
     print(json.dumps({"name": "flops", "flops": counter.get_total_flops(), "prompt": len(prompts[0])}), flush=True)
