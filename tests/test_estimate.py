@@ -99,7 +99,7 @@ def test_batches_are_those_of_the_engine():
 
     job = Job(300, 200, 256, 40, 30, 6, 2, 3, 2000, 4, "float32")
     for name, prompts, prompt, siblings, longest in (("localization", 6, 300, 2, 40), ("reasoning", 12, 200, 3, 30)):
-        chunks = list(chunk_by_tokens([(prompt, siblings * longest, siblings)] * prompts, 2000))
+        chunks = list(chunk_by_tokens([(1, prompt + siblings * longest)] * prompts, 2000))
         batch, count = batches(job)[name]
         assert (batch.rows, count) == (len(chunks[0]), len(chunks))
 

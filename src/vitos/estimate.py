@@ -15,7 +15,7 @@ is that of completions at their full length.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vitos.devices import Device
@@ -102,7 +102,7 @@ class Batch:
 
 
 def batches(job: Job) -> dict[str, tuple[Batch, int]]:
-    """By branch: the largest batch that `chunk_by_tokens` lets through, and how many there are in an update."""
+    """By branch: the largest batch of `TorchEngine.score_batches`, and how many there are in an update."""
     out = {}
     branches = {
         "localization": (job.questions, job.localize_tokens, job.num_localizations, job.max_localization_tokens),
@@ -114,9 +114,9 @@ def batches(job: Job) -> dict[str, tuple[Batch, int]]:
         ),
     }
     for name, (prompts, prompt, siblings, longest) in branches.items():
-        cost = siblings * (prompt + longest)
-        rows = max(1, min(prompts, job.micro_batch_tokens // cost))
-        out[name] = Batch(rows, prompt, siblings, longest), -(-prompts // rows)
+        batch = Batch(1, prompt, siblings, longest)
+        rows = max(1, min(prompts, job.micro_batch_tokens // batch.row_tokens))
+        out[name] = replace(batch, rows=rows), -(-prompts // rows)
     return out
 
 
