@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,8 +30,11 @@ from vitos.sparsify import Selection
 _log = logging.getLogger(__name__)
 
 
-def manifest() -> ModelManifest:
+def manifest() -> Any:
     """What the entry point hands to lmms-eval: the model `vitos`, in its chat interface."""
+    # Importing the registry loads all entry points, this one included: not while this module is half imported.
+    from lmms_eval.models.registry_v2 import ModelManifest
+
     return ModelManifest(model_id="vitos", chat_class_path=f"{__name__}.SparseModel")
 
 
