@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _run_one(
     )
     swapped = swapped_images(benchmark.records, plan)
     with bar, _Ahead() as images:
-        for (batch, wanted), following in zip(mine, [*mine[1:], None], strict=True):
+        for (batch, wanted), following in pairwise([*mine, None]):
             started = time.perf_counter()
             images.expect(_needed(batch, wanted, swapped))
             if following is not None:
