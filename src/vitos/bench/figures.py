@@ -126,7 +126,8 @@ def _column(name: str, records: Sequence[Record], rows: Mapping[str, Row], local
             values[3, i], values[4, i] = row["kept"] / row["total"], bool(row.get("fallback"))
         if record.boxes and record.id in localized:
             values[5, i] = matched_iou([Box(*box) for box in localized[record.id]["boxes"]], record.boxes)
-    return Column(*values, sets=np.full(len(records), name))
+    correct, unread, f1, kept, fallback, iou = values
+    return Column(correct, unread, f1, kept, fallback, iou, np.full(len(records), name))
 
 
 def _joined(columns: Sequence[Column]) -> Column:
