@@ -85,7 +85,7 @@ def test_wrong_plans(changes, message):
         replace(BenchPlan(), **changes)
 
 
-@given(st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
+@given(st.lists(st.text("aB./-_ é\\\n", min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
 def test_file_names_are_one_part_of_a_path_and_unlike(names):
     made = [file_name(name) for name in names]
     assert made[0] != made[1]

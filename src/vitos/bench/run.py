@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +95,15 @@ def _run_one(
     )
     swapped = swapped_images(benchmark.records, plan)
     with bar, _Ahead() as images:
-        for (batch, wanted), following in zip_longest(mine, mine[1:]):
-            started = time.perf_counter()
-            images.expect(_needed(batch, wanted, swapped))
-            if following is not None:
-                images.expect(_needed(*following, swapped))
+        for (batch, wanted), following in pairwise([*mine, ([], [])]):
+            started, ahead = time.perf_counter(), _needed(*following, swapped)
+            images.expect([*_needed(batch, wanted, swapped), *ahead])
             work = Batch(policy, batch, plan, swapped, images.open)
             for condition, rows, seconds in work.answers(wanted, known):
                 folder.append("answers", model, benchmark.name, process, rows)
                 folder.append("times", model, benchmark.name, process, [_time(condition, len(batch), seconds)])
                 bar.update(len(rows) * processes.num_processes)  # the others are about as far
-            images.forget(_needed(batch, wanted, swapped), keep=_needed(*following, swapped) if following else ())
+            images.forget(_needed(batch, wanted, swapped), keep=ahead)
             wall = {"wall": time.perf_counter() - started}
             spent = [_time("images", len(batch), work.vision), _time("wall", len(batch), wall)]
             folder.append("times", model, benchmark.name, process, spent)
@@ -183,7 +181,7 @@ class _Ahead:
         self.expect([path])
         return self._images[path].result()
 
-    def forget(self, paths: Sequence[Path], keep: Sequence[Path] = ()) -> None:
+    def forget(self, paths: Sequence[Path], keep: Sequence[Path]) -> None:
         for path in paths:
             if path not in keep:
                 self._images.pop(path, None)
