@@ -127,13 +127,14 @@ def interrupted(
     run, (startup, update) = folder / "run", seconds
     for number, (target, share) in enumerate(moments, start=1):
         began, running = time.monotonic(), start(folder, processes, resume=number > 1)
+        before = updates_done(run)
         # Where the figures of that update are there already, the moment lies in the start.
-        wait = share * (startup if updates_done(run) >= target else update)
+        wait = share * (startup if before >= target else update)
         while updates_done(run) < target and all(process.poll() is None for process in running):
             time.sleep(POLL)
         # Never more than an update too late, should the machine have become faster.
         end = time.monotonic() + wait
-        while time.monotonic() < end and updates_done(run) <= target + 1:
+        while time.monotonic() < end and updates_done(run) <= max(before, target) + 1:
             time.sleep(POLL)
         if any(process.poll() is not None for process in running):
             stop(running)
