@@ -212,8 +212,9 @@ def _update(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
     head = scored * shape.hidden * small + 16 * chunk * shape.vocab
     if job.rank is None:  # the head's weight has a gradient for each chunk, added up
         head += shape.largest_matrix * 4 * (1 if scored <= HEAD_TOKENS else 2)
-    # Then layer by layer: what it keeps once more, where it was not kept, and the gradients on their way through it.
-    backward = again + tokens * 3 * shape.intermediate * small
+    # Then layer by layer: what it keeps once more, where it was not kept, and the gradients on their way through it:
+    # of gate, up and their product, where what the down projection had kept of the last is released already.
+    backward = again + tokens * 2 * shape.intermediate * small
     backward += shape.layer_parameters * 4 if job.rank is None else 0
     unsharded = 0
     if job.sharded:  # two layers and the root in the computing format, one layer's whole gradient
