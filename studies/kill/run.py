@@ -7,8 +7,9 @@ each kill it goes on with `--resume`. In the end every weight, the optimizer's s
 and the series of figures must be those of the first run: bit for bit in one process, to float tolerance in several
 (`--processes 2`, DDP over gloo, all processes killed at once).
 
-Writes `log.jsonl`, a line a kill, and `results.json` beside this file, under `log-2.jsonl` and `results-2.json` for
-two processes. Exits with 1 if anything differs.
+Writes `log.jsonl`, a line a kill (`half_written`: staged folders that lay there then, also of earlier kills), and
+`results.json` beside this file, under `log-2.jsonl` and `results-2.json` for two processes. Exits with 1 if anything
+differs.
 """
 
 from __future__ import annotations
@@ -218,7 +219,6 @@ def main() -> None:
     nano = load_file(Path(resolve_model_path("nano")) / "model.safetensors")
     results = {
         "kills": len(lines),
-        "while_writing": sum(bool(line["half_written"]) for line in lines),
         "processes": args.processes,
         "updates": args.updates,
         "seed": args.seed,
