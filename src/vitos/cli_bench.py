@@ -88,7 +88,7 @@ def bench_shapes(
     plan = Plan(tuple(pixels or Plan().pixels), layers=layers, dtype=dtype, rounds=rounds)
     with console.status("starting") as status:
         run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
-    console.print((out / TABLE).read_text(encoding="utf-8"), markup=False)
+    console.print((out / TABLE).read_text(encoding="utf-8"), markup=False, soft_wrap=True)
 
 
 @bench_app.command("train")
