@@ -133,9 +133,11 @@ def interrupted(
         wait = share * (startup if before >= target else update)
         while updates_done(run) < target and all(process.poll() is None for process in running):
             time.sleep(POLL)
-        # Never more than an update too late, should the machine have become faster.
-        end = time.monotonic() + wait
-        while time.monotonic() < end and updates_done(run) <= max(before, target) + 1:
+        # Should the machine have become faster: not later than the figures of the next update, and before the end.
+        limit = min(target + 1 if before < target else before, updates - 1)
+        end, moved = time.monotonic() + wait, False
+        while time.monotonic() < end and not (moved and updates_done(run) > limit):
+            moved |= updates_done(run) != before  # a resumed run first drops rows behind its checkpoint
             time.sleep(POLL)
         if any(process.poll() is not None for process in running):
             stop(running)
