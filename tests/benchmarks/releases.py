@@ -121,6 +121,7 @@ def write_slake(folder: Path, unpacked: bool = False) -> Expected:
         slake_row(5, "../../secret.jpg", "Is it outside?", "Yes", "CLOSED"),
         slake_row(5, "/etc/secret.jpg", "Is it outside?", "Yes", "CLOSED"),
         slake_row(1, "xmlab1/source.jpg", "Is it one?", "Yes", "MAYBE"),
+        slake_row(5, "x" * 5000, "Is it long?", "Yes", "CLOSED"),
         "no object",
     ]
     (folder / "test.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
@@ -139,7 +140,10 @@ def write_slake(folder: Path, unpacked: bool = False) -> Expected:
             ("<image>图像是什么模态？", "核磁共振", "text", 1),
             ("<image>Is there an answer in an open one?", "Yes", "text", 1),
         ],
-        ["truncated", "no image 'xmlab4", "'..'", "absolute path", "neither CLOSED nor OPEN", "no JSON object"],
+        [
+            *("truncated", "no image 'xmlab4", "'..'", "absolute path", "neither CLOSED nor OPEN"),
+            *("cannot be read", "no JSON object"),
+        ],
     )
 
 

@@ -24,7 +24,7 @@ from vitos.benchmarks.loading import Benchmark, Release, register
 from vitos.benchmarks.questions import Question, with_options
 from vitos.benchmarks.rows import Row, RowError, find, labels, parquet_rows, text_of
 from vitos.benchmarks.vqa_rad import image_of
-from vitos.data.record import IMAGE_PLACEHOLDER
+from vitos.data.record import IMAGE_PLACEHOLDER, AnswerKind
 
 SUBJECTS = (
     "Basic_Medical_Science",
@@ -44,11 +44,11 @@ def _release(folder: Path, split: str) -> Release:
 
 def _question(row: Row) -> Question:
     answer, options = text_of(row, "answer"), _printed_list(row, "options")
+    kind: AnswerKind = "letter"
     if answer == "?":
         raise RowError("has no public answer; use the split validation")
     if row.get("question_type") == "multiple-choice":
         text, answer = with_options(text_of(row, "question"), options, letter=answer)
-        kind = "letter"
     elif row.get("question_type") == "open":
         text, kind = text_of(row, "question"), "text"
         if answer.startswith("["):
@@ -60,7 +60,7 @@ def _question(row: Row) -> Question:
     meta["subset"] = _subject(row)
     if kinds := _printed_list(row, "img_type"):
         meta["modality"] = ", ".join(kinds)
-    return Question(text, images, answer, "letter" if kind == "letter" else "text", meta)
+    return Question(text, images, answer, kind, meta)
 
 
 def _place(text: str, row: Row) -> tuple[str, tuple[bytes, ...]]:

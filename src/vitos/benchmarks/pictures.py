@@ -67,8 +67,12 @@ class Pictures:
 
     def _find(self, name: str) -> Path:
         for inside in self._inside:
-            path = resolve_under(self._folder, PurePosixPath(inside) / name)
-            if path.is_file():
+            path = resolve_under(self._folder, str(PurePosixPath(inside) / name))
+            try:
+                there = path.is_file()
+            except OSError as error:  # such as a name longer than the file system allows
+                raise RowError(f"image {name[:40]!r} cannot be read ({error.strerror})") from error
+            if there:
                 return self._on_disk(path)
         wanted = [str(PurePosixPath(inside) / name) for inside in self._inside]
         for archive in self._archives:
