@@ -7,17 +7,21 @@ here; that is what the dual stream teaches.
 1. The encoder learns to say, of every visual token, which finding it sees, where the token lies and which numbers
    write the finding's box, through linear heads that are thrown away. Without this a language model of this size
    stays blind: 500 updates of all weights together left naming and boxes at chance.
-2. The language model learns, on the frozen encoder's tokens: short questions (where is a kind, what is at a point) and
-   both branches' formats. It answers with an option's text, not with its letter: binding letters to options costs a
-   model of this size more than all the rest (docs/nano.md).
+2. The language model learns to find a finding by its name, in the shortest form there is: the question is the name,
+   the answer its box. Alone this takes some hundred updates; mixed with the rest it was not learned in thousands.
+3. The language model learns the mixture: short questions (where is a kind, what is at a point) and both branches'
+   formats. It answers with an option's text, not with its letter: binding letters to options costs a model of this
+   size more than all the rest (docs/nano.md).
 
-`--legs FOLDER` keeps the model as it is after 1 and skips what that folder holds.
+`--legs FOLDER` keeps the model as it is after 1 and after 2 and skips what that folder holds; a model that is put
+there as `names` is trained further.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
@@ -54,6 +58,7 @@ from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
 SCENES, SHORT, LONG = 10, 3, 3  # scenes of a batch; short questions and questions of the templates about each
+NAMED_SCENES = 24  # scenes of a batch while it learns names only
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
 NAMING = ("kind_at_point", "kind_in_region")  # templates that ask for a name
@@ -148,7 +153,7 @@ def boxes_text(findings: Sequence[Finding]) -> str:
 def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
     """Short questions, and questions of random templates that the scene can carry, the first two for both branches."""
     short = short_exercises(scene, rng)
-    exercises = [short[i] for i in rng.permutation(len(short))[:SHORT]]
+    exercises = [*name_exercises(scene), *(short[i] for i in rng.permutation(len(short))[:SHORT])]
     names = list(rng.permutation(list(TEMPLATES)))
     asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:LONG]
     for place, q in enumerate(asked):
@@ -156,6 +161,12 @@ def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -
         if place < 2:
             exercises.append(reason_exercise(q))
     return Lesson((visual,), tuple(exercises))
+
+
+def name_exercises(scene: Scene) -> list[Exercise]:
+    """The name of each kind that occurs once, and its box."""
+    kinds = [f.kind for f in scene.findings]
+    return [Exercise(f"<image>{f.kind}", boxes_text([f])) for f in scene.findings if kinds.count(f.kind) == 1]
 
 
 def localize_exercise(q: Question) -> Exercise:
@@ -181,7 +192,9 @@ def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
     """Boxes, number and quadrant of a kind, and what is at a point: most to be learned per token."""
     found = in_reading_order(scene.findings)
     by_kind = {kind: [f for f in found if f.kind == kind] for kind in KINDS}
-    out = [Exercise(f"<image>Locate the {kind}.", " " + boxes_text(own)) for kind, own in by_kind.items() if own]
+    out = [
+        Exercise(f"<image>Locate the {kind}.", f" {kind} {boxes_text(own)}") for kind, own in by_kind.items() if own
+    ]
     out += [Exercise(f"<image>How many of kind {kind}?", f" {len(own)}") for kind, own in by_kind.items() if own]
     out += [
         Exercise(f"<image>Where is the {k}?", f" {own[0].quadrant}") for k, own in by_kind.items() if len(own) == 1
@@ -194,6 +207,18 @@ def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
 
 def in_reading_order(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: (f.y, f.x))
+
+
+def name_batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int) -> Iterator[list[Lesson]]:
+    """Names only, of scenes in which there is something to choose."""
+    rng = np.random.default_rng(seed)
+    lessons = [
+        Lesson((visual,), tuple(named))
+        for scene, visual in zip(scenes, visuals, strict=True)
+        if len(scene.findings) > 1 and (named := name_exercises(scene))
+    ]
+    while True:
+        yield [lessons[i] for i in rng.choice(len(lessons), NAMED_SCENES, replace=False)]
 
 
 def batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int) -> Iterator[list[Lesson]]:
@@ -260,9 +285,9 @@ The embedded model of vitos: Qwen2.5-VL architecture with {parameters:,} paramet
 float32. It looks at synthetic slices ("phantoms") of 128 x 128 pixels through 8 x 8 visual tokens. It shows and tests
 the method; it knows no real anatomy and is no medical device.
 
-Made by `python scripts/make_nano.py --out FOLDER --scenes {scenes} --encoder-steps {encoder_steps} --steps {steps}
---matrix-rate {matrix_rate} --seed {seed}` in {minutes:.0f} minutes on {threads} core(s), from generated scenes only.
-It has seen dense images only, never a sparse prompt.
+Made by `python scripts/make_nano.py --out FOLDER --scenes {scenes} --encoder-steps {encoder_steps}
+--name-steps {name_steps} --steps {steps} --matrix-rate {matrix_rate} --seed {seed}` in {minutes:.0f} minutes on
+{threads} core(s), from generated scenes only. It has seen dense images only, never a sparse prompt.
 
 On {questions} validation questions (`vitos data phantom`, seed 999), greedy:
 
@@ -307,11 +332,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--scenes", type=int, default=8000)
     parser.add_argument("--encoder-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--name-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=3000, help="updates of the mixture")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of embeddings, norms and biases")
     parser.add_argument("--matrix-rate", type=float, default=0.02, help="learning rate of matrices")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--legs", type=Path, help="folder that keeps the model after the first part")
+    parser.add_argument("--legs", type=Path, help="folder that keeps the model between the parts")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -319,35 +345,56 @@ def main() -> None:
         make(args, args.legs or Path(folder))
 
 
-def make(args: argparse.Namespace, legs: Path) -> None:
-    """Both parts, the first only where `legs` does not hold it, and the model card."""
-    start = time.time()
-    seen: list[tuple[float, ...]] = []
-
-    def report(part: str, step: int, *figures: float) -> None:
-        seen.append(figures)
-        if step % 50 == 0:
-            means = "  ".join(f"{value:.3f}" for value in np.mean(seen[-50:], axis=0))
-            print(f"{part} {step}  {means}  {(time.time() - start) / 60:.1f} min", flush=True)
-
-    scenes, images = make_scenes(args.scenes, args.seed)
-    if not is_complete(legs / "encoder"):
-        policy = SparseVLM(build_nano(args.seed), NANO_SPEC)
-        train_encoder(policy.backbone, scenes, images, args.encoder_steps, partial(report, "encoder"))
-        with staged_folder(legs / "encoder") as folder:
-            policy.save_pretrained(folder)
-    seen.clear()
-    policy = SparseVLM.from_pretrained(legs / "encoder")
+def train_language(
+    policy: SparseVLM,
+    lessons: Iterable[Sequence[Lesson]],
+    steps: int,
+    args: argparse.Namespace,
+    report: Callable[..., None],
+) -> None:
+    """Teach the language model behind the frozen encoder."""
     for module in policy.backbone.vision_modules:
         module.requires_grad_(False)
     train_supervised(
         policy.backbone,
-        batches(scenes, encode_all(policy.backbone, images), args.seed),
-        steps=args.steps,
+        lessons,
+        steps=steps,
         learning_rate=args.learning_rate,
         optimizers=make_optimizers(policy.backbone, args.learning_rate, args.matrix_rate),
-        on_step=partial(report, "language"),
+        on_step=report,
     )
+
+
+def make(args: argparse.Namespace, legs: Path) -> None:
+    """All parts that `legs` does not hold, and the model card."""
+    start = time.time()
+    seen: deque[tuple[float, ...]] = deque(maxlen=50)
+
+    def report(part: str, step: int, *figures: float) -> None:
+        if step == 1:
+            seen.clear()
+        seen.append(figures)
+        if step % 50 == 0:
+            means = "  ".join(f"{value:.3f}" for value in np.mean(seen, axis=0))
+            print(f"{part} {step}  {means}  {(time.time() - start) / 60:.1f} min", flush=True)
+
+    scenes, images = make_scenes(args.scenes, args.seed)
+    if not is_complete(legs / "names"):
+        if not is_complete(legs / "encoder"):
+            policy = SparseVLM(build_nano(args.seed), NANO_SPEC)
+            train_encoder(policy.backbone, scenes, images, args.encoder_steps, partial(report, "encoder"))
+            with staged_folder(legs / "encoder") as folder:
+                policy.save_pretrained(folder)
+        policy = SparseVLM.from_pretrained(legs / "encoder")
+        visuals = encode_all(policy.backbone, images)
+        train_language(
+            policy, name_batches(scenes, visuals, args.seed), args.name_steps, args, partial(report, "names")
+        )
+        with staged_folder(legs / "names") as folder:
+            policy.save_pretrained(folder)
+    policy = SparseVLM.from_pretrained(legs / "names")
+    visuals = encode_all(policy.backbone, images)
+    train_language(policy, batches(scenes, visuals, args.seed), args.steps, args, partial(report, "mixture"))
     policy.save_pretrained(args.out)
     text = card(policy, args, (time.time() - start) / 60)
     (args.out / "README.md").write_text(text, encoding="utf-8")
