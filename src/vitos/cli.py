@@ -32,8 +32,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 console = Console()
 
+PlanOption = Literal["two_pass", "gather", "coarse", "dense", "crop"]
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
 
 
@@ -76,6 +79,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
     cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
+    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
@@ -84,9 +88,10 @@ def evaluate(
     from vitos.benchmarks.evaluate import EvaluationPlan
     from vitos.run import Evaluation, evaluate
 
-    plan = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
+    what = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
+    name = Path(checkpoint).name
     evaluate(
-        Evaluation(Path(checkpoint).name, checkpoint, tuple(data), plan, base, rl_dense, limit, cache=cache),
+        Evaluation(name, checkpoint, tuple(data), what, base, rl_dense, limit, cache=cache, answer_by=plan),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )
@@ -101,6 +106,7 @@ def ask(
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
+    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
     _quiet()
@@ -112,22 +118,26 @@ def ask(
     for warning in facts.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
-    with watch.stage("vision"):
-        scan = vlm.encode(picture)
-    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens)
+    scan = vlm.encode(picture, plan=plan, watch=watch)
+    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
     table.add_row("answer", finding.answer or "no answer could be read")
     table.add_row("reasoning", finding.thought or "–")
     table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
     kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
-    table.add_row("tokens kept", kept + (" – no box could be read, the whole image was used" * finding.fallback))
-    seconds = watch.seconds | finding.seconds
+    table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
+    table.add_row("tokens kept", kept)
+    seconds, tokens = (
+        {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
+        for first, second in ((watch.seconds, finding.seconds), (watch.tokens, finding.tokens))
+    )
     table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in seconds.items()))
+    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in tokens.items()))
     console.print(table)
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
-        draw_overlay(picture, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
+        draw_overlay(picture, finding.grid, finding.kept, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
 
 
@@ -206,6 +216,33 @@ def phantom(
         with console.status(f"drawing {count} {split} questions"):
             path = write_phantoms(folder, split, count, seed)
         console.print(f"{count} questions in {path}")
+
+
+@bench_app.command("infer")
+def bench_infer(
+    out: Annotated[Path, typer.Option(help="Folder for inference.json, .md and .png.")],
+    model: Annotated[str, typer.Option(help="nano, or qwen2_5_vl_3b: its layer shapes, random weights.")] = "nano",
+    parts: Annotated[int, typer.Option(help="Build one layer in so many of a published model: 1, 2 or 4.")] = 4,
+    plan: Annotated[list[PlanOption] | None, typer.Option(help="By default all; dense is always run.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Pixels a side; by default 512 and 1024.")] = None,
+    kept: Annotated[list[float] | None, typer.Option(help="Share of the tokens; by default 0.25.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Questions together; by default 1.")] = None,
+    runs: Annotated[int, typer.Option(help="Measured runs; one more warms up.")] = 5,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
+) -> None:
+    """Time every plan stage by stage, beside one dense pass of the same engine."""
+    from vitos.benchmarks.inference import Settings, run_benchmark
+    from vitos.reports.inference import write_inference
+
+    given = {"plans": plan, "sizes": size, "kept": kept, "batches": batch}
+    chosen = {name: tuple(values) for name, values in given.items() if values}
+    settings = Settings(model, parts, dtype, device, runs=runs, **chosen)
+    with console.status("building the model") as status:
+        results = run_benchmark(settings, progress=status.update)
+    results["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    write_inference(out, results)
+    console.print(f"Results: {out / 'inference.md'}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ A scan serves any number of questions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -92,8 +93,8 @@ class SparseVLM:
 
     def with_spec(self, **changes: Any) -> SparseVLM:
         """The same model with parts of the spec changed, such as `fusion=Fusion("none")`."""
-        other = SparseVLM(self.backbone, dataclasses.replace(self.spec, **changes))
-        other.engine = self.engine
+        other = copy.copy(self)
+        other.spec = dataclasses.replace(self.spec, **changes)
         return other
 
     # --- images and questions ---------------------------------------------------------------------------------------

@@ -25,9 +25,11 @@ from vitos.plans.whole import Dense, Gather, TwoPass
 if TYPE_CHECKING:
     from vitos.policy import SparseVLM
 
-__all__ = ["PLANS", "Limits", "Outcome", "Piece", "Plan", "Request", "answer", "stream"]
+__all__ = ["AGAIN", "PLANS", "Limits", "Outcome", "Piece", "Plan", "Request", "answer", "stream"]
 
 PLANS: dict[str, Plan] = {plan.name: plan for plan in (TwoPass(), Gather(), Coarse(), Dense(), Crop())}
+AGAIN = ("coarse", "crop")
+"""Plans that look at the image again, so that their scans hold it."""
 
 
 # --- running a plan -------------------------------------------------------------------------------------------------
