@@ -223,7 +223,7 @@ def bench_infer(
     out: Annotated[Path, typer.Option(help="Folder for inference.json, .md and .png.")],
     model: Annotated[str, typer.Option(help="nano, or qwen2_5_vl_3b: its layer shapes, random weights.")] = "nano",
     parts: Annotated[int, typer.Option(help="Build one layer in so many of a published model: 1, 2 or 4.")] = 4,
-    plan: Annotated[list[PlanOption] | None, typer.Option(help="By default all; dense is always run.")] = None,
+    plan: Annotated[list[str] | None, typer.Option(help="By default all; dense is always run.")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Pixels a side; by default 512 and 1024.")] = None,
     kept: Annotated[list[float] | None, typer.Option(help="Share of the tokens; by default 0.25.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Questions together; by default 1.")] = None,

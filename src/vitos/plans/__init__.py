@@ -68,11 +68,10 @@ def stream(vlm: SparseVLM, query: Query, limits: Limits, watch: Stopwatch) -> Ge
 
 def _start(vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
     plan = PLANS[vlm.spec.plan]
-    plan.check(vlm.backbone)
+    if refusal := plan.refusal(vlm.backbone):
+        raise ValueError(refusal)
     if any(query.scan.reduced != (plan.name == "coarse") for query in queries):
-        raise ValueError(
-            f'a scan was made for another plan than {plan.name}; make it with encode(…, plan="{plan.name}")'
-        )
+        raise ValueError(f'a scan was made for another plan than {plan.name}; use encode(…, plan="{plan.name}")')
     return plan.steps(vlm, queries, limits, watch)
 
 

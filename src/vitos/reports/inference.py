@@ -29,8 +29,8 @@ def inference_page(results: Mapping[str, Any]) -> str:
         f"{results['threads']} thread(s), torch {results['torch']}, vitos {results['vitos']}. "
         f"{results['evidence_tokens']} evidence tokens, {results['reasoning_tokens']} reasoning tokens, both forced. "
         f"Medians of {results['runs']} runs. Ratios are to the dense pass of the same run, with their range. "
-        "`looks`: vision and both prefills. KV: of the cache at the end of decoding; in brackets the dense prefix that "
-        "gather holds beside it until the answer is done. Peak: highest memory above what the weights take.",
+        "`looks`: vision and both prefills. KV: of the cache at the end of decoding; in brackets the dense prefix "
+        "that gather holds beside it until the answer is done. Peak: highest memory above what the weights take.",
         "",
         f"Command: `{results['command']}`",
         "",
