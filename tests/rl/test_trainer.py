@@ -405,7 +405,6 @@ def test_too_few_questions_are_refused(make_trainer, warm_policy, phantom_record
         make_trainer(warm_policy, tmp_path, records=phantom_records[:1])
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
     with pytest.raises(ValueError, match="trained under plan two_pass or gather, not coarse"):
         make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path)
@@ -421,6 +420,7 @@ def test_an_update_under_plan_gather_scores_what_was_sampled(make_trainer, warm_
     assert SparseVLM.from_pretrained(tmp_path / "model", device="cpu").spec.plan == "gather"
 
 
+@pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     where, make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path
 ):
