@@ -16,7 +16,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -236,7 +236,7 @@ def bench_infer(
     from vitos.reports.inference import write_inference
 
     given = {"plans": plan, "sizes": size, "kept": kept, "batches": batch}
-    chosen = {name: tuple(values) for name, values in given.items() if values}
+    chosen: dict[str, Any] = {name: tuple(values) for name, values in given.items() if values}
     settings = Settings(model, parts, dtype, device, runs=runs, **chosen)
     with console.status("building the model") as status:
         results = run_benchmark(settings, progress=status.update)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vitos import plans
 from vitos.backbones import Backbone, load_backbone
-from vitos.data.images import load_image, load_image_facts
+from vitos.data.images import ImageFacts, load_image, load_image_facts
 from vitos.data.record import IMAGE_PLACEHOLDER
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.prefix import Prefix
@@ -118,7 +118,7 @@ class SparseVLM:
         method, watch = plans.PLANS[plan or self.spec.plan], watch or Stopwatch()
         if refusal := method.refusal(self.backbone):
             raise ValueError(refusal)
-        facts = ()
+        facts: tuple[ImageFacts, ...] = ()
         if any(isinstance(image, Image.Image) for image in images):
             opened = [i if isinstance(i, Image.Image) else load_image(Path(i)) for i in images]
             pictures = tuple(picture.convert("RGB") for picture in opened)

@@ -25,11 +25,12 @@ from vitos.backbones.base import Backbone
 from vitos.benchmarks.inference_models import build_model
 from vitos.engines.base import Completion
 from vitos.geometry import Box
+from vitos.nano.build import NANO_SPEC
 from vitos.plans import PLANS, Limits, answer
 from vitos.policy import Query, Rollout, Scan, SparseVLM, Stopwatch
 from vitos.response import parse_localization
 
-QUESTION = "<image>What is the finding in the marked organ?\nA. cyst\nB. mass\nC. nodule\nD. none of these"
+QUESTION = "<image>What is in the upper left quadrant?\nA. cyst\nB. mass"  # one token a word, for nano's tokenizer
 STAGES = ("vision", "prefill 1", "decode 1", "sparsify", "prefill 2", "decode 2")
 _STAGE_OF = {
     "vision": "vision",
@@ -80,7 +81,7 @@ class GivenEvidence(SparseVLM):
     """A policy that localizes as ever, and whose boxes are then replaced by a given one."""
 
     def __init__(self, backbone: Backbone, box: Box) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, NANO_SPEC)
         self.box = box
 
     def read_localization(self, query: Query, completion: Completion) -> Rollout:

@@ -7,6 +7,7 @@ vocabulary), so that the parts keep their proportions and ratios of times are th
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -70,7 +71,7 @@ def build_model(name: str, parts: int, dtype: torch.dtype, device: torch.device)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model: Any = Qwen2_5_VLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(default)
     model.generation_config = copy.deepcopy(nano.model.generation_config)

@@ -97,7 +97,8 @@ def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: An
     mask = torch.stack([torch.arange(width, device=device) >= width - len(k) for k in kept]).long()
     cache = DynamicCache(config=config)
     for index, layers in enumerate(zip(*(p.layers for p in prefixes), strict=True)):
-        cache.update(*(_padded([layer[part] for layer in layers], kept, width) for part in (0, 1)), index)
+        keys, values = (_padded([layer[part] for layer in layers], kept, width) for part in (0, 1))
+        cache.update(keys, values, index)
     return cache, mask
 
 

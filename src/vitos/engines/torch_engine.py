@@ -131,7 +131,7 @@ class TorchEngine:
                 try:
                     ids.append(int(next(steps)[0]))
                 except StopIteration as end:
-                    (completion,) = end.value
+                    completion: Completion = end.value[0]
                     break
             text = self._texts([ids])[0]
             # A character may need several tokens: half of one is not shown.
@@ -189,7 +189,7 @@ class TorchEngine:
         texts = self._texts([row[:n] for row, n in zip(ids, lengths, strict=True)])
         return [Completion(ids[r, :n], scores[r, :n], texts[r], finished[r]) for r, n in enumerate(lengths)]
 
-    def _texts(self, ids: Sequence[Any]) -> list[str]:
+    def _texts(self, ids: Sequence[Any] | Tensor) -> list[str]:
         texts: list[str] = self.backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 

@@ -62,7 +62,7 @@ def stream(vlm: SparseVLM, query: Query, limits: Limits, watch: Stopwatch) -> Ge
                 completions = [(yield from _pieces(vlm, request, watch))]
             request = steps.send(completions)
     except StopIteration as end:
-        (outcome,) = end.value
+        outcome: Outcome = end.value[0]
         return outcome
 
 
