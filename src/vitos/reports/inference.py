@@ -29,7 +29,8 @@ def inference_page(results: Mapping[str, Any]) -> str:
         "",
         f"{results['said'][0].upper()}{results['said'][1:]}; {results['dtype']} on {results['device']}, "
         f"{results['threads']} thread(s), torch {results['torch']}, vitos {results['vitos']}. "
-        f"{results['evidence_tokens']} evidence tokens, {results['reasoning_tokens']} reasoning tokens, both forced; {text} tokens of text in the reasoning prompt. "
+        f"{results['evidence_tokens']} evidence tokens, {results['reasoning_tokens']} reasoning tokens, both forced; "
+        f"{text} tokens of text in the reasoning prompt. "
         f"Medians of {results['runs']} runs. Ratios are to the dense pass of the same run, with their range. "
         "`looks`: vision and both prefills. KV: of the cache at the end of decoding; in brackets the dense prefix "
         "that gather holds beside it until the answer is done. Peak: highest memory above what the weights take.",
