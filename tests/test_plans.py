@@ -7,7 +7,7 @@ from tests.backbones.families import FAMILIES, FAMILIES_BY_NAME
 
 from vitos import plans
 from vitos.engines.base import Completion, Sampling
-from vitos.geometry import TokenGrid
+from vitos.geometry import Rect, TokenGrid, out_of_crop
 from vitos.policy import Finding, Limits, Piece, Query, Scan, SparseVLM, Stopwatch
 from vitos.prompt import pad_prompts
 from vitos.sparsify import Fusion, cell_rectangles
@@ -162,6 +162,26 @@ def test_a_box_smaller_than_a_reduced_cell_is_looked_for_again(vlm, picture):
     np.testing.assert_array_equal(found.kept, two_pass.kept)
     assert 0 < found.kept_ratio < 1
     assert found.reasoning.completion.text == two_pass.reasoning.completion.text
+
+
+@pytest.mark.parametrize("plan", [*PLANS, "coarse, too small a box"])
+def test_a_crop_of_a_file_is_answered_like_a_file_of_that_part(vlm, picture, tmp_path, plan):
+    """And what is said of it is said of the stored image."""
+    policy, (plan, _, small) = vlm.with_spec(), plan.partition(", ")
+    policy.text = "<evidence>[[0.5, 0.5, 0.7, 0.9]]</evidence>" if small else vlm.text
+    picture(256, 256).save(tmp_path / "whole.png")
+    picture(256, 256).crop((128, 64, 256, 192)).save(tmp_path / "part.png")
+    part, whole = (
+        policy.ask(policy.encode(tmp_path / name, plan=plan), QUESTION, 6, plan=plan)
+        for name in ("part.png", "whole.png#crop=0.5,0.25,1,0.75")
+    )
+    assert whole.reasoning.completion.token_ids.tolist() == part.reasoning.completion.token_ids.tolist()
+    assert whole.tokens == part.tokens
+    np.testing.assert_array_equal(whole.kept, part.kept)
+    assert whole.fallback == part.fallback == bool(small)
+    crop = Rect(0.5, 0.25, 1.0, 0.75)
+    assert whole.grid == part.grid.within(crop) == TokenGrid.single(8, 8).within(crop)
+    assert [b.as_tuple() for b in whole.boxes] == [out_of_crop(b, crop).as_tuple() for b in part.boxes]
 
 
 def test_plans_that_a_family_or_a_scan_cannot_follow_are_refused(vlm, picture):

@@ -169,7 +169,8 @@ def enclosing(rects: Sequence[Rect]) -> Rect:
 def touched_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     """The pixels of an image that some part of a box covers: left, top, right, bottom, ends not included."""
     tiny = 1e-6  # of a pixel: what a decimal fraction may be off
-    left, top = math.floor(box.x1 * width + tiny), math.floor(box.y1 * height + tiny)
+    left = min(math.floor(box.x1 * width + tiny), width - 1)
+    top = min(math.floor(box.y1 * height + tiny), height - 1)
     right, bottom = math.ceil(box.x2 * width - tiny), math.ceil(box.y2 * height - tiny)
     return left, top, max(left + 1, right), max(top + 1, bottom)
 

@@ -173,9 +173,12 @@ def test_cases_are_json_and_make_results(cases, records):
 def test_every_plan_is_what_ask_answers(plan, warm_policy, records):
     policy, watch = warm_policy.with_spec(plan=plan), Stopwatch()
     options = replace(PLAN, budgets=(0.25,) if plan == "gather" else ())
-    found = list(run_policy(policy, records[:3], options, base=policy, watch=watch))
-    assert found
-    for record, case in zip(records, found, strict=False):
+    path = records[2].image_paths[0]
+    cropped = replace(records[2], image_paths=(path.with_name(f"{path.name}#crop=0,0.25,1,1"),), boxes=None)
+    asked = [*records[:2], cropped]
+    found = list(run_policy(policy, asked, options, base=policy, watch=watch))
+    assert found[2].grid.shown.y1 == 0.25
+    for record, case in zip(asked, found, strict=True):
         scan = policy.encode(record.image_paths[0])
         finding = policy.ask(scan, record.question, limits=Limits(14, 24))
         dense = policy.ask(policy.encode(record.image_paths[0], plan="dense"), record.question, 14, plan="dense")
