@@ -18,13 +18,15 @@ bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
 @bench_app.command("infer")
 def bench_infer(
     out: Annotated[Path, typer.Option(help="Folder for inference.json, .md and .png.")],
-    model: Annotated[str, typer.Option(help="nano, or qwen2_5_vl_3b: its layer shapes, random weights.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="nano, or Qwen2.5-VL-3B-Instruct: its layer shapes, random weights.")
+    ] = "nano",
     parts: Annotated[int, typer.Option(help="Build one layer in so many of a published model: 1, 2 or 4.")] = 4,
     plan: Annotated[list[str] | None, typer.Option(help="By default all; dense is always run.")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Pixels a side; by default 512 and 1024.")] = None,
     kept: Annotated[list[float] | None, typer.Option(help="Share of the tokens; by default 0.25.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Questions together; by default 1.")] = None,
-    runs: Annotated[int, typer.Option(help="Measured runs; one more warms up.")] = 5,
+    runs: Annotated[int, typer.Option(help="Timed runs; one more warms up.")] = 5,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
 ) -> None:

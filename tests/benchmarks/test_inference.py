@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from vitos.benchmarks.inference import STAGES, Settings, compare, middle, run_benchmark
 from vitos.benchmarks.inference_models import build_model
+from vitos.cli import app
 from vitos.geometry import TokenGrid
 from vitos.reports.inference import inference_page, write_inference
 from vitos.sparsify import select
@@ -57,6 +59,8 @@ def test_tokens_of_every_plan_and_stage(results):
         assert kv["gather"] == kv["coarse"] == kv["two_pass"] < kv["dense"]
         # 4 layers x keys and values x 2 heads of 32 x 4 bytes; the last token is never run.
         assert kv["dense"] == batch * (64 + text + 3) * 4 * 2 * 2 * 32 * 4
+        # What a plan holds at least: the cache it ends with, beside the prefix that gather took it from.
+        assert all(case[p]["peak_bytes"] > kv[p] + case[p]["prefix_bytes"] for p in results["plans"])
         assert case["gather"]["prefix_bytes"] > case["dense"]["prefix_bytes"] == 0
 
 
@@ -70,23 +74,33 @@ def test_page_and_figure(results, tmp_path):
     assert (tmp_path / "inference.png").stat().st_size > 10_000
 
 
+def test_the_verb(tmp_path):
+    options = ["--plan", "gather", "--size", "64", "--kept", "0.5", "--runs", "1"]
+    result = CliRunner().invoke(app, ["bench", "infer", "--out", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "inference.json").read_text())
+    assert found["plans"] == ["dense", "gather"]
+    assert [case["tokens"] for case in found["cases"]] == [16]
+    assert (tmp_path / "inference.md").is_file()
+
+
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match="unknown plan fast"):
         Settings(plans=("fast",))
     with pytest.raises(ValueError, match=r"kept shares must lie in \(0, 1\]"):
         Settings(kept=(0.0,))
-    with pytest.raises(ValueError, match="model must be one of nano, qwen2_5_vl_3b"):
+    with pytest.raises(ValueError, match=r"model must be one of nano, Qwen2\.5-VL-3B-Instruct"):
         build_model("gpt", 4, torch.float32, torch.device("cpu"))
 
 
 def test_true_shapes_are_those_of_the_published_model():
     """Built without memory; parameters of Qwen2.5-VL-3B: 3,754,622,976."""
     with torch.device("meta"):
-        backbone, said = build_model("qwen2_5_vl_3b", 1, torch.bfloat16, torch.device("meta"))
+        backbone, said = build_model("Qwen2.5-VL-3B-Instruct", 1, torch.bfloat16, torch.device("meta"))
     assert "36 of 36 layers, 32 of 32 vision blocks" in said
     assert sum(p.numel() for p in backbone.model.parameters()) == 3_754_622_976
     with torch.device("meta"):
-        backbone, said = build_model("qwen2_5_vl_3b", 4, torch.float32, torch.device("meta"))
+        backbone, said = build_model("Qwen2.5-VL-3B-Instruct", 4, torch.float32, torch.device("meta"))
     assert "9 of 36 layers, 8 of 32 vision blocks, 1/4 of the vocabulary" in said
     assert len(backbone.model.model.language_model.layers) == 9
     assert backbone.model.config.vision_config.fullatt_block_indexes == [7]

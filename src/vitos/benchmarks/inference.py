@@ -12,7 +12,6 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,6 +22,7 @@ from PIL import Image
 from vitos import __version__
 from vitos.backbones.base import Backbone
 from vitos.benchmarks.inference_models import build_model
+from vitos.benchmarks.peak import peak_memory
 from vitos.engines.base import Completion
 from vitos.geometry import Box
 from vitos.nano.build import NANO_SPEC
@@ -54,7 +54,7 @@ class Settings:
         sizes: width and height of the images in pixels.
         kept: shares of the visual tokens that the evidence covers, 0..1.
         batches: questions answered together, each about an image of its own.
-        runs: measured runs; one more warms up.
+        runs: timed runs; one more before them warms up and measures memory.
         evidence_tokens, reasoning_tokens: written by the two branches.
     """
 
@@ -110,15 +110,20 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
         for share in settings.kept:
             vlm = GivenEvidence(backbone, middle(view.cols, share))
             for batch in settings.batches:
+                label = f"{size} px, {share:.0%} kept, batch {batch}"
+                progress(f"{label}: warming up")
+                peaks = {name: _peak_bytes(vlm, name, pictures[:batch], settings) for name in names}
                 runs: list[dict[str, dict[str, Any]]] = []
-                for number in range(settings.runs + 1):
+                for number in range(settings.runs):
+                    progress(f"{label}: run {number + 1} of {settings.runs}")
                     turn = number % len(names)
-                    progress(f"{size} px, {share:.0%} kept, batch {batch}: run {number} of {settings.runs}")
                     order = names[turn:] + names[:turn]
                     runs.append({name: _measure(vlm, name, pictures[:batch], settings) for name in order})
-                figures = {name: summarize([run[name] for run in runs[1:]]) for name in names}
+                dense = [run["dense"] for run in runs]
+                figures: dict[str, dict[str, Any]] = {}
                 for name in names:
-                    figures[name] |= compare([run[name] for run in runs[1:]], [run["dense"] for run in runs[1:]])
+                    own = [run[name] for run in runs]
+                    figures[name] = summarize(own) | compare(own, dense) | {"peak_bytes": peaks[name]}
                 cases.append({"size": size, "kept": share, "batch": batch, "tokens": view.rows * view.cols, **figures})
     return {
         "model": settings.model,
@@ -137,7 +142,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
 
 
 def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of one plan's runs: seconds by stage, of both looks and in all; tokens; bytes."""
+    """Medians of one plan's runs: seconds by stage, of both looks and in all; tokens; KV bytes."""
     return {
         "seconds": {stage: median(run["seconds"][stage] for run in runs) for stage in STAGES},
         "looks": median(run["looks"] for run in runs),
@@ -147,7 +152,6 @@ def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "fallback": runs[0]["fallback"],
         "kv_bytes": runs[0]["kv_bytes"],
         "prefix_bytes": runs[0]["prefix_bytes"],
-        "peak_bytes": None if runs[0]["peak_bytes"] is None else median(run["peak_bytes"] for run in runs),
     }
 
 
@@ -164,12 +168,18 @@ def compare(runs: Sequence[dict[str, Any]], dense: Sequence[dict[str, Any]]) -> 
     return {**spread, "kv_ratio": runs[0]["kv_bytes"] / dense[0]["kv_bytes"]}
 
 
+def _peak_bytes(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], settings: Settings) -> int:
+    """Peak memory of one plan; never in a run whose time counts, which this slows down."""
+    with peak_memory(vlm.backbone.device) as found:
+        _measure(vlm, name, pictures, settings)
+    return found[0]
+
+
 @torch.no_grad()
 def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], settings: Settings) -> dict[str, Any]:
     """One plan, once, from pixels to answers."""
     policy, plan, watch = vlm.with_spec(plan=name), PLANS[name], Stopwatch()
     limits = Limits(settings.reasoning_tokens, settings.evidence_tokens)
-    peak = PeakMemory(vlm.backbone.device)
     queries = []
     for picture in pictures:
         with watch.stage("vision"):
@@ -196,38 +206,7 @@ def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], setting
         "fallback": any(outcome.fallback for outcome in outcomes),
         "kv_bytes": policy.engine.kv_bytes,
         "prefix_bytes": sum(query.scan.prefix.nbytes for query in queries if query.scan.prefix),
-        "peak_bytes": peak.added(),
     }
-
-
-class PeakMemory:
-    """How far memory rises above what is in use now: the GPU's, or the process's (Linux; elsewhere None)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before: int | None = torch.cuda.memory_allocated(device)
-            return
-        self._before = None
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS, see proc(5)
-            self._before = _status("VmRSS")
-        except OSError:
-            return
-
-    def added(self) -> int | None:
-        """Bytes between then and the highest point since."""
-        if self._before is None:
-            return None
-        now = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status("VmHWM")
-        return max(0, now - self._before)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{name}:")]
-    return int(line.split()[1]) * 1024
 
 
 def _noise(size: int, seed: int) -> Image.Image:

@@ -33,7 +33,8 @@ def inference_page(results: Mapping[str, Any]) -> str:
         f"{text} tokens of text in the reasoning prompt. "
         f"Medians of {results['runs']} runs. Ratios are to the dense pass of the same run, with their range. "
         "`looks`: vision and both prefills. KV: of the cache at the end of decoding; in brackets the dense prefix "
-        "that gather holds beside it until the answer is done. Peak: highest memory above what the weights take.",
+        "that gather holds beside it until the answer is done. Peak: the most that PyTorch held at once above the "
+        "weights, in a run of its own.",
         "",
         f"Command: `{results['command']}`",
         "",
@@ -60,7 +61,7 @@ def inference_page(results: Mapping[str, Any]) -> str:
             cells += [_spread(row["looks_ratio"]), _spread(row["total_ratio"])]
             held = f" (+{row['prefix_bytes'] / 1e6:.1f})" if row["prefix_bytes"] else ""
             cells += [f"{row['kv_bytes'] / 1e6:.1f}{held}", f"{row['kv_ratio']:.2f}"]
-            cells.append("–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}")
+            cells.append(f"{row['peak_bytes'] / 1e6:.0f}")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
