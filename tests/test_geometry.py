@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitos.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View, matched_iou
+from vitos.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View, enclosing, matched_iou, touched_pixels
 
 
 @st.composite
@@ -178,3 +178,32 @@ def test_box_spam_and_whole_image_boxes_do_not_pay():
     assert matched_iou(gold * 4, gold) == 0.25
     assert matched_iou([Box(0, 0, 1, 1)], gold) == pytest.approx(0.04)
     assert matched_iou([], gold) == matched_iou(gold, []) == 0
+
+
+# --- rectangles -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.builds(Box, st.just(0.2), st.floats(0, 0.4), st.floats(0.5, 1), st.just(0.5)), min_size=1))
+def test_the_enclosing_rectangle_is_the_smallest(boxes):
+    found = enclosing(boxes)
+    assert all(found.x1 <= b.x1 and found.y1 <= b.y1 and found.x2 >= b.x2 and found.y2 >= b.y2 for b in boxes)
+    for index, edge in enumerate(found.as_tuple()):
+        assert edge in [box.as_tuple()[index] for box in boxes]
+
+
+@given(st.data(), st.integers(1, 300), st.integers(1, 300))
+def test_touched_pixels_are_all_that_a_box_covers(data, width, height):
+    """Against exact thousandths."""
+    edges, expected = [], []
+    for side in (width, height):
+        low = data.draw(st.integers(0, 999))
+        high = data.draw(st.integers(low + 1, 1000))
+        edges.append((low / 1000, high / 1000))
+        expected.append([i for i in range(side) if low * side < (i + 1) * 1000 and high * side > i * 1000])
+    left, top, right, bottom = touched_pixels(Box(edges[0][0], edges[1][0], edges[0][1], edges[1][1]), width, height)
+    assert [list(range(left, right)), list(range(top, bottom))] == expected
+
+
+def test_a_box_thinner_than_rounding_touches_one_pixel():
+    thin = 1 - 1e-9
+    assert touched_pixels(Box(thin, 0.5, 1.0, 0.5 + 1e-9), 10, 10) == (9, 5, 10, 6)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from vitos.cli import main
 from vitos.data.phantom import write_phantoms
 from vitos.nano import NANO_PATH
 from vitos.policy import SparseVLM
+from vitos.spec import PlanName
 
 RECIPE = """
 name: tiny
@@ -117,6 +119,44 @@ def test_ask_answers_and_draws(folder, capsys, monkeypatch, tmp_path):
     assert re.search(rf"tokens kept +{finding.kept.sum()} of 64", out)
     assert "reason_decode" in out
     assert Image.open(tmp_path / "o.png").width >= 384
+
+
+@pytest.mark.parametrize("plan", get_args(PlanName))
+def test_ask_by_a_plan(folder, capsys, monkeypatch, tmp_path, plan):
+    image = f"{next((folder / 'images').iterdir())}#crop=0,0,1,0.75"
+    options = ("--plan", plan, "--max-tokens", 60, "--overlay", tmp_path / "o.png")
+    code, out, error = vitos(capsys, monkeypatch, "ask", "nano", image, QUESTION, *options)
+    assert code == 0, error
+    vlm = SparseVLM.from_pretrained("nano")
+    finding = vlm.ask(vlm.encode(image, plan=plan), QUESTION.replace("\\n", "\n"), 60, plan=plan)
+    assert re.search(rf"plan +{plan}", out)
+    assert re.search(rf"answer +{finding.answer or 'no answer'}", out)
+    assert re.search(rf"tokens kept +{finding.kept.sum()} of 48", out)
+    assert ("localize_decode" in out) == (plan != "dense")
+    overlay = Image.open(tmp_path / "o.png")
+    assert overlay.width == overlay.height  # of the whole image
+
+
+@pytest.mark.parametrize("plan", ["gather", "coarse"])
+def test_eval_by_a_plan(folder, capsys, monkeypatch, tmp_path, plan):
+    args = ["--data", folder / "test.json", "--limit", 3, "--max-tokens", 60, "--out", tmp_path]
+    code, _, error = vitos(capsys, monkeypatch, "eval", "nano", *args, "--plan", plan)
+    assert code == 0, error
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["plan"] == plan
+    assert (results["control_random_accuracy"] is None) == (plan == "coarse")
+    vlm = SparseVLM.from_pretrained("nano")
+    for case in map(json.loads, (tmp_path / "cases.jsonl").read_text().splitlines()):
+        finding = vlm.ask(vlm.encode(case["image"], plan=plan), case["question"], 60, plan=plan)
+        assert case["conditions"]["sparse"]["text"] == finding.reasoning.completion.text
+        assert case["conditions"]["sparse"]["kept"] == finding.kept.nonzero()[0].tolist()
+
+
+def test_eval_refuses_the_plan_that_it_compares_with(folder, capsys, monkeypatch, tmp_path):
+    args = ["--data", folder / "test.json", "--out", tmp_path]
+    code, _, error = vitos(capsys, monkeypatch, "eval", "nano", *args, "--plan", "dense")
+    assert code == 1
+    assert "choose two_pass, gather, coarse or crop" in error
 
 
 def test_data_verbs(folder, capsys, monkeypatch, tmp_path):

@@ -4,7 +4,7 @@
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos data check|convert|cache|phantom …
-    vitos bench run|rescore|shapes|train …
+    vitos bench infer|run|rescore|shapes|train …
     vitos doctor [--recipe recipe.yaml]
 
 `vitos VERB --help` says more of each.
@@ -38,6 +38,7 @@ data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_hel
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
+PlanOption = Literal["two_pass", "gather", "coarse", "dense", "crop"]
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
 
 
@@ -80,6 +81,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
     cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
+    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
@@ -88,9 +90,10 @@ def evaluate(
     from vitos.benchmarks.evaluate import EvaluationPlan
     from vitos.run import Evaluation, evaluate
 
-    plan = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
+    what = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
+    name = Path(checkpoint).name
     evaluate(
-        Evaluation(Path(checkpoint).name, checkpoint, tuple(data), plan, base, rl_dense, limit, cache=cache),
+        Evaluation(name, checkpoint, tuple(data), what, base, rl_dense, limit, cache=cache, answer_by=plan),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )
@@ -105,6 +108,7 @@ def ask(
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
+    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
     quiet()
@@ -117,23 +121,27 @@ def ask(
     for warning in facts.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
-    with watch.stage("vision"):
-        scan = vlm.encode(picture).of_files([facts])
-    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens)
+    scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
+    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
     table.add_row("answer", finding.answer or "no answer could be read")
     table.add_row("reasoning", finding.thought or "–")
     table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
     kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
-    table.add_row("tokens kept", kept + (" – no box could be read, the whole image was used" * finding.fallback))
-    seconds = watch.seconds | finding.seconds
+    table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
+    table.add_row("tokens kept", kept)
+    seconds, tokens = (
+        {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
+        for first, second in ((watch.seconds, finding.seconds), (watch.tokens, finding.tokens))
+    )
     table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in seconds.items()))
+    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in tokens.items()))
     console.print(table)
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
         whole = load_image(without_crop(image))
-        draw_overlay(whole, scan.visuals[0].grid, finding.kept, finding.boxes).save(overlay)
+        draw_overlay(whole, finding.grid, finding.kept, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -12,6 +13,35 @@ from rich.progress import Progress
 from vitos.screen import advance, console, quiet
 
 bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+
+
+@bench_app.command("infer")
+def bench_infer(
+    out: Annotated[Path, typer.Option(help="Folder for inference.json, .md and .png.")],
+    model: Annotated[
+        str, typer.Option(help="nano, or Qwen2.5-VL-3B-Instruct: its layer shapes, random weights.")
+    ] = "nano",
+    parts: Annotated[int, typer.Option(help="Build one layer in so many of a published model: 1, 2 or 4.")] = 4,
+    plan: Annotated[list[str] | None, typer.Option(help="By default all; dense is always run.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Pixels a side; by default 512 and 1024.")] = None,
+    kept: Annotated[list[float] | None, typer.Option(help="Share of the tokens; by default 0.25.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Questions together; by default 1.")] = None,
+    runs: Annotated[int, typer.Option(help="Timed runs; one more warms up.")] = 5,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
+) -> None:
+    """Time every plan stage by stage, beside one dense pass of the same engine."""
+    from vitos.benchmarks.inference import Settings, run_benchmark
+    from vitos.reports.inference import write_inference
+
+    given = {"plans": plan, "sizes": size, "kept": kept, "batches": batch}
+    chosen: dict[str, Any] = {name: tuple(values) for name, values in given.items() if values}
+    settings = Settings(model, parts, dtype, device, runs=runs, **chosen)
+    with console.status("building the model") as status:
+        results = run_benchmark(settings, progress=status.update)
+    results["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    write_inference(out, results)
+    console.print(f"Results: {out / 'inference.md'}")
 
 
 @bench_app.command("run")

@@ -134,6 +134,8 @@ class SparsifySection:
         fusion: how tokens outside the boxes are merged into kept ones.
         beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
         positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
+        plan: what reasoning is trained and evaluated on: a prompt of the kept tokens ("two_pass", the paper), or the
+            keys and values of the kept tokens, which saw the whole image ("gather"; nothing is fused).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -143,6 +145,11 @@ class SparsifySection:
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
+    plan: Literal["two_pass", "gather"] = "two_pass"
+
+    def problems(self) -> Iterator[Problem]:
+        if self.plan == "gather" and self.positions == "renumber":
+            yield "positions", "has no effect with sparsify.plan: gather, whose keys are written already; use keep"
 
 
 @dataclass(frozen=True)
@@ -307,7 +314,7 @@ class Recipe:
     data: Annotated[DataSection, Checked]
     seed: CountOrZero = 0
     model: Annotated[ModelSection, Checked] = ModelSection()
-    sparsify: SparsifySection = SparsifySection()
+    sparsify: Annotated[SparsifySection, Checked] = SparsifySection()
     warm_start: WarmStartSection | None = None
     rewards: Annotated[RewardsSection, Checked] = RewardsSection()
     train: Annotated[DualStreamOptions, Checked] = field(default_factory=DualStreamOptions)

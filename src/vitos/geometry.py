@@ -160,6 +160,21 @@ class TokenGrid:
         )
 
 
+def enclosing(rects: Sequence[Rect]) -> Rect:
+    """The smallest rectangle that holds all of `rects`."""
+    corners = np.array([rect.as_tuple() for rect in rects])
+    return Rect(*map(float, (*corners[:, :2].min(0), *corners[:, 2:].max(0))))
+
+
+def touched_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """The pixels of an image that some part of a box covers: left, top, right, bottom, ends not included."""
+    tiny = 1e-6  # of a pixel: what a decimal fraction may be off
+    left = min(math.floor(box.x1 * width + tiny), width - 1)
+    top = min(math.floor(box.y1 * height + tiny), height - 1)
+    right, bottom = math.ceil(box.x2 * width - tiny), math.ceil(box.y2 * height - tiny)
+    return left, top, max(left + 1, right), max(top + 1, bottom)
+
+
 def cut(box: Box, part: Rect) -> Box | None:
     """What of a box lies inside `part` of the image; None if that has no area."""
     x1, y1, x2, y2 = box.as_tuple()

@@ -10,117 +10,31 @@ A scan serves any number of questions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from vitos import plans
 from vitos.backbones import Backbone, load_backbone
 from vitos.data.images import ImageFacts, load_image, load_image_facts
-from vitos.data.record import IMAGE_PLACEHOLDER, AnswerKind, parse_options
+from vitos.data.record import IMAGE_PLACEHOLDER
 from vitos.engines.base import Completion, Sampling
+from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import TorchEngine
-from vitos.geometry import BoolArray, Box
+from vitos.finding import Finding, Query, Rollout, Scan, Stopwatch
 from vitos.nano import resolve_model_path
-from vitos.prompt import Prompt, VisualTokens
+from vitos.plans import Limits, Piece
+from vitos.prompt import Prompt
 from vitos.response import Response, parse_localization, parse_reasoning
 from vitos.sparsify import Selection, select
-from vitos.spec import VitosSpec
+from vitos.spec import PlanName, VitosSpec
 
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image.
-
-    Attributes:
-        images: how each was opened (frame, slice, window, crop); empty where pictures were given, not files.
-    """
-
-    visuals: tuple[VisualTokens, ...]
-    images: tuple[ImageFacts, ...] = ()
-
-    def of_files(self, images: Sequence[ImageFacts]) -> Scan:
-        """The scan of pictures that were opened so: their tokens laid over the stored images."""
-        placed = (v.within(facts.shown) for v, facts in zip(self.visuals, images, strict=True))
-        return Scan(tuple(placed), tuple(images))
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A question, with one `<image>` for each image of its scan, options inline; `kind` says what answers it."""
-
-    scan: Scan
-    question: str
-    kind: AnswerKind = "letter"
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Letter → text of the options that may be chosen; empty where the question asks for no letter."""
-        return parse_options(self.question) if self.kind == "letter" else {}
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One completion of a branch and what could be read from it."""
-
-    completion: Completion
-    response: Response
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The answer to one question, and where it comes from.
-
-    Attributes:
-        answer: option letter, or None: no answer could be read.
-        thought: the reasoning branch's thought.
-        boxes: evidence in fractions of the original image.
-        kept: kept visual tokens of the first image, bool (N,); `fallback` if no box could be read and all are kept.
-        seconds: time of each stage: vision is in the scan's making, not here.
-        images: how the scan's files were opened (frame, slice, window, crop).
-    """
-
-    answer: str | None
-    thought: str | None
-    boxes: tuple[Box, ...]
-    kept: BoolArray
-    fallback: bool
-    localization: Rollout
-    reasoning: Rollout
-    seconds: dict[str, float]
-    images: tuple[ImageFacts, ...] = ()
-
-    @property
-    def kept_ratio(self) -> float:
-        """Share of the first image's visual tokens that the answer was given from, in (0, 1]."""
-        return float(self.kept.mean())
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Adds up wall-clock seconds by stage; waits for the GPU, so that a stage pays for its own kernels."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = self._now()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - started
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+__all__ = ["Finding", "Limits", "Piece", "Query", "Rollout", "Scan", "SparseVLM", "Stopwatch"]
 
 
 class SparseVLM:
@@ -179,40 +93,113 @@ class SparseVLM:
 
     def with_spec(self, **changes: Any) -> SparseVLM:
         """The same model with parts of the spec changed, such as `fusion=Fusion("none")`."""
-        other = SparseVLM(self.backbone, dataclasses.replace(self.spec, **changes))
-        other.engine = self.engine
+        other = copy.copy(self)
+        other.spec = dataclasses.replace(self.spec, **changes)
         return other
 
-    # --- one image, one question ------------------------------------------------------------------------------------
+    # --- images and questions ---------------------------------------------------------------------------------------
 
-    def encode(self, *images: Image.Image | str | Path) -> Scan:
-        """Visual tokens of the image(s) that one question is about: pictures, or files as records name them."""
+    def encode(
+        self,
+        *images: Image.Image | str | Path,
+        plan: PlanName | None = None,
+        watch: Stopwatch | None = None,
+    ) -> Scan:
+        """What questions about the image(s) share: visual tokens, and the keys and values of system text and image.
+
+        Args:
+            images: pictures, or files as records name them.
+            plan: what `ask` will follow; by default the spec's. All but coarse can use one another's scans.
+            watch: gets the stages "vision" and "prefix".
+
+        Raises:
+            ValueError: if the family cannot follow the plan.
+        """
+        method, watch = plans.PLANS[plan or self.spec.plan], watch or Stopwatch()
+        if refusal := method.refusal(self.backbone):
+            raise ValueError(refusal)
+        facts: tuple[ImageFacts, ...] = ()
         if any(isinstance(image, Image.Image) for image in images):
-            pictures = [i if isinstance(i, Image.Image) else load_image(Path(i)) for i in images]
-            return self.encode_many([[picture.convert("RGB") for picture in pictures]])[0]
-        loaded = [load_image_facts(Path(str(image))) for image in images]
-        scan = self.encode_many([[picture for picture, _ in loaded]])[0]
-        return scan.of_files([facts for _, facts in loaded])
+            opened = [i if isinstance(i, Image.Image) else load_image(Path(i)) for i in images]
+            pictures = tuple(picture.convert("RGB") for picture in opened)
+        else:
+            loaded = [load_image_facts(Path(str(image))) for image in images]
+            pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
+        with watch.stage("vision"):
+            visuals = method.visuals(self, pictures)
+        watch.count("vision", sum(v.grid.num_tokens for v in visuals))
+        scan = Scan(visuals, pictures=pictures, reduced=method.name == "coarse")
+        if facts:
+            scan = scan.of_files(facts)
+        if images and not self.backbone.cache_refusal:
+            (query,) = self.with_prefixes([Query(scan, IMAGE_PLACEHOLDER * len(images))], watch)
+            scan = query.scan
+        return scan
 
-    def ask(self, scan: Scan, question: str, max_tokens: int = 256) -> Finding:
-        """Localize, keep the evidence's tokens, answer from them; greedy."""
-        if IMAGE_PLACEHOLDER not in question:
-            question = IMAGE_PLACEHOLDER * len(scan.visuals) + question
-        query, watch = Query(scan, question), Stopwatch()
-        ((localization,),) = self.localize([query], Sampling(max_tokens), watch=watch)
-        with watch.stage("sparsify"):
-            selection = self.select(query, localization.response)
-        ((reasoning,),) = self.reason([query], [selection], Sampling(max_tokens), watch=watch)
+    def ask(
+        self,
+        scan: Scan,
+        question: str,
+        max_tokens: int = 256,
+        *,
+        plan: PlanName | None = None,
+        limits: Limits | None = None,
+    ) -> Finding:
+        """Answer one question by a plan, by default the spec's; greedy.
+
+        Args:
+            max_tokens: of each branch, where no `limits` are given.
+
+        Raises:
+            ValueError: if the family cannot follow the plan, or the scan was made for another.
+        """
+        return self.ask_many([scan], [question], max_tokens, plan=plan, limits=limits)[0]
+
+    def ask_many(
+        self,
+        scans: Sequence[Scan],
+        questions: Sequence[str],
+        max_tokens: int = 256,
+        *,
+        plan: PlanName | None = None,
+        limits: Limits | None = None,
+    ) -> list[Finding]:
+        """`ask` for several questions together, each about its scan; the engine runs them sorted by length."""
+        policy, watch = self.with_spec(plan=plan or self.spec.plan), Stopwatch()
+        queries = [_query(scan, question) for scan, question in zip(scans, questions, strict=True)]
+        outcomes = plans.answer(policy, queries, limits or Limits(max_tokens, max_tokens), watch)
+        return [policy._finding(query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
+
+    def stream(
+        self,
+        scan: Scan,
+        question: str,
+        max_tokens: int = 256,
+        *,
+        plan: PlanName | None = None,
+        limits: Limits | None = None,
+    ) -> Generator[Piece, None, Finding]:
+        """`ask`, its text piece by piece: yields `Piece`s, returns the finding (`finding = yield from …`)."""
+        policy, watch, query = self.with_spec(plan=plan or self.spec.plan), Stopwatch(), _query(scan, question)
+        outcome = yield from plans.stream(policy, query, limits or Limits(max_tokens, max_tokens), watch)
+        return policy._finding(query, outcome, watch)
+
+    def _finding(self, query: Query, outcome: plans.Outcome, watch: Stopwatch) -> Finding:
+        response = outcome.reasoning.response
         return Finding(
-            answer=reasoning.response.answer,
-            thought=reasoning.response.thought,
-            boxes=localization.response.boxes,
-            kept=selection.mask,
-            fallback=selection.fallback,
-            localization=localization,
-            reasoning=reasoning,
+            answer=response.answer,
+            thought=response.thought,
+            boxes=outcome.localization.response.boxes if outcome.localization else (),
+            kept=outcome.mask,
+            fallback=bool(outcome.fallback),
+            localization=outcome.localization,
+            reasoning=outcome.reasoning,
             seconds=watch.seconds,
-            images=scan.images,
+            images=query.scan.images,
+            plan=self.spec.plan,
+            grid=outcome.grid,
+            fallback_reason=outcome.fallback,
+            tokens=watch.tokens,
         )
 
     # --- batches ----------------------------------------------------------------------------------------------------
@@ -240,11 +227,17 @@ class SparseVLM:
             prompts: those of `localize_prompts`, where the caller has them already.
         """
         prompts = prompts or self.localize_prompts(queries)
-        out = []
-        for query, completions in zip(queries, self._sample(prompts, sampling, seeds, watch, "localize"), strict=True):
-            read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
-            out.append([Rollout(c, parse_localization(c.text, query.options, read_box)) for c in completions])
-        return out
+        sampled = self._sample(prompts, self.known_prefixes(queries, prompts), sampling, seeds, watch, "localize")
+        return [[self.read_localization(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
+
+    def read_localization(self, query: Query, completion: Completion) -> Rollout:
+        """What a completion of the localization branch says."""
+        read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
+        return Rollout(completion, parse_localization(completion.text, query.options, read_box))
+
+    def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
+        """What a completion of the reasoning branch says."""
+        return Rollout(completion, parse_reasoning(completion.text, query.options))
 
     def select(self, query: Query, response: Response) -> Selection:
         """Visual tokens of the first image that a localization's boxes keep."""
@@ -265,11 +258,8 @@ class SparseVLM:
             prompts: those of `reason_prompts`, where the caller has them already.
         """
         prompts = prompts or self.reason_prompts(queries, selections)
-        sampled = self._sample(prompts, sampling, seeds, watch, "reason")
-        return [
-            [Rollout(c, parse_reasoning(c.text, query.options)) for c in completions]
-            for query, completions in zip(queries, sampled, strict=True)
-        ]
+        sampled = self._sample(prompts, self.known_prefixes(queries, prompts), sampling, seeds, watch, "reason")
+        return [[self.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def localize_prompts(self, queries: Sequence[Query]) -> list[Prompt]:
         """Dense prompts of the localization branch."""
@@ -278,7 +268,10 @@ class SparseVLM:
         ]
 
     def reason_prompts(self, queries: Sequence[Query], selections: Sequence[Selection | None]) -> list[Prompt]:
-        """Prompts of the reasoning branch: outside tokens fused into the kept ones, further images whole."""
+        """Prompts of the reasoning branch, further images whole.
+
+        Outside tokens are fused into the kept ones or, under plan gather, hidden from what follows the image.
+        """
         prompts = []
         built: dict[int, Prompt] = {}  # a question stands here once for each of its localizations
         for query, selection in zip(queries, selections, strict=True):
@@ -291,18 +284,59 @@ class SparseVLM:
                 continue
             whole = [torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in query.scan.visuals[1:]]
             masks = [torch.from_numpy(selection.mask), *whole]
-            prompts.append(dense.sparse(masks, self.spec.fusion, renumber=self.spec.positions == "renumber"))
+            if self.spec.plan == "gather":
+                prompts.append(dense.gather(masks))
+            else:
+                prompts.append(dense.sparse(masks, self.spec.fusion, renumber=self.spec.positions == "renumber"))
         return prompts
+
+    def with_prefixes(self, queries: Sequence[Query], watch: Stopwatch | None = None) -> list[Query]:
+        """The same questions, system text and image run for every distinct scan (stage "prefix").
+
+        Raises:
+            ValueError: for a family whose cache does not hold every token.
+        """
+        watch, known, out = watch or Stopwatch(), {}, []
+        for query, prompt in zip(queries, self.localize_prompts(queries), strict=True):
+            scan, head = query.scan, prompt.head(prompt.prefix_length)
+            if scan.prefix is None or not scan.prefix.covers(prompt, self.backbone.model):
+                key = (id(scan), tuple(head.input_ids.tolist()))
+                if key not in known:
+                    with watch.stage("prefix"):
+                        (known[key],) = self.engine.prefixes([head])
+                    watch.count("prefix", len(head))
+                scan = dataclasses.replace(scan, prefix=known[key])
+            out.append(dataclasses.replace(query, scan=scan))
+        return out
+
+    def known_prefixes(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[Prefix | None]:
+        """For every prompt its scan's prefix, where it begins with that."""
+        prefixes = [query.scan.prefix for query in queries]
+        model = self.backbone.model
+        return [x if x and x.covers(p, model) else None for p, x in zip(prompts, prefixes, strict=True)]
+
+    def complete(self, request: plans.Request, watch: Stopwatch) -> list[Completion]:
+        """One greedy completion for every prompt of a plan's request."""
+        rows = self._sample(request.prompts, request.prefixes, request.sampling, None, watch, request.branch)
+        return [row[0] for row in rows]
 
     def _sample(
         self,
         prompts: Sequence[Prompt],
+        prefixes: Sequence[Prefix | None],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None,
         watch: Stopwatch | None,
         branch: str,
     ) -> list[list[Completion]]:
-        if seeds is None:
-            seeds = [[0]] * len(prompts)
-        clock = watch or Stopwatch()
-        return self.engine.sample(prompts, sampling, seeds, lambda move: clock.stage(f"{branch}_{move}"))
+        clock, seeds = watch or Stopwatch(), seeds or [[0]] * len(prompts)
+        rows = self.engine.sample(prompts, sampling, seeds, lambda move: clock.stage(f"{branch}_{move}"), prefixes)
+        clock.count_run(branch, prompts, prefixes, rows)
+        return rows
+
+
+def _query(scan: Scan, question: str) -> Query:
+    """A question, in front of it a placeholder for every image where it has none."""
+    if IMAGE_PLACEHOLDER not in question:
+        question = IMAGE_PLACEHOLDER * len(scan.visuals) + question
+    return Query(scan, question)

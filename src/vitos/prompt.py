@@ -57,6 +57,8 @@ class Prompt:
         embeddings: shape (V, hidden), V = is_visual.sum(), in the order of the placeholders.
         streams: extra visual streams, each (V, hidden).
         next_position: position, on every axis, of the first generated token.
+        hidden: bool, shape (T,): visual tokens that nothing behind the last visual token may look at (the `gather`
+            plan); None hides nothing.
     """
 
     input_ids: Tensor
@@ -65,21 +67,49 @@ class Prompt:
     embeddings: Tensor
     next_position: int
     streams: tuple[Tensor, ...] = ()
+    hidden: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens up to the last visual one, which later questions about the same image may share; 0 without images."""
+        return int(self.is_visual.nonzero()[-1]) + 1 if len(self.embeddings) else 0
+
+    @property
+    def cached_length(self) -> int:
+        """Tokens whose keys and values a sampler holds: all but the hidden ones."""
+        return len(self) - (0 if self.hidden is None else int(self.hidden.sum()))
 
     def head(self, length: int) -> Prompt:
         """The first `length` tokens, which must hold all visual tokens; generation goes on where the rest began."""
         if bool(self.is_visual[length:].any()):
             raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
+        if self.hidden is not None and length > self.prefix_length:
+            raise ValueError(f"tokens are hidden from what follows the image, up to the head's end at {length}")
         return replace(
             self,
             input_ids=self.input_ids[:length],
             position_ids=self.position_ids[:, :length],
             is_visual=self.is_visual[:length],
+            hidden=None,
             # Not the largest position so far plus one: a sparse prompt may have dropped the token that took it.
             next_position=int(self.position_ids[0, length]) if length < len(self) else self.next_position,
+        )
+
+    def tail(self, length: int) -> Prompt:
+        """What follows the first `length` tokens, which must hold all visual tokens, at its own positions."""
+        if bool(self.is_visual[length:].any()):
+            raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
+        return replace(
+            self,
+            input_ids=self.input_ids[length:],
+            position_ids=self.position_ids[:, length:],
+            is_visual=self.is_visual[length:],
+            embeddings=self.embeddings[:0],
+            streams=(),
+            hidden=None,
         )
 
     def sparse(self, masks: Sequence[Tensor], fusion: Fusion = Fusion(), renumber: bool = False) -> Prompt:
@@ -91,13 +121,7 @@ class Prompt:
             masks: one bool mask for every image in the prompt, each (N_k,), together V.
             renumber: ablation: text-like consecutive positions instead; destroys grounding.
         """
-        if sum(len(m) for m in masks) != len(self.embeddings):
-            raise ValueError(
-                f"keep masks for {sum(len(m) for m in masks)} visual tokens do not fit a prompt with "
-                f"{len(self.embeddings)}; pass one mask for every image of the dense prompt"
-            )
-        keep = torch.ones_like(self.is_visual)
-        keep[self.is_visual] = torch.cat(list(masks)).to(keep.device)
+        keep = self._keep(masks)
         sources, start, parts = (self.embeddings, *self.streams), 0, []
         for mask in masks:
             part = slice(start, start := start + len(mask))
@@ -116,6 +140,29 @@ class Prompt:
             streams=tuple(streams),
             next_position=len(self) - dropped if renumber else self.next_position,
         )
+
+    def gather(self, masks: Sequence[Tensor]) -> Prompt:
+        """This prompt with the visual tokens outside of `masks` hidden from all that follows the image.
+
+        The visual tokens themselves still see one another: that is what a sampler gets that runs system text and
+        image densely and then keeps the keys and values of the kept tokens only.
+
+        Args:
+            masks: one bool mask for every image in the prompt, each (N_k,), together V.
+        """
+        keep = self._keep(masks)
+        return self if bool(keep.all()) else replace(self, hidden=~keep)
+
+    def _keep(self, masks: Sequence[Tensor]) -> Tensor:
+        """Bool (T,): text, and the visual tokens of `masks`."""
+        if sum(len(m) for m in masks) != len(self.embeddings):
+            raise ValueError(
+                f"keep masks for {sum(len(m) for m in masks)} visual tokens do not fit a prompt with "
+                f"{len(self.embeddings)}; pass one mask for every image of the dense prompt"
+            )
+        keep = torch.ones_like(self.is_visual)
+        keep[self.is_visual] = torch.cat(list(masks)).to(keep.device)
+        return keep
 
 
 @dataclass(frozen=True, slots=True)

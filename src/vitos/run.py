@@ -42,6 +42,7 @@ from vitos.rl.config import DualStreamConfig
 from vitos.rl.rewards import ExtraReward, RewardWeights, load_reward
 from vitos.rl.trainer import FINAL, DualStreamTrainer
 from vitos.sparsify import Fusion, KeepRule
+from vitos.spec import PlanName
 from vitos.supervised import Lesson, record_lesson, train_supervised
 
 WARM_START = "warm_start"
@@ -60,6 +61,7 @@ class Evaluation:
         limit: the first so many questions of each file.
         load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
         cache: folder of an embedding cache that fits the encoders of all models, or None.
+        answer_by: plan of `vitos.plans` by which the models answer; None: the checkpoint's own.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Evaluation:
     bootstrap_samples: int = 10_000
     load: Mapping[str, Any] = field(default_factory=dict)
     cache: str | None = None
+    answer_by: PlanName | None = None
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -168,6 +171,7 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
         keep=KeepRule(sparse.margin, sparse.min_tokens),
         fusion=Fusion(sparse.fusion, sparse.beta),
         positions=sparse.positions,
+        plan=sparse.plan,
         coordinates=model.coordinates or policy.spec.coordinates,
     )
 
@@ -260,6 +264,7 @@ def evaluate(
     """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table."""
     console = console or Console()
     policy = SparseVLM.from_pretrained(evaluation.checkpoint, **evaluation.load)
+    policy = policy.with_spec(plan=evaluation.answer_by or policy.spec.plan)
     base = rl_dense = None
     if evaluation.base:
         base = SparseVLM.from_pretrained(evaluation.base, spec=policy.spec, **evaluation.load)
@@ -288,6 +293,7 @@ def evaluate(
         "dataset": ", ".join(evaluation.data),
         "checkpoint": evaluation.checkpoint,
         "base": evaluation.base,
+        "plan": policy.spec.plan,
         "vitos_version": __version__,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **summarize(cases, bootstrap_samples=evaluation.bootstrap_samples, seed=evaluation.plan.seed),
@@ -310,7 +316,8 @@ def evaluate(
 
 def _seconds(watch: Stopwatch, base: Stopwatch | None, questions: int) -> dict[str, float | None]:
     """Seconds per question of every stage of the two passes, their total, and the base model's dense pass."""
-    names = ("vision", "localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
+    branches = ("localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
+    names = ("vision", "prefix", *branches)
     seconds: dict[str, float | None] = {name: watch.seconds.get(name, 0.0) / questions for name in names}
     seconds["total"] = sum(value for value in seconds.values() if value is not None)
     seconds["dense_total"] = sum(base.seconds.values()) / questions if base is not None else None

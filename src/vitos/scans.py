@@ -5,6 +5,7 @@ The encoder is frozen during reinforcement learning, so its output serves both b
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ class ScanStore:
         max_bytes: of visual tokens kept; 0 keeps none.
         batch_size: images open at a time.
         cache: read from here instead of encoding; it must fit the policy (`EmbeddingCache.open` sees to it).
+        keep_pictures: scans hold the images, too, for plans that look again; they do not count in `max_bytes`.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class ScanStore:
         max_bytes: int = 4 << 30,
         batch_size: int = 32,
         cache: EmbeddingCache | None = None,
+        keep_pictures: bool = False,
     ) -> None:
         self._policy = policy
         self._max_bytes = max_bytes
         self._batch_size = batch_size
         self._cache = cache
+        self._keep_pictures = keep_pictures
         self._scans: OrderedDict[tuple[Path, ...], Scan] = OrderedDict()
         self._bytes = 0
 
@@ -67,7 +71,10 @@ class ScanStore:
                 for images, paths in zip(loaded, groups, strict=True)
             ]
         return {
-            paths: scan.of_files([facts for _, facts in images])
+            paths: dataclasses.replace(
+                scan.of_files([facts for _, facts in images]),
+                pictures=tuple(picture for picture, _ in images) if self._keep_pictures else (),
+            )
             for paths, scan, images in zip(groups, scans, loaded, strict=True)
         }
 

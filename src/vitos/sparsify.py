@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from vitos.geometry import BoolArray, Box, TokenGrid
@@ -87,6 +88,26 @@ def distance_to_boxes(grid: TokenGrid, boxes: Sequence[Box]) -> np.ndarray:
     outside = np.maximum(np.maximum(low - centres, centres - high), 0)
     nearest: np.ndarray = np.hypot(outside[..., 0], outside[..., 1]).min(0)
     return nearest
+
+
+def cell_rectangles(grid: TokenGrid, mask: BoolArray) -> list[tuple[int, int, int, int]]:
+    """The fewest cells in rectangles that touch nowhere and hold all of `mask`: (top, left, bottom, right), ends out.
+
+    Args:
+        grid: of one view.
+        mask: bool, shape (num_tokens,).
+    """
+    (view,) = grid.views
+    cells = mask.reshape(view.rows, view.cols)
+    while True:
+        pieces, _ = ndimage.label(cells, structure=np.ones((3, 3)))
+        places = ndimage.find_objects(pieces)
+        filled = cells.copy()
+        for place in places:
+            filled[place] = True
+        if (filled == cells).all():
+            return [(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in places]
+        cells = filled
 
 
 def fusion_matrix(tokens: Tensor, mask: Tensor, fusion: Fusion = Fusion()) -> Tensor:

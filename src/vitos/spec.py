@@ -16,6 +16,9 @@ from vitos.sparsify import Fusion, KeepRule
 FILE_NAME = "vitos.json"
 FORMAT = 1
 
+PlanName = Literal["two_pass", "gather", "coarse", "dense", "crop"]
+"""How a question is answered; see `vitos.plans`."""
+
 LOCALIZE_PROMPT = """{question}
 First think inside <think></think>, then give the boxes of the evidence as \
 <evidence>[[x1, y1, x2, y2], ...]</evidence> ({coordinates}), \
@@ -45,6 +48,8 @@ class VitosSpec:
         answer_with: what its supervised targets answer with, an option's letter or its text; both are always read.
         keep, fusion: which tokens are kept and what becomes of the others.
         positions: "keep" the dense positions, or "renumber" (ablation).
+        plan: how questions are answered, and in training how reasoning sees the image. Under gather nothing is fused:
+            the kept tokens' keys and values have seen the others.
         geometry: the vision geometry it was trained with; None before the first save.
     """
 
@@ -55,6 +60,7 @@ class VitosSpec:
     keep: KeepRule = field(default_factory=KeepRule)
     fusion: Fusion = field(default_factory=Fusion)
     positions: Literal["keep", "renumber"] = "keep"
+    plan: PlanName = "two_pass"
     geometry: VisionGeometry | None = None
 
     def __post_init__(self) -> None:
@@ -65,9 +71,19 @@ class VitosSpec:
             ("coordinates", get_args(CoordinateStyle)),
             ("answer_with", ("letter", "text")),
             ("positions", ("keep", "renumber")),
+            ("plan", get_args(PlanName)),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.plan == "gather":
+            if self.positions == "renumber":
+                raise ValueError("positions: renumber has no effect on keys that are written already (plan: gather)")
+            first, second = self.localize_text("\0").partition("\0")[0], self.reason_text("\0").partition("\0")[0]
+            if first != second:
+                raise ValueError(
+                    "plan gather goes on behind the image that localization saw: localize_prompt and reason_prompt "
+                    f"must begin alike up to {{question}}, got {first!r} and {second!r}"
+                )
 
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the localization branch."""

@@ -9,7 +9,7 @@ import pytest
 from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
 from vitos.benchmarks.results import summarize
 from vitos.engines.base import Sampling
-from vitos.policy import Query, Stopwatch
+from vitos.policy import Limits, Query, Stopwatch
 from vitos.sparsify import Fusion, Selection
 
 PLAN = EvaluationPlan(budgets=(0.25,), batch_size=7, max_localization_tokens=24, max_reasoning_tokens=14)
@@ -167,3 +167,35 @@ def test_cases_are_json_and_make_results(cases, records):
     assert results["sparse_accuracy"] == sum(right) / 8
     assert results["control_counts"]["oracle"] == 7
     assert set(results["budgets"]) == {"0.25"}
+
+
+@pytest.mark.parametrize("plan", ["gather", "coarse", "crop"])
+def test_every_plan_is_what_ask_answers(plan, warm_policy, records):
+    policy, watch = warm_policy.with_spec(plan=plan), Stopwatch()
+    options = replace(PLAN, budgets=(0.25,) if plan == "gather" else ())
+    path = records[2].image_paths[0]
+    cropped = replace(records[2], image_paths=(path.with_name(f"{path.name}#crop=0,0.25,1,1"),), boxes=None)
+    asked = [*records[:2], cropped]
+    found = list(run_policy(policy, asked, options, base=policy, watch=watch))
+    assert found[2].grid.shown.y1 == 0.25
+    for record, case in zip(asked, found, strict=True):
+        scan = policy.encode(record.image_paths[0])
+        finding = policy.ask(scan, record.question, limits=Limits(14, 24))
+        dense = policy.ask(policy.encode(record.image_paths[0], plan="dense"), record.question, 14, plan="dense")
+        conditions = case.conditions
+        assert conditions["sparse"]["text"] == finding.reasoning.completion.text
+        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept).tolist()
+        assert conditions["sparse"]["fallback"] == finding.fallback
+        assert conditions["localization"]["text"] == finding.localization.completion.text
+        assert conditions["dense"]["text"] == dense.reasoning.completion.text == conditions["base_dense"]["text"]
+        assert conditions["untrained_sparse"] == conditions["sparse"]
+        assert ("random" in conditions) == ("own@0.25" in conditions) == (plan == "gather")
+        assert case.grid == finding.grid
+    assert ("prefix" in watch.seconds) == (plan == "gather")
+
+
+def test_plans_that_an_evaluation_cannot_run_are_refused(warm_policy, records):
+    with pytest.raises(ValueError, match="answers densely beside its plan"):
+        next(run_policy(warm_policy.with_spec(plan="dense"), records, PLAN))
+    with pytest.raises(ValueError, match="budgets choose among the tokens of one look"):
+        next(run_policy(warm_policy.with_spec(plan="crop"), records, PLAN))

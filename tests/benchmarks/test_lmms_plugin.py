@@ -117,11 +117,14 @@ def test_what_it_does_not_read_is_refused(messages, reason):
         read_messages(messages, "task, 3")
 
 
-def test_arguments(monkeypatch):
+def test_arguments(monkeypatch, nano, tmp_path):
     with pytest.raises(ValueError, match="tokens must be sparse or dense"):
         SparseModel("nano", tokens="some")
     with pytest.raises(ValueError, match="model_args holds budgett"):
         SparseModel("nano", budgett="1")
+    nano.with_spec(plan="coarse").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"two_pass or gather here; .* has coarse"):
+        SparseModel(str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):
         SparseModel("nano")

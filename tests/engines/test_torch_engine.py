@@ -148,7 +148,7 @@ def test_small_batches_change_nothing(backbone, dense_prompts, budget, monkeypat
     expected = TorchEngine(backbone).sample(prompts, HOT, seeds)
     engine, sizes = TorchEngine(backbone, max_batch_tokens=budget), []
     prefill = engine._prefill
-    monkeypatch.setattr(engine, "_prefill", lambda chunk: sizes.append(len(chunk)) or prefill(chunk))
+    monkeypatch.setattr(engine, "_prefill", lambda chunk, known: sizes.append(len(chunk)) or prefill(chunk, known))
     assert ids(engine.sample(prompts, HOT, seeds)) == ids(expected)
     assert len(sizes) > 1
     assert sum(sizes) == 5

@@ -241,3 +241,32 @@ def test_questions_without_gold_boxes_have_no_iou(warm_policy, phantom_records):
     figures = rollout_metrics(rolled(warm_policy, [replace(r, boxes=None) for r in phantom_records[:2]]).groups)
     assert np.isnan(figures["iou"])
     assert "reward/iou" not in figures
+
+
+def test_under_plan_gather_both_branches_go_on_behind_one_dense_pass(warm_policy, phantom_records, monkeypatch):
+    """Reasoning sees the kept tokens' keys of the dense image; scoring names the sampled log-probabilities again."""
+    policy, records = warm_policy.with_spec(plan="gather"), phantom_records[:2]
+    visual, call = [], policy.backbone.model.forward
+    token = policy.backbone.visual_token_id
+    monkeypatch.setattr(
+        policy.backbone.model,
+        "forward",
+        lambda **k: visual.append(int((k["input_ids"] == token).sum())) or call(**k),
+    )
+    found = rolled(policy, records)
+    assert sum(visual) == 2 * 64  # each image once, for all its localizations and reasonings
+    monkeypatch.undo()
+    sparse = [prompt for prompt in found.reason_prompts if prompt.hidden is not None]
+    assert sparse
+    prompts = iter(found.reason_prompts)
+    for group in found.groups:
+        assert group.query.scan.prefix is None  # not held until the update
+        for selection, row in zip(group.selections, group.reasonings, strict=True):
+            prompt = next(prompts)
+            assert int(prompt.is_visual.sum()) == 64
+            assert prompt.cached_length == len(prompt) - int((~selection.mask).sum())
+            with torch.no_grad():
+                scores = policy.engine.score([prompt], [[r.completion.token_ids for r in row]], temperature=1.4)
+            for rollout, logprobs in zip(row, scores.logprobs, strict=True):
+                length = len(rollout.completion.token_ids)
+                torch.testing.assert_close(logprobs[:length], rollout.completion.logprobs, rtol=0, atol=1e-3)

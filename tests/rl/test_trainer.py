@@ -424,6 +424,21 @@ def test_too_few_questions_are_refused(make_trainer, warm_policy, phantom_record
         make_trainer(warm_policy, tmp_path, records=phantom_records[:1])
 
 
+def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
+    with pytest.raises(ValueError, match="trained under plan two_pass or gather, not coarse"):
+        make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path)
+
+
+def test_an_update_under_plan_gather_scores_what_was_sampled(make_trainer, warm_policy, clone_policy, tmp_path):
+    policy = clone_policy(warm_policy).with_spec(plan="gather")
+    trainer = make_trainer(policy, tmp_path, schedule="reasoning-only", reasoning_steps=1)
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "mismatch_kl/reasoning" in row]
+    assert row["prompts/reasoning"] > 0
+    assert abs(row["mismatch_kl/reasoning"]) < 1e-5
+    assert SparseVLM.from_pretrained(tmp_path / "model", device="cpu").spec.plan == "gather"
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     where, make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones.attention import Attention
 from vitos.data.record import IMAGE_PLACEHOLDER
-from vitos.geometry import Box, Rect, into_crop, out_of_crop
+from vitos.geometry import Box, Rect, TokenGrid, into_crop, out_of_crop
 from vitos.prompt import Prompt, PromptBatch, VisualTokens
 
 CoordinateStyle = Literal["normalized", "absolute", "per_mille"]
@@ -37,14 +37,15 @@ class Capabilities:
         extra_streams: visual features enter early layers too (DeepStack) and are pruned with the same mask.
         native_coordinates: the convention of the family's own grounding skill.
         bidirectional_views: visual tokens of one view attend to one another in both directions.
-        any_size: the encoder takes images of any size, in steps of one visual token.
+        any_resolution: the encoder takes images of any size, in steps of one visual token, so that one can be seen
+            coarsely and in parts (`layout`, `encode_reduced`, `encode_cells`).
     """
 
     several_images: bool
     extra_streams: bool
     native_coordinates: CoordinateStyle
     bidirectional_views: bool = False
-    any_size: bool = False
+    any_resolution: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,28 @@ class Backbone(ABC):
             inputs["mm_encoder_outputs"] = {"image": self.encoder_output(batch)}
         return inputs
 
+    def layout(self, image: Image.Image) -> tuple[TokenGrid, tuple[int, int]]:
+        """Grid and resized width and height that `encode` would give an image; needs `any_resolution`."""
+        raise self._one_resolution()
+
+    def encode_reduced(self, image: Image.Image) -> VisualTokens:
+        """Visual tokens of an RGB image at half its width and height: at most a quarter of the tokens, at least 1."""
+        raise self._one_resolution()
+
+    def encode_cells(self, image: Image.Image, rectangles: Sequence[tuple[int, int, int, int]]) -> tuple[Tensor, ...]:
+        """Visual tokens of parts of an image at full resolution, each part encoded as if there were nothing else.
+
+        Args:
+            rectangles: of cells of the image's grid: top, left, bottom, right, ends not included.
+
+        Returns:
+            The embeddings and any extra streams, each (n, hidden), rectangle by rectangle, row by row.
+        """
+        raise self._one_resolution()
+
+    def _one_resolution(self) -> ValueError:
+        return ValueError(f"{type(self).__name__} sees every image at one resolution; it has no other and no parts")
+
     def encoder_output(self, batch: PromptBatch) -> Any:
         """The batch's visual tokens in the form in which the model's own encoder returns them."""
         features: Any = batch.embeddings[None]  # (images, tokens, hidden), as of one image
@@ -184,6 +207,22 @@ class Backbone(ABC):
         """Special tokens that must never be sampled: image placeholders above all, but not the stop tokens."""
         special = {*self.tokenizer.convert_tokens_to_ids(list(self._special_tokens)), self.visual_token_id}
         return tuple(sorted(special - set(self.stop_token_ids)))
+
+    @property
+    def cache_refusal(self) -> str:
+        """Why no entries can be picked from the model's KV cache; empty if they can.
+
+        With sliding-window attention it holds the last tokens only, and counts places in it instead of positions.
+        """
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+        if others := ", ".join(sorted(kinds - {"full_attention"})):
+            return (
+                f"{type(self).__name__} has layers of {others}, whose cache does not hold every token: none can be "
+                "gathered from it; use plan two_pass, dense or crop"
+            )
+        return ""
 
     def build_prompt(self, text: str, visuals: Sequence[VisualTokens]) -> Prompt:
         """The dense prompt of one user message.

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
 from vitos.backbones.attention import Attention, observe_attention
@@ -46,10 +47,44 @@ class QwenVL(Backbone):
         if not images:
             return []
         pixels = self.image_processor(images=list(images), return_tensors="pt")
-        grids = pixels["image_grid_thw"]
-        features = self.model.model.get_image_features(
-            pixels["pixel_values"].to(self.device), grids.to(self.device), return_dict=True
+        return self._visual(pixels["pixel_values"], pixels["image_grid_thw"])
+
+    def layout(self, image: Image.Image) -> tuple[TokenGrid, tuple[int, int]]:
+        geometry = self.geometry
+        height, width = smart_resize(
+            image.height,
+            image.width,
+            factor=geometry.patch_size * geometry.merge_size,
+            min_pixels=geometry.min_pixels,
+            max_pixels=geometry.max_pixels,
         )
+        side = geometry.patch_size * geometry.merge_size
+        return TokenGrid.single(height // side, width // side), (width, height)
+
+    def encode_reduced(self, image: Image.Image) -> VisualTokens:
+        (view,) = self.layout(image)[0].views
+        rows, cols = max(1, view.rows // 2), max(1, view.cols // 2)
+        if 1 in (view.rows, view.cols):  # a row or column of cells: a quarter of its length
+            rows, cols = (max(1, n // 4) if n > 1 else 1 for n in (view.rows, view.cols))
+        side = self.geometry.patch_size * self.geometry.merge_size
+        small = image.resize((cols * side, rows * side), self.image_processor.resample)
+        pixels = self.image_processor(images=[small], do_resize=False, return_tensors="pt")
+        return self._visual(pixels["pixel_values"], pixels["image_grid_thw"])[0]
+
+    def encode_cells(self, image: Image.Image, rectangles: Sequence[tuple[int, int, int, int]]) -> tuple[Tensor, ...]:
+        pixels = self.image_processor(images=[image], return_tensors="pt")
+        merge = self.geometry.merge_size
+        ((_, rows, cols),) = (pixels["image_grid_thw"] // torch.tensor([1, merge, merge])).tolist()
+        # The patches of one visual token lie together.
+        patches = pixels["pixel_values"].unflatten(0, (rows, cols, merge**2))
+        parts = [patches[top:bottom, left:right].flatten(0, 2) for top, left, bottom, right in rectangles]
+        grids = [(1, (bottom - top) * merge, (right - left) * merge) for top, left, bottom, right in rectangles]
+        found = self._visual(torch.cat(parts), torch.tensor(grids))
+        return tuple(torch.cat(stream) for stream in zip(*(visual.tensors for visual in found), strict=True))
+
+    def _visual(self, pixels: Tensor, grids: Tensor) -> list[VisualTokens]:
+        """Visual tokens of images given as patches, one row of `grids` (time, rows, columns of patches) for each."""
+        features = self.model.model.get_image_features(pixels.to(self.device), grids.to(self.device), return_dict=True)
         deep = features.deepstack_features if self.capabilities.extra_streams else []
         streams = list(zip(*deep, strict=True)) if deep else [()] * len(grids)
         patch, merge = self.geometry.patch_size, self.geometry.merge_size

@@ -12,4 +12,6 @@ from vitos.backbones.qwen import QwenVL
 class Qwen25VL(QwenVL):
     """`Qwen2_5_VLForConditionalGeneration` behind the package's protocol."""
 
-    capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="absolute", any_size=True)
+    capabilities = Capabilities(
+        several_images=True, extra_streams=False, native_coordinates="absolute", any_resolution=True
+    )

@@ -20,7 +20,9 @@ from vitos.prompt import PromptBatch
 class Qwen3VL(QwenVL):
     """`Qwen3VLForConditionalGeneration` or `Qwen3VLMoeForConditionalGeneration` behind the package's protocol."""
 
-    capabilities = Capabilities(several_images=True, extra_streams=True, native_coordinates="per_mille", any_size=True)
+    capabilities = Capabilities(
+        several_images=True, extra_streams=True, native_coordinates="per_mille", any_resolution=True
+    )
 
     def encoder_output(self, batch: PromptBatch) -> Any:
         features: Any = (batch.embeddings,)

@@ -7,7 +7,7 @@ as the policy's own boxes kept for that question, so that only the choice of tok
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vitos.data.images import ImageFacts
 from vitos.data.record import Record
 from vitos.engines.base import Sampling, derive_seed
 from vitos.geometry import BoolArray, Box, TokenGrid, matched_iou
+from vitos.plans import AGAIN, PLANS, Limits, answer
 from vitos.policy import Query, Rollout, SparseVLM, Stopwatch
 from vitos.scans import ScanStore
 from vitos.sparsify import Selection
@@ -110,29 +111,39 @@ def run_policy(
     Conditions: `localization` and `sparse` (own boxes, own tokens), `dense` (reasoning on all tokens), the controls;
     with `base`: `base_dense`, `untrained_localization` and `untrained_sparse`; with `rl_dense`: `rl_dense`.
 
+    The policy's plan says how `sparse` and `untrained_sparse` come about. Controls follow it under two_pass and
+    gather; under coarse and crop, which look at the image again, there are none.
+
     Args:
         base: the model before training.
         rl_dense: a model trained without pruning.
         watch, base_watch: add up the seconds of the two passes and of the base model's dense pass.
         progress: called with the number of questions done.
         cache: folder of an embedding cache, which must fit the encoder of every model here.
+
+    Raises:
+        ValueError: under plan dense, a condition of every evaluation, and for budgets under coarse and crop.
     """
+    if policy.spec.plan == "dense":
+        raise ValueError("every evaluation answers densely beside its plan; choose two_pass, gather, coarse or crop")
+    if policy.spec.plan in AGAIN:
+        if plan.budgets:
+            raise ValueError(
+                f"budgets choose among the tokens of one look at the image; plan {policy.spec.plan} has two"
+            )
+        plan = replace(plan, controls=False)
     watch, base_watch = watch or Stopwatch(), base_watch or Stopwatch()
-    localize, reason = Sampling(plan.max_localization_tokens), Sampling(plan.max_reasoning_tokens)
+    reason = Sampling(plan.max_reasoning_tokens)
+    limits = Limits(plan.max_reasoning_tokens, plan.max_localization_tokens)
     stores = {model: _store(model, cache) for model in (policy, base, rl_dense) if model is not None}
     for start in range(0, len(records), plan.batch_size):
         batch = records[start : start + plan.batch_size]
-        queries = _encode(stores[policy], batch, watch)
+        queries, own = _encode(stores[policy], batch, policy, watch)
         scans = [query.scan for query in queries]
         cases = [Case(r, scan.visuals[0].grid, images=scan.images) for r, scan in zip(batch, scans, strict=True)]
         whole: list[Selection | None] = [None] * len(batch)
 
-        located = [row[0] for row in policy.localize(queries, localize, watch=watch)]
-        with watch.stage("sparsify"):
-            kept = [policy.select(q, r.response) for q, r in zip(queries, located, strict=True)]
-        answered = [row[0] for row in policy.reason(queries, kept, reason, watch=watch)]
-        _note(cases, "localization", located, boxes=True)
-        _note(cases, "sparse", answered, kept)
+        located, kept = _answer(cases, policy, own, limits, watch, ("localization", "sparse"))
         _note(cases, "dense", [row[0] for row in policy.reason(queries, whole, reason)])
 
         for name, masks in _control_masks(cases, located, kept, plan).items():
@@ -142,16 +153,15 @@ def run_policy(
             _note([cases[i] for i in index], name, [row[0] for row in rows], chosen)
 
         if base is not None:
-            own = _encode(stores[base], batch, base_watch)
-            before = [row[0] for row in base.localize(own, localize)]
-            chosen = [base.select(q, r.response) for q, r in zip(own, before, strict=True)]
-            dense = base.reason(own, whole, reason, watch=base_watch)
+            with base_watch.stage("vision"):
+                before = [replace(q, scan=scan) for q, scan in zip(queries, stores[base].get(batch), strict=True)]
+            dense = base.reason(before, whole, reason, watch=base_watch)
             _note(cases, "base_dense", [row[0] for row in dense])
-            _note(cases, "untrained_localization", before, boxes=True)
-            _note(cases, "untrained_sparse", [row[0] for row in base.reason(own, chosen, reason)], chosen)
+            own = _for_plan(base, before, Stopwatch())
+            _answer(cases, base, own, limits, Stopwatch(), ("untrained_localization", "untrained_sparse"))
         if rl_dense is not None:
-            own = _encode(stores[rl_dense], batch, Stopwatch())
-            _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(own, whole, reason)])
+            seen = [replace(q, scan=scan) for q, scan in zip(queries, stores[rl_dense].get(batch), strict=True)]
+            _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(seen, whole, reason)])
         yield from cases
         if progress is not None:
             progress(len(batch))
@@ -159,13 +169,49 @@ def run_policy(
 
 def _store(model: SparseVLM, cache: str | Path | None) -> ScanStore:
     """Nothing is kept in memory: every image is asked about once, and the seconds of vision are those of encoding."""
-    return ScanStore(model, max_bytes=0, cache=EmbeddingCache.open(cache, model.backbone) if cache else None)
+    opened = EmbeddingCache.open(cache, model.backbone) if cache else None
+    return ScanStore(model, max_bytes=0, cache=opened, keep_pictures=model.spec.plan in AGAIN)
 
 
-def _encode(store: ScanStore, batch: Sequence[Record], watch: Stopwatch) -> list[Query]:
-    with watch.stage("vision"):
+def _encode(
+    store: ScanStore, batch: Sequence[Record], policy: SparseVLM, watch: Stopwatch
+) -> tuple[list[Query], list[Query]]:
+    """Questions with all visual tokens, and as the policy's plan begins with them; the watch gets the plan's part."""
+    with (Stopwatch() if policy.spec.plan == "coarse" else watch).stage("vision"):
         scans = store.get(batch)
-    return [Query(scan, record.question, record.kind) for scan, record in zip(scans, batch, strict=True)]
+    queries = [Query(scan, record.question, record.kind) for scan, record in zip(scans, batch, strict=True)]
+    if policy.spec.plan == "gather":  # the dense condition and the controls share it
+        queries = policy.with_prefixes(queries, watch)
+    return queries, _for_plan(policy, queries, watch)
+
+
+def _for_plan(policy: SparseVLM, queries: Sequence[Query], watch: Stopwatch) -> list[Query]:
+    """The same questions about reduced images, under plan coarse."""
+    if policy.spec.plan != "coarse":
+        return list(queries)
+    with watch.stage("vision"):
+        visuals = [PLANS["coarse"].visuals(policy, query.scan.pictures) for query in queries]
+    return [
+        replace(query, scan=replace(query.scan, visuals=tokens, reduced=True).of_files(query.scan.images))
+        for query, tokens in zip(queries, visuals, strict=True)
+    ]
+
+
+def _answer(
+    cases: Sequence[Case],
+    policy: SparseVLM,
+    queries: Sequence[Query],
+    limits: Limits,
+    watch: Stopwatch,
+    names: tuple[str, str],
+) -> tuple[list[Rollout], list[Selection]]:
+    """Answer by the policy's plan and write both branches into the cases; the localizations and what they kept."""
+    outcomes = answer(policy, queries, limits, watch)
+    located = [outcome.localization for outcome in outcomes if outcome.localization is not None]
+    kept = [Selection(outcome.mask, bool(outcome.fallback)) for outcome in outcomes]
+    _note(cases, names[0], located, boxes=True)
+    _note(cases, names[1], [outcome.reasoning for outcome in outcomes], kept)
+    return located, kept
 
 
 def _control_masks(

@@ -49,7 +49,8 @@ class SparseModel(lmms):
         device: by default the GPU if there is one.
 
     Raises:
-        ValueError: for other values of `tokens`, or when started as one of several processes.
+        ValueError: for other values of `tokens`, a checkpoint of plan coarse, dense or crop, or when started as one
+            of several processes.
     """
 
     is_simple = False
@@ -72,6 +73,8 @@ class SparseModel(lmms):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("the model vitos runs in one process; start lmms_eval without accelerate launch")
         self.policy = SparseVLM.from_pretrained(pretrained, device=device)
+        if (plan := self.policy.spec.plan) not in ("two_pass", "gather"):
+            raise ValueError(f"the model vitos answers by plan two_pass or gather here; {pretrained} has {plan}")
         self.tokens = tokens
         self.batch_size = int(batch_size)
         self.max_tokens = int(max_tokens)

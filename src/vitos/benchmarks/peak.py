@@ -12,20 +12,23 @@ from torch.profiler import ProfilerActivity, profile
 
 
 @contextmanager
-def peak_memory() -> Iterator[list[int]]:
+def peak_memory(device: torch.device | None = None) -> Iterator[list[int]]:
     """While the block runs; afterwards the list holds one number: bytes above what was there before, at the peak.
 
     On a GPU it is the allocator's own counter. On a CPU the profiler records every allocation and release, which costs
     time: never measure both at once.
+
+    Args:
+        device: whose memory; by default the GPU's if there is one.
     """
     found: list[int] = []
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda" if device else torch.cuda.is_available():
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         yield found
-        torch.cuda.synchronize()
-        found.append(torch.cuda.max_memory_allocated() - before)
+        torch.cuda.synchronize(device)
+        found.append(torch.cuda.max_memory_allocated(device) - before)
         return
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         yield found

@@ -13,6 +13,7 @@ from vitos.benchmarks.train_shapes import question_text
 from vitos.benchmarks.train_turns import Job, Meter, Turns, noise
 from vitos.data.record import Record
 from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import Scores, TorchEngine, chunk_by_tokens, untimed
 from vitos.policy import SparseVLM
 from vitos.prompt import Prompt
@@ -27,11 +28,16 @@ class MeteredEngine(TorchEngine):
     meter: Meter
 
     def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], stage: Stage = untimed
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stage: Stage = untimed,
+        prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         self.meter.prompt_tokens += sum(map(len, prompts))
         with self.meter.stage("sample"):
-            return super().sample(prompts, sampling, seeds, stage)
+            return super().sample(prompts, sampling, seeds, stage, prefixes)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
@@ -46,7 +52,12 @@ class UnsharedEngine(MeteredEngine):
     """Every completion with a prompt of its own."""
 
     def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], stage: Stage = untimed
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stage: Stage = untimed,
+        prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         repeated = [prompt for prompt, row in zip(prompts, seeds, strict=True) for _ in row]
         flat = iter(super().sample(repeated, sampling, [[seed] for row in seeds for seed in row], stage))

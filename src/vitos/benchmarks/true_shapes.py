@@ -35,6 +35,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vitos.backbones import FAMILIES, Backbone
 from vitos.benchmarks.peak import peak_memory
 from vitos.data.files import write_json_atomic, write_text_atomic
+from vitos.engines.prefix import cache_bytes
 from vitos.engines.torch_engine import TorchEngine
 from vitos.geometry import Box, TokenGrid
 from vitos.prompt import Prompt, VisualTokens
@@ -225,14 +226,14 @@ def _visual_tokens(backbone: Backbone, px: int) -> VisualTokens:
 
 @torch.no_grad()
 def _prefill(backbone: Backbone, prompt: Prompt) -> Any:
-    return TorchEngine(backbone)._prefill([prompt]).cache
+    return TorchEngine(backbone)._prefill([prompt], [None]).cache
 
 
 def _memory(backbone: Backbone, prompt: Prompt) -> tuple[int, int]:
     """Bytes at the peak of a prefill above the weights, and of the KV cache that it leaves."""
     with peak_memory() as peak:
         cache = _prefill(backbone, prompt)
-    return peak[0], sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return peak[0], cache_bytes(cache)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -17,7 +17,6 @@ Pillow's own limits (decompression bomb, PNG text) stay on, and formats that sta
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import zlib
@@ -32,7 +31,7 @@ from vitos.data.dicom import is_dicom, read_frame
 from vitos.data.gray import Rendering, VolumeError, render
 from vitos.data.nifti import is_nifti, read_slice
 from vitos.data.selector import Selector, parse_selector, split_name
-from vitos.geometry import WHOLE_IMAGE, Box, Rect
+from vitos.geometry import WHOLE_IMAGE, Box, Rect, touched_pixels
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200
@@ -238,9 +237,8 @@ def _load_medical(
 
 def _cut(picture: Image.Image, facts: ImageFacts, crop: Box, name: Path) -> tuple[Image.Image, ImageFacts]:
     """Every pixel that `crop` touches; which those are stands in the facts."""
-    (width, height), tiny = picture.size, 1e-6  # of a pixel: what a decimal fraction may be off
-    left, top = math.floor(crop.x1 * width + tiny), math.floor(crop.y1 * height + tiny)
-    right, bottom = math.ceil(crop.x2 * width - tiny), math.ceil(crop.y2 * height - tiny)
+    width, height = picture.size
+    left, top, right, bottom = touched_pixels(crop, width, height)
     _check_size(name, right - left, bottom - top, width * height)
     edges = (left / width, top / height, right / width, bottom / height)
     part = picture.crop((left, top, right, bottom))

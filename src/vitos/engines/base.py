@@ -21,14 +21,18 @@ class Sampling:
         max_tokens: hard limit on its length.
         temperature: 0 is greedy; otherwise the whole distribution is sampled (no top-k or top-p, which would bias
             the policy-gradient ratio).
+        stop: a completion also ends with the token that brings one of these strings into its text.
     """
 
     max_tokens: int
     temperature: float = 0.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.temperature < 0:
             raise ValueError(f"max_tokens must be >= 1 and temperature >= 0, got {self}")
+        if "" in self.stop:
+            raise ValueError("a stop string must not be empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Completion:
         token_ids: shape (L,), the stop token included where one was reached, on the CPU.
         logprobs: shape (L,), float32, under the sampler's own distribution (temperature and bans applied).
         text: decoded, without special tokens.
-        finished: a stop token was reached; otherwise the length limit cut it off.
+        finished: a stop token or stop string was reached; otherwise the length limit cut it off.
     """
 
     token_ids: Tensor

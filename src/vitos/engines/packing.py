@@ -30,6 +30,8 @@ class PackedBatch:
         sources: shape (N,), indices into B·T of the tokens whose hidden states predict the completions' tokens.
         targets: shape (N,), those tokens.
         mask: bool, shape (R, L): where the N tokens stand among the padded completions.
+        hidden, late: bool, shape (B, T): visual tokens that the late ones (all behind the image) may not look at, as
+            in `Prompt.gather`; None where no prompt hides any.
     """
 
     batch: PromptBatch
@@ -38,6 +40,8 @@ class PackedBatch:
     sources: Tensor
     targets: Tensor
     mask: Tensor
+    hidden: Tensor | None = None
+    late: Tensor | None = None
 
     def visible(self, window: int | None = None, visual: Tensor | None = None) -> Tensor:
         """Bool (B, 1, T, T), True where the query (third axis) may look at the key (fourth).
@@ -57,6 +61,8 @@ class PackedBatch:
         if window is not None:  # of later tokens of an image, too, all are seen
             seen &= here < there + window
         seen &= ((key == 0) | (key == query)) & (key >= 0)
+        if self.hidden is not None and self.late is not None:
+            seen &= ~(self.late[:, :, None] & self.hidden[:, None, :])
         # Padding sees itself, since a softmax over nothing is not a number.
         return (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
 
@@ -93,6 +99,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
             sources.append(row * width + before)
             end += length
     lengths = torch.tensor([len(ids) for ids in flat], device=device)
+    hidden, late = _hiding(prompts, segments, order)
     return PackedBatch(
         batch=batch,
         segments=segments,
@@ -100,7 +107,21 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
         sources=torch.cat(sources),
         targets=torch.cat([ids.to(device) for ids in flat]),
         mask=torch.arange(int(lengths.max()), device=device) < lengths[:, None],
+        hidden=hidden,
+        late=late,
     )
+
+
+def _hiding(prompts: Sequence[Prompt], segments: Tensor, order: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """`PackedBatch.hidden` and `late`: the rows of prompts that hide nothing have no hidden token."""
+    if all(prompt.hidden is None for prompt in prompts):
+        return None, None
+    hidden = torch.zeros_like(segments, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        if prompt.hidden is not None:
+            hidden[row, : len(prompt)] = prompt.hidden
+    ends = torch.tensor([prompt.prefix_length for prompt in prompts], device=segments.device)
+    return hidden, (segments >= 0) & (order >= ends[:, None])
 
 
 def attention_masks(
@@ -145,4 +166,5 @@ def _row(prompt: Prompt, completions: Sequence[Tensor]) -> Prompt:
         input_ids=ids,
         position_ids=torch.cat([prompt.position_ids, *(p.expand(axes, -1) for p in after)], dim=1),
         is_visual=torch.cat([prompt.is_visual, prompt.is_visual.new_zeros(len(ids) - len(prompt))]),
+        hidden=None,  # said by the mask
     )

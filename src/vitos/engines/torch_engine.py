@@ -11,7 +11,7 @@ up to floating-point differences between batch shapes. Ended rows leave the batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
 from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.packing import attention_masks, pack
+from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join, split
 from vitos.prompt import Prompt, pad_prompts
 
 
@@ -48,26 +49,6 @@ class Scores:
     hidden_prompt_tokens: int
 
 
-@dataclass(slots=True)
-class _Prefix:
-    """Sequences so far: last logits (B, vocab), cache, attention mask (B, T), position behind each prompt (B,)."""
-
-    logits: Tensor
-    cache: Any
-    mask: Tensor
-    next_positions: Tensor
-    axes: int
-
-    def expand(self, counts: Sequence[int]) -> _Prefix:
-        """Repeat row b `counts[b]` times."""
-        return self.select(torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device))
-
-    def select(self, index: Tensor) -> _Prefix:
-        """The rows of `index` (R,); the cache is changed in place."""
-        self.cache.batch_select_indices(index)
-        return _Prefix(self.logits[index], self.cache, self.mask[index], self.next_positions[index], self.axes)
-
-
 class TorchEngine:
     """Samples and scores with a backbone's model.
 
@@ -78,6 +59,9 @@ class TorchEngine:
             split, but not the siblings of one. Splitting changes no result beyond floating-point rounding. `score`
             runs what it is given: see `score_batches`.
         head_tokens: completion tokens whose logits `score` holds at once.
+
+    Attributes:
+        kv_bytes: of the cache at the end of the latest decoding, padding included.
     """
 
     def __init__(
@@ -92,6 +76,7 @@ class TorchEngine:
         self.model = backbone.model if model is None else model
         self.max_batch_tokens = max_batch_tokens
         self._banned_ids: Tensor | None = None
+        self.kv_bytes = 0
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -102,31 +87,81 @@ class TorchEngine:
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stage: Stage = untimed,
+        prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
-        """See `Engine.sample`. Greedy sampling ignores the seeds' values."""
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
+        """See `Engine.sample`. Greedy sampling ignores the seeds' values.
+
+        Args:
+            prefixes: for every prompt the prefix that need not run again, or None. A prompt that hides visual tokens
+                and has none runs its own.
+
+        Raises:
+            ValueError: for a prefix of another prompt or model.
+        """
+        prefixes = prefixes or [None] * len(prompts)
+        if not len(prompts) == len(seeds) == len(prefixes):
+            raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)} and prefixes for {len(prefixes)}")
         out: list[list[Completion]] = [[] for _ in prompts]
-        sizes = [(len(s), len(p) + sampling.max_tokens) for p, s in zip(prompts, seeds, strict=True)]
-        for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
-            completions = iter(self._sample([prompts[i] for i in chunk], sampling, [seeds[i] for i in chunk], stage))
-            for i in chunk:
-                out[i] = [next(completions) for _ in seeds[i]]
+        continued = [x is not None or p.hidden is not None for p, x in zip(prompts, prefixes, strict=True)]
+        for kind in (False, True):
+            group = [i for i, flag in enumerate(continued) if flag == kind]
+            sizes = [(len(seeds[i]), prompts[i].cached_length + sampling.max_tokens) for i in group]
+            for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
+                rows = [group[i] for i in chunk]
+                counted = [seeds[i] for i in rows]
+                with stage("prefill"):
+                    ready = self._prefill([prompts[i] for i in rows], [prefixes[i] for i in rows])
+                    ready = ready.expand([len(s) for s in counted])
+                with stage("decode"):
+                    completions = iter(_result(self._decode(ready, sampling, counted)))
+                for i in rows:
+                    out[i] = [next(completions) for _ in seeds[i]]
         return out
 
-    def _sample(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        stage: Stage,
-    ) -> list[Completion]:
+    @torch.no_grad()
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stage: Stage = untimed, prefix: Prefix | None = None
+    ) -> Generator[str, None, Completion]:
+        """Yield one completion's text as it is written, and return the completion; arguments as in `sample`."""
         with stage("prefill"):
-            prefix = self._prefill(prompts).expand([len(s) for s in seeds])
-        with stage("decode"):
-            return self._decode(prefix, sampling, seeds)
+            ready = self._prefill([prompt], [prefix])
+        steps = self._decode(ready, sampling, [[0]])
+        ids: list[int] = []
+        shown = ""
+        while True:
+            with stage("decode"):
+                try:
+                    ids.append(int(next(steps)[0]))
+                except StopIteration as end:
+                    completion: Completion = end.value[0]
+                    break
+            text = self._texts([ids])[0]
+            # A character may need several tokens: half of one is not shown.
+            if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
+                yield text[len(shown) :]
+                shown = text
+        if completion.text != shown:
+            yield completion.text[len(shown) :]
+        return completion
 
-    def _decode(self, prefix: _Prefix, sampling: Sampling, seeds: Sequence[Sequence[int]]) -> list[Completion]:
+    @torch.no_grad()
+    def prefixes(self, heads: Sequence[Prompt]) -> list[Prefix]:
+        """Run the heads of prompts (`Prompt.head` of their `prefix_length`), whose keys and values many may share.
+
+        Raises:
+            ValueError: for a family whose cache does not hold every token.
+        """
+        if refusal := self.backbone.cache_refusal:
+            raise ValueError(refusal)
+        found: list[Prefix] = []
+        for head in heads:  # one by one: no padding, and nothing that another row's image could change
+            found += split(self._prefill([head], [None]).cache, [head], self.backbone.model)
+        return found
+
+    def _decode(
+        self, prefix: Prefilled, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> Generator[Tensor, None, list[Completion]]:
+        """Yield the tokens of the rows that are still in the batch, step by step; return all completions."""
         device, rows = prefix.mask.device, prefix.mask.shape[0]
         numbers = np.stack([_uniform(seed, sampling.max_tokens) for row in seeds for seed in row])
         noise = torch.from_numpy(numbers).to(device)
@@ -142,6 +177,9 @@ class TorchEngine:
             ids[place, step], scores[place, step] = token, log_p.gather(-1, token[:, None])[:, 0]
             lengths[place] += ~finished[place]
             finished[place] |= torch.isin(token, stops)
+            if sampling.stop:
+                finished[place] |= self._holds(ids[place, : step + 1], sampling.stop)
+            yield token
             running = (~finished[place]).nonzero()[:, 0]
             if step + 1 == sampling.max_tokens or len(running) == 0:
                 break
@@ -149,12 +187,23 @@ class TorchEngine:
                 prefix, place, token = prefix.select(running), place[running], token[running]
             prefix.mask = torch.cat([prefix.mask, torch.ones_like(prefix.mask[:, :1])], dim=1)
             logits = prefix.logits = self._extend(token[:, None], prefix.next_positions + step, prefix)[:, -1]
+        self.kv_bytes = cache_bytes(prefix.cache)
         ids, scores, ended = ids.cpu(), scores.cpu(), finished.tolist()
         if bool(scores.isnan().any()):
             raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
         written = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
-        texts = self.backbone.tokenizer.batch_decode(written, skip_special_tokens=True)
+        texts = self._texts(written)
         return [Completion(row, scores[r, : len(row)], texts[r], ended[r]) for r, row in enumerate(written)]
+
+    def _texts(self, ids: Sequence[Any] | Tensor) -> list[str]:
+        texts: list[str] = self.backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
+    def _holds(self, ids: Tensor, stop: Sequence[str]) -> Tensor:
+        """Bool (R,): a stop string ends in the last of `ids` (R, L); a token is a byte or more, so few are read."""
+        window = max(len(text.encode()) for text in stop) + 8
+        texts = self._texts(ids[:, -window:].cpu())
+        return torch.tensor([any(s in text for s in stop) for text in texts], device=ids.device)
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -197,19 +246,30 @@ class TorchEngine:
 
     # --- the moves of sampling ---------------------------------------------------------------------------------------
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> _Prefix:
-        batch = pad_prompts(prompts, self.backbone.pad_token_id, side="left")
-        cache = DynamicCache(config=self.backbone.model.config.get_text_config())
-        out = self.model(**self.backbone.model_inputs(batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return _Prefix(
-            out.logits[:, -1],
-            out.past_key_values,
-            batch.attention_mask,
-            batch.next_positions,
-            batch.position_ids.shape[0],
+    def _prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None]) -> Prefilled:
+        """Run prompts of one kind: all in full, or all behind their prefixes without the tokens that they hide."""
+        config = self.backbone.model.config.get_text_config()
+        if prefixes[0] is None and prompts[0].hidden is None:
+            batch, cache = pad_prompts(prompts, self.backbone.pad_token_id, side="left"), DynamicCache(config=config)
+            mask = batch.attention_mask
+        else:
+            known = [
+                self.prefixes([p.head(p.prefix_length)])[0] if x is None else x
+                for p, x in zip(prompts, prefixes, strict=True)
+            ]
+            if not all(x.covers(p, self.backbone.model) for p, x in zip(prompts, known, strict=True)):
+                raise ValueError("a prefix belongs to another prompt, image or model; leave it out")
+            tails = [p.tail(len(x)) for p, x in zip(prompts, known, strict=True)]
+            batch = pad_prompts(tails, self.backbone.pad_token_id, side="left")
+            cache, mask = join(known, [p.hidden for p in prompts], config)
+            mask = torch.cat([mask, batch.attention_mask], dim=1)
+        inputs = self.backbone.model_inputs(batch) | {"attention_mask": mask}
+        out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return Prefilled(
+            out.logits[:, -1], out.past_key_values, mask, batch.next_positions, batch.position_ids.shape[0]
         )
 
-    def _extend(self, ids: Tensor, first_positions: Tensor, prefix: _Prefix) -> Tensor:
+    def _extend(self, ids: Tensor, first_positions: Tensor, prefix: Prefilled) -> Tensor:
         """Logits (R, L, vocab) of `ids` (R, L) behind the cache, their positions counting from `first_positions`.
 
         The prefix's mask covers `ids` already.
@@ -258,6 +318,16 @@ def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int) -> Iterator[l
         rows += own
     if chunk:
         yield chunk
+
+
+def _result(steps: Generator[Any, None, list[Completion]]) -> list[Completion]:
+    """What a generator returns, all that it yields left unread."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            done: list[Completion] = end.value
+            return done
 
 
 def _uniform(seed: int, count: int) -> np.ndarray:

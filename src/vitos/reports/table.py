@@ -14,6 +14,7 @@ from vitos.reports import values as v
 
 STAGES = {
     "vision": "Vision encoder",
+    "prefix": "Shared prefix: prefill",
     "localize_prefill": "Localize: prefill",
     "localize_decode": "Localize: decode",
     "sparsify": "Sparsify",

@@ -101,14 +101,16 @@ def roll_out(
 
     first = [[seeds(r, "localization", i) for i in range(plan.num_localizations)] for r in records]
     localize_prompts = policy.localize_prompts(queries)
-    localizations = (localizer or policy).localize(queries, plan.localize, first, watch, localize_prompts)
+    # Both branches go on behind one dense pass over the image. A frozen localizer does not: the keys are not its own.
+    shared = policy.with_prefixes(queries, watch) if policy.spec.plan == "gather" else queries
+    localizations = (localizer or policy).localize(shared, plan.localize, first, watch, localize_prompts)
 
     with watch.stage("sparsify"):
         selections = [
             [_select(policy, query, rollout, plan.dense) for rollout in row]
             for query, row in zip(queries, localizations, strict=True)
         ]
-    flat_queries = [query for query in queries for _ in range(plan.num_localizations)]
+    flat_queries = [query for query in shared for _ in range(plan.num_localizations)]
     flat_selections = [selection for row in selections for selection in row]
     with watch.stage("sparsify"):
         reason_prompts = policy.reason_prompts(flat_queries, flat_selections)

@@ -88,6 +88,12 @@ class DualStreamTrainer(GradientTrainer):
                 f"{len(train_dataset)} training questions do not fill one update of {args.questions_per_step}; "
                 "lower questions_per_step"
             )
+        if model.spec.plan not in ("two_pass", "gather"):
+            raise ValueError(
+                f"reasoning is trained under plan two_pass or gather, not {model.spec.plan}; set one of them"
+            )
+        if model.spec.plan == "gather" and (refusal := model.backbone.cache_refusal):
+            raise ValueError(refusal)
         self.policy = model
         self._records = train_dataset
         self.stages = make_stages(args)

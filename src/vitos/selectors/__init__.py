@@ -15,7 +15,7 @@ from vitos.backbones.base import Backbone
 from vitos.selectors import attention, crop, diversity, merging, places
 from vitos.selectors.base import Choice, Task
 
-Need = Literal["boxes", "encoder_attention", "any_size"]
+Need = Literal["boxes", "encoder_attention", "any_resolution"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Selector:
     Attributes:
         title: for tables.
         choose: see `vitos.selectors.base`; None where it is not defined for a question.
-        needs: "boxes" of a localization pass, "encoder_attention" of the family, or an encoder of "any_size".
+        needs: "boxes" of a localization pass, "encoder_attention" of the family, or an encoder of "any_resolution".
     """
 
     name: str
@@ -38,7 +38,7 @@ class Selector:
         family = type(backbone)
         if "encoder_attention" in self.needs and family.encoder_attention is Backbone.encoder_attention:
             raise ValueError(f"selector {self.name!r} needs encoder attention, which {family.__name__} does not give")
-        if "any_size" in self.needs and not backbone.capabilities.any_size:
+        if "any_resolution" in self.needs and not backbone.capabilities.any_resolution:
             raise ValueError(
                 f"selector {self.name!r} encodes images of a few tokens, but {family.__name__} makes the same number "
                 "of tokens, or whole tiles, of every image"
@@ -60,7 +60,7 @@ SELECTORS: dict[str, Selector] = {
         Selector("cdpruner", "CDPruner", diversity.cdpruner),
         Selector("question", "Question similarity", diversity.question),
         Selector("tome", "ToMe", merging.tome),
-        Selector("crop", "Crop and re-encode", crop.crop, ("boxes", "any_size")),
+        Selector("crop", "Crop and re-encode", crop.crop, ("boxes", "any_resolution")),
     )
 }
 

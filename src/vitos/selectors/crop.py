@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitos.geometry import Box
+from vitos.geometry import WHOLE_IMAGE, Box, enclosing, touched_pixels
 from vitos.selectors.base import NO_FUSION, Choice, Task
 
 
@@ -20,7 +20,7 @@ def crop(task: Task, count: int) -> Choice:
     Raises:
         ValueError: if the image processor makes more tokens of it than the budget has.
     """
-    box = around(task.boxes) if task.boxes else Box(0.0, 0.0, 1.0, 1.0)
+    box = Box(*enclosing(task.boxes or [WHOLE_IMAGE]).as_tuple())
     geometry = task.policy.backbone.geometry
     piece = cut(task.image(), box, count, geometry.patch_size * geometry.merge_size)
     with torch.no_grad():
@@ -34,16 +34,9 @@ def crop(task: Task, count: int) -> Choice:
     return Choice(np.ones(made, dtype=bool), visual, NO_FUSION, fallback=not task.boxes)
 
 
-def around(boxes: tuple[Box, ...]) -> Box:
-    """The smallest box that holds all of `boxes`."""
-    corners = np.array([box.as_tuple() for box in boxes])
-    return Box(*map(float, (*corners[:, :2].min(0), *corners[:, 2:].max(0))))
-
-
 def cut(image: Image.Image, box: Box, count: int, side: int) -> Image.Image:
     """The box's pixels, resized to cols x rows squares of `side` pixels: as near to its shape as count allows."""
-    x1, y1 = math.floor(box.x1 * image.width), math.floor(box.y1 * image.height)
-    x2, y2 = max(x1 + 1, math.ceil(box.x2 * image.width)), max(y1 + 1, math.ceil(box.y2 * image.height))
+    x1, y1, x2, y2 = touched_pixels(box, *image.size)
     shape = (y2 - y1) / (x2 - x1)
     rows = min(range(1, count + 1), key=lambda r: (abs(math.log(r / (count // r) / shape)), -r * (count // r)))
     size = (count // rows * side, rows * side)

@@ -1,0 +1,119 @@
+"""Keys and values of prompts that have run: kept by prompt, thinned to some of their tokens, joined into a batch.
+
+Everything up to a prompt's last visual token is its *prefix*: system text and image. Questions about one image share
+it, and after localization its entries of the kept visual tokens are all that reasoning needs (the `gather` plan).
+An entry is rotated to its token's position when it is written, so it stays a valid key wherever it is put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vitos.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The keys and values of a prompt's head, every visual token included.
+
+    Attributes:
+        head: the tokens that ran.
+        layers: of every layer the keys and the values, each of shape (heads, T, size of a head).
+        model: whose they are; its weights must not have changed since.
+    """
+
+    head: Prompt
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    model: Any
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
+
+    def covers(self, prompt: Prompt, model: Any) -> bool:
+        """Whether `prompt` begins with exactly these tokens, the same image at the same positions, for this model."""
+        length = len(self)
+        return (
+            self.model is model
+            and prompt.prefix_length == length
+            and torch.equal(prompt.input_ids[:length], self.head.input_ids)
+            and torch.equal(prompt.position_ids[:, :length], self.head.position_ids)
+            and torch.equal(prompt.embeddings, self.head.embeddings)
+        )
+
+
+@dataclass(slots=True)
+class Prefilled:
+    """Sequences so far: last logits (B, vocab), cache, attention mask (B, T), position behind each prompt (B,)."""
+
+    logits: Tensor
+    cache: Any
+    mask: Tensor
+    next_positions: Tensor
+    axes: int
+
+    def expand(self, counts: Sequence[int]) -> Prefilled:
+        """Repeat row b `counts[b]` times."""
+        return self.select(torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device))
+
+    def select(self, index: Tensor) -> Prefilled:
+        """The rows of `index` (R,); the cache is changed in place."""
+        self.cache.batch_select_indices(index)
+        return Prefilled(self.logits[index], self.cache, self.mask[index], self.next_positions[index], self.axes)
+
+
+def split(cache: Any, heads: Sequence[Prompt], model: Any) -> list[Prefix]:
+    """The prefix of every row of a cache that was filled with `heads`, padded on the left."""
+    found = []
+    for row, head in enumerate(heads):
+        # Copies where there are other rows, which need not live as long.
+        parts = [
+            tuple(t[row, :, -len(head) :].clone() if len(heads) > 1 else t[row] for t in (layer.keys, layer.values))
+            for layer in cache.layers
+        ]
+        found.append(Prefix(head, tuple((keys, values) for keys, values in parts), model))
+    return found
+
+
+def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: Any) -> tuple[Any, Tensor]:
+    """One cache of several prefixes, padded on the left, and its attention mask (B, T).
+
+    Args:
+        hidden: for every prefix the tokens to leave out, bool (T or more,), or None.
+        config: the text config of the model.
+    """
+    device = prefixes[0].head.input_ids.device
+    kept = [
+        torch.arange(len(p), device=device) if h is None else (~h[: len(p)]).nonzero()[:, 0]
+        for p, h in zip(prefixes, hidden, strict=True)
+    ]
+    width = max(map(len, kept))
+    mask = torch.stack([torch.arange(width, device=device) >= width - len(k) for k in kept]).long()
+    cache = DynamicCache(config=config)
+    for index, layers in enumerate(zip(*(p.layers for p in prefixes), strict=True)):
+        keys, values = (_padded([layer[part] for layer in layers], kept, width) for part in (0, 1))
+        cache.update(keys, values, index)
+    return cache, mask
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of a cache's keys and values."""
+    return sum(int(layer.keys.nbytes) + int(layer.values.nbytes) for layer in cache.layers)
+
+
+def _padded(entries: Sequence[Tensor], kept: Sequence[Tensor], width: int) -> Tensor:
+    """Entries (heads, T, size) thinned to `kept` and put behind zeros: (B, heads, width, size)."""
+    heads, _, size = entries[0].shape
+    out = entries[0].new_zeros(len(entries), heads, width, size)
+    for row, (entry, index) in enumerate(zip(entries, kept, strict=True)):
+        out[row, :, width - len(index) :] = entry.index_select(1, index)
+    return out

@@ -1,0 +1,142 @@
+"""What goes into a policy and what comes out of it: a scan, a question, rollouts, a finding; and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+
+from vitos.data.images import ImageFacts
+from vitos.data.record import AnswerKind, parse_options
+from vitos.engines.base import Completion
+from vitos.engines.prefix import Prefix
+from vitos.geometry import BoolArray, Box, TokenGrid
+from vitos.prompt import Prompt, VisualTokens
+from vitos.response import Response
+from vitos.spec import PlanName
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image.
+
+    Attributes:
+        images: how each was opened (frame, slice, window, crop); empty where pictures were given, not files.
+        pictures: the RGB images, for plans that look again; empty where nobody will.
+        prefix: keys and values of system text and image(s), which questions share; None: each runs them itself. The
+            model's weights must not change while it is in use.
+        reduced: the first image's visual tokens are those of a reduced image (plan coarse).
+    """
+
+    visuals: tuple[VisualTokens, ...]
+    images: tuple[ImageFacts, ...] = ()
+    pictures: tuple[Image.Image, ...] = ()
+    prefix: Prefix | None = None
+    reduced: bool = False
+
+    def of_files(self, images: Sequence[ImageFacts]) -> Scan:
+        """The scan of pictures that were opened so: their tokens laid over the stored images."""
+        placed = (v.within(facts.shown) for v, facts in zip(self.visuals, images, strict=True))
+        return replace(self, visuals=tuple(placed), images=tuple(images))
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question, with one `<image>` for each image of its scan, options inline; `kind` says what answers it."""
+
+    scan: Scan
+    question: str
+    kind: AnswerKind = "letter"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Letter → text of the options that may be chosen; empty where the question asks for no letter."""
+        return parse_options(self.question) if self.kind == "letter" else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of a branch and what could be read from it."""
+
+    completion: Completion
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one question, and where it comes from.
+
+    Attributes:
+        answer: option letter, or None: no answer could be read.
+        thought: the reasoning branch's thought.
+        boxes: evidence in fractions of the original image.
+        kept: visual tokens of the first image that the answer was given from, bool (N,), on `grid`: the cells of the
+            whole image at full resolution. Under plan crop: those that the crop covers.
+        fallback: the plan could not be followed; `fallback_reason` says why and what was done instead.
+        localization: None under plan dense.
+        seconds, tokens: time and tokens of each stage: encoded ("vision"), run ("prefix", "…_prefill") or written
+            ("…_decode"). Of several questions answered together, those of all; the scan's making is not here.
+        images: how the scan's files were opened (frame, slice, window, crop).
+    """
+
+    answer: str | None
+    thought: str | None
+    boxes: tuple[Box, ...]
+    kept: BoolArray
+    fallback: bool
+    localization: Rollout | None
+    reasoning: Rollout
+    seconds: dict[str, float]
+    images: tuple[ImageFacts, ...]
+    plan: PlanName
+    grid: TokenGrid
+    fallback_reason: str
+    tokens: dict[str, int]
+
+    @property
+    def kept_ratio(self) -> float:
+        """Share of the first image's visual tokens that the answer was given from, in (0, 1]."""
+        return float(self.kept.mean())
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Adds up wall-clock seconds and tokens by stage; waits for the GPU, so that a stage pays for its own kernels."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - started
+
+    def count(self, name: str, tokens: int) -> None:
+        """Tokens of a stage, where there are any."""
+        if tokens:
+            self.tokens[name] = self.tokens.get(name, 0) + tokens
+
+    def count_run(
+        self,
+        branch: str,
+        prompts: Sequence[Prompt],
+        prefixes: Sequence[Prefix | None],
+        completions: Sequence[Sequence[Completion]],
+    ) -> None:
+        """Tokens of a sampled branch: those of the prompts that ran, those that were written."""
+        ran = sum(len(p) - (len(x) if x else 0) for p, x in zip(prompts, prefixes, strict=True))
+        self.count(f"{branch}_prefill", ran)
+        self.count(f"{branch}_decode", sum(len(c.token_ids) for row in completions for c in row))
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
