@@ -80,6 +80,8 @@ def make_job(recipe: Recipe, shape: ModelShape, devices: int, saved_dtype: str, 
     tokens = shape.visual_tokens + TEXT_TOKENS
     questions = train.questions_per_step // devices
     guards = train.localization_kl > 0 or train.frozen_boxes
+    # Of both kinds of updates the one that samples more.
+    groups = max((train.group_size(alone) for alone in (False, True)), key=lambda size: size[0] * (1 + size[1]))
     return Job(
         localize_tokens=tokens,
         reason_tokens=tokens,
@@ -87,8 +89,8 @@ def make_job(recipe: Recipe, shape: ModelShape, devices: int, saved_dtype: str, 
         max_localization_tokens=train.max_localization_tokens,
         max_reasoning_tokens=train.max_reasoning_tokens,
         questions=questions,
-        num_localizations=train.num_localizations,
-        num_reasonings=train.num_reasonings,
+        num_localizations=groups[0],
+        num_reasonings=groups[1],
         micro_batch_tokens=train.micro_batch_tokens,
         weight_bytes=weight_bytes,
         precision=("bfloat16" if sharded else "autocast")

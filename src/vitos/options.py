@@ -76,6 +76,8 @@ class DualStreamOptions:
         questions_per_step: questions of one update, all processes together.
         num_localizations: G, localization rollouts of a question.
         num_reasonings: K, reasoning rollouts of each localization.
+        stage1_num_localizations, stage1_num_reasonings: G and K of the updates that train localization alone, whose
+            reasonings only tell what a box is worth; None: as the others.
         temperature: of sampling and scoring, > 0.
         max_localization_tokens, max_reasoning_tokens: longest response, in training and evaluation.
 
@@ -117,6 +119,8 @@ class DualStreamOptions:
     questions_per_step: Count = 16
     num_localizations: Count = 4
     num_reasonings: Count = 4
+    stage1_num_localizations: Count | None = None
+    stage1_num_reasonings: Count | None = None
     temperature: Positive = 1.0
     max_localization_tokens: Count = 256
     max_reasoning_tokens: Count = 256
@@ -163,6 +167,15 @@ class DualStreamOptions:
             return self.reasoning_steps
         return self.localization_steps + self.reasoning_steps
 
+    def group_size(self, localization_alone: bool) -> tuple[int, int]:
+        """G and K of an update."""
+        if not localization_alone:
+            return self.num_localizations, self.num_reasonings
+        return (
+            self.stage1_num_localizations or self.num_localizations,
+            self.stage1_num_reasonings or self.num_reasonings,
+        )
+
     def problems(self) -> Iterator[Problem]:
         """Rules between fields; the range of each field alone is in its annotation."""
         pairs = self.num_localizations * self.num_reasonings
@@ -171,6 +184,9 @@ class DualStreamOptions:
                 "num_localizations",
                 "one pair is no group to compare; num_localizations x num_reasonings must be >= 2",
             )
+        for name in ("stage1_num_localizations", "stage1_num_reasonings"):
+            if getattr(self, name) and self.schedule not in ("staged", "reversed", "localization-only", "alternating"):
+                yield name, f"no update of train.schedule: {self.schedule} trains localization alone; leave it out"
         if self.advantage_group == "evidence" and self.num_reasonings < 2:
             yield "num_reasonings", "must be >= 2 with train.advantage_group: evidence, got 1"
         if self.oversampling_rounds and not self.skip_equal_outcomes:

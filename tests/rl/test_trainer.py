@@ -146,6 +146,14 @@ def test_groups_without_a_difference_in_outcome_train_nothing(
     assert seen.gradients == [{}]
 
 
+def test_stage_one_may_sample_more_boxes_and_fewer_answers(make_trainer, warm_policy, clone_policy, samples, tmp_path):
+    sizes = {"stage1_num_localizations": 3, "stage1_num_reasonings": 1}
+    make_trainer(clone_policy(warm_policy), tmp_path, **sizes).train()
+    for step, sizes in ((1, [1, 1, 1]), (2, [2, 2])):
+        for sample in samples(tmp_path, step):
+            assert [len(row["reasonings"]) for row in sample["localizations"]] == sizes
+
+
 # --- guards of stage 2 -----------------------------------------------------------------------------------------------
 
 

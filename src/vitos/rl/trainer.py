@@ -44,7 +44,7 @@ from vitos.rl.parallel import (
 )
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out, rollout_metrics
-from vitos.rl.schedule import Stage, make_stages, stage_at
+from vitos.rl.schedule import LOCALIZATION, Stage, make_stages, stage_at
 from vitos.scans import ScanStore
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ class DualStreamTrainer(GradientTrainer):
         with watch.stage("encode"):
             scans = self.scans.get(records)
         plan = RolloutPlan(
-            args.num_localizations,
-            args.num_reasonings,
+            *args.group_size(set(stage.branches(step)) == {LOCALIZATION}),
             Sampling(args.max_localization_tokens, args.temperature),
             Sampling(args.max_reasoning_tokens, args.temperature),
             seed=args.seed,
