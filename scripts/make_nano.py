@@ -57,7 +57,7 @@ from vitos.rl.checkpoint import is_complete, staged_folder
 from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
-SCENES, SHORT, LONG = 10, 3, 3  # scenes of a batch; short questions and questions of the templates about each
+SCENES, SHORT, LONG = 10, 4, 3  # scenes of a batch; short questions and questions of the templates about each
 NAMED_SCENES = 24  # scenes of a batch while it learns names only
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
@@ -151,14 +151,14 @@ def boxes_text(findings: Sequence[Finding]) -> str:
 
 
 def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
-    """Short questions, and questions of random templates that the scene can carry, the first two for both branches."""
+    """Short questions, and questions of random templates that the scene can carry, the first one for both branches."""
     short = short_exercises(scene, rng)
     exercises = [*name_exercises(scene), *(short[i] for i in rng.permutation(len(short))[:SHORT])]
     names = list(rng.permutation(list(TEMPLATES)))
     asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:LONG]
     for place, q in enumerate(asked):
         exercises.append(localize_exercise(q))
-        if place < 2:
+        if place == 0:
             exercises.append(reason_exercise(q))
     return Lesson((visual,), tuple(exercises))
 
@@ -170,8 +170,9 @@ def name_exercises(scene: Scene) -> list[Exercise]:
 
 
 def localize_exercise(q: Question) -> Exercise:
-    """What the question is about, its boxes, and the answer, which can be read off the boxes."""
-    about = q.thought if q.template in NAMING else f"the {' and the '.join(dict.fromkeys(f.kind for f in q.evidence))}"
+    """Where to look, the boxes, and the answer, which can be read off them: a name is not guessed before looking."""
+    kinds = dict.fromkeys(f.kind for f in q.evidence)
+    about = "it is there" if q.template in NAMING else f"the {' and the '.join(kinds)}"
     return Exercise(
         NANO_SPEC.localize_text(q.full_text), format_localization(about, boxes_text(ordered_evidence(q)), q.truth)
     )
@@ -201,7 +202,7 @@ def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
     ]
     for f in found:
         x, y = np.clip(np.array([f.x, f.y]) + rng.uniform(-0.02, 0.02, 2), 0, 1)
-        out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {f.kind} {boxes_text([f])}"))
+        out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {boxes_text([f])} {f.kind}"))
     return out
 
 
