@@ -1,0 +1,44 @@
+"""LLaVA with a CLIP or SigLIP encoder in vLLM, with any subset of an image's visual tokens and their 1-D positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vitos.vllm_plugin.sparse import SparseInfo, SparseModel, SparseProcessor
+
+
+class Info(SparseInfo, LlavaProcessingInfo):  # type: ignore[misc]
+    """Processing info."""
+
+
+class Processor(SparseProcessor, LlavaMultiModalProcessor):  # type: ignore[misc]
+    """From a request to the model's inputs."""
+
+    def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
+        return [self.info.get_max_image_tokens()] * len(inputs["pixel_values"])
+
+    def contents(self, inputs: Mapping[str, Any]) -> Sequence[tuple[Tensor, ...]]:
+        return [(pixels,) for pixels in inputs["pixel_values"]]
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
+class VitosLlava(SparseModel, LlavaForConditionalGeneration):  # type: ignore[misc]
+    """The model; `rope.py` gives its language model three equal axes, so that vLLM asks for positions."""
+
+    def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        pixels = inputs["pixel_values"]
+        return [{"pixel_values": pixels[i : i + 1]} for i in range(len(pixels))]
+
+    def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
+        return torch.arange(length).expand(3, -1)
