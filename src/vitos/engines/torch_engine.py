@@ -80,6 +80,9 @@ class TorchEngine:
         head_tokens: completion tokens whose logits `score` holds at once.
     """
 
+    samples_elsewhere = False
+    """Completions come from other weights or kernels than those that score them."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -94,6 +97,10 @@ class TorchEngine:
         self._banned_ids: Tensor | None = None
 
     # --- sampling ---------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> dict[str, float]:
+        """Make the weights that sample those that are trained; figures for the log. Here they are the same."""
+        return {}
 
     @torch.no_grad()
     def sample(

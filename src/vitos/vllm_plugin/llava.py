@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from vllm.model_executor.models.llava import (
     LlavaMultiModalProcessor,
     LlavaProcessingInfo,
 )
+from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vitos.vllm_plugin.sparse import SparseInfo, SparseModel, SparseProcessor
@@ -35,6 +37,11 @@ class Processor(SparseProcessor, LlavaMultiModalProcessor):  # type: ignore[misc
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
 class VitosLlava(SparseModel, LlavaForConditionalGeneration):  # type: ignore[misc]
     """The model; `rope.py` gives its language model three equal axes, so that vLLM asks for positions."""
+
+    # transformers 5 names the encoder's weights without `vision_model.`, vLLM 0.32 knows them only with it.
+    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
+    )
 
     def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         pixels = inputs["pixel_values"]
