@@ -85,3 +85,20 @@ def test_adapters_are_refused(policy, fakes, make_trainer, tmp_path):
 def test_options_of_vllm_need_vllm(policy, make_trainer, tmp_path):
     with pytest.raises(ValueError, match="sampler_options"):
         make_trainer(policy, tmp_path, sampler_options={"max_model_len": 512})
+
+
+def test_the_real_vllm(policy, make_trainer, tmp_path, monkeypatch):
+    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    options = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 16, "block_size": 32}
+    start = weights(policy)
+    make_trainer(policy, tmp_path, sampler="vllm", sampler_options=options).train()
+    first, second = rows(tmp_path)[:2]
+    assert (first["step"], second["step"]) == (1, 2)
+    for row, branch in ((first, "localization"), (second, "reasoning")):
+        assert row["sampler/tensors"] == len(start)
+        assert row["sampler/logprob_gap"] < 1e-4
+        assert 0 <= row[f"mismatch_kl/{branch}"] < 1e-6
+        assert row[f"clipped/{branch}"] == 0
+    assert max(float((w - start[n]).abs().max()) for n, w in weights(policy).items()) > 1e-3

@@ -139,7 +139,9 @@ def _drawn(model: Any) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1 or name.endswith("bias"):
-                weight.copy_(torch.empty_like(weight).normal_(0, 0.15 if weight.ndim > 1 else 0.05, generator=generator))
+                weight.copy_(
+                    torch.empty_like(weight).normal_(0, 0.15 if weight.ndim > 1 else 0.05, generator=generator)
+                )
     return model.float().eval()
 
 

