@@ -32,7 +32,7 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to be sampled; `banned` is the engine's, so it is not here."""
+    """One completion to be sampled; temperature 0 is greedy. Stop tokens and bans are the sampler's, for all alike."""
 
     prompt: Prompt
     max_tokens: int
