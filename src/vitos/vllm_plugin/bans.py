@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
 
-class BannedTokens(LogitsProcessor):  # type: ignore[misc]
+class BannedTokens(LogitsProcessor):
     """Bans `additional_config={"vitos": {"banned_token_ids": [...]}}`."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

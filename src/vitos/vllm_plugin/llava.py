@@ -20,11 +20,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vitos.vllm_plugin.sparse import SparseInfo, SparseModel, SparseProcessor
 
 
-class Info(SparseInfo, LlavaProcessingInfo):  # type: ignore[misc]
+class Info(SparseInfo, LlavaProcessingInfo):
     """Processing info."""
 
 
-class Processor(SparseProcessor, LlavaMultiModalProcessor):  # type: ignore[misc]
+class Processor(SparseProcessor, LlavaMultiModalProcessor):
     """From a request to the model's inputs."""
 
     def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
@@ -35,7 +35,7 @@ class Processor(SparseProcessor, LlavaMultiModalProcessor):  # type: ignore[misc
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
-class VitosLlava(SparseModel, LlavaForConditionalGeneration):  # type: ignore[misc]
+class VitosLlava(SparseModel, LlavaForConditionalGeneration):
     """The model; `rope.py` gives its language model three equal axes, so that vLLM asks for positions."""
 
     # transformers 5 names the encoder's weights without `vision_model.`, vLLM 0.32 knows them only with it.

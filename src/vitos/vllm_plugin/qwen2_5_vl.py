@@ -17,11 +17,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vitos.vllm_plugin.sparse import SparseInfo, SparseModel, SparseProcessor
 
 
-class Info(SparseInfo, Qwen2_5_VLProcessingInfo):  # type: ignore[misc]
+class Info(SparseInfo, Qwen2_5_VLProcessingInfo):
     """Processing info."""
 
 
-class Processor(SparseProcessor, Qwen2_5_VLMultiModalProcessor):  # type: ignore[misc]
+class Processor(SparseProcessor, Qwen2_5_VLMultiModalProcessor):
     """From a request to the model's inputs."""
 
     def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
@@ -35,7 +35,7 @@ class Processor(SparseProcessor, Qwen2_5_VLMultiModalProcessor):  # type: ignore
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder)
-class VitosQwen25VL(SparseModel, Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
+class VitosQwen25VL(SparseModel, Qwen2_5_VLForConditionalGeneration):
     """The model."""
 
     def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -45,5 +45,6 @@ class VitosQwen25VL(SparseModel, Qwen2_5_VLForConditionalGeneration):  # type: i
 
     def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
         # Only the number of tokens counts there, not which they are.
-        positions, _ = Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions(self, [0] * length, list(features))
+        family = Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
+        positions: Tensor = family(self, [0] * length, list(features))[0]
         return positions

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ class SparseModel:
         out, start = [], 0
         # One by one: the tokens of an image must not depend on its batch, or on whether they were held.
         for single, fusion, key in zip(self.single_images(inputs), fusions, keys, strict=True):
-            whole = self.encoded_images.get(key, lambda single=single: self._encode(single))
+            whole = self.encoded_images.get(key, partial(self._encode, single))
             mask = masks[start : (start := start + len(whole))].to(whole.device)
             out.append(fuse([whole], mask, fusion_of(fusion))[0])
         return tuple(out)
