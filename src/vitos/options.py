@@ -6,8 +6,8 @@ Apart from `vitos.config`, because the trainer's configuration inherits `DualStr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -89,6 +89,11 @@ class DualStreamOptions:
         oversampling_rounds: times that an update asks further questions in the place of those left out everywhere, as
             many as are lacking (DAPO's dynamic sampling, bounded). 0: none.
 
+        sampler: what writes the rollouts: "torch", the trained model itself, or "vllm" beside it, whose weights are
+            pushed before every update.
+        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
+        importance_cap: largest weight of a token that another engine sampled (truncated importance sampling), >= 1.
+
         clip_low, clip_high: the ratio is clipped to 1 - clip_low .. 1 + clip_high.
         kl_beta: weight of the k3 KL to the initial model; 0 holds no second model.
 
@@ -130,6 +135,10 @@ class DualStreamOptions:
     advantage_std_floor: Positive = 1e-4
     skip_equal_outcomes: Bool = True
     oversampling_rounds: CountOrZero = 0
+
+    sampler: Literal["torch", "vllm"] = "torch"
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    importance_cap: Annotated[Number, Field(ge=1)] = 2.0  # TIS: "Your Efficient RL Framework Secretly ..." (2025)
 
     clip_low: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     clip_high: Positive = 0.28  # DAPO, arXiv 2503.14476 (EasyR1: 0.3)
@@ -189,6 +198,8 @@ class DualStreamOptions:
                 yield name, f"no update of train.schedule: {self.schedule} trains localization alone; leave it out"
         if self.advantage_group == "evidence" and self.num_reasonings < 2:
             yield "num_reasonings", "must be >= 2 with train.advantage_group: evidence, got 1"
+        if self.sampler_options and self.sampler != "vllm":
+            yield "sampler_options", "are arguments of vLLM; set train.sampler: vllm, or leave them out"
         if self.oversampling_rounds and not self.skip_equal_outcomes:
             yield "oversampling_rounds", "has no effect with train.skip_equal_outcomes: false, which leaves none out"
         for name in ("localization_kl", "localization_share", "frozen_boxes"):

@@ -111,3 +111,53 @@ def test_figures_are_sums_over_tokens():
     assert clipped > 0
     assert out.mismatch_kl == pytest.approx(mismatch)
     assert out.reference_kl == pytest.approx(kl)
+
+
+# --- completions of another engine ----------------------------------------------------------------------------------
+
+
+def test_importance_weights_give_the_gradient_of_the_policy_itself():
+    """The expectation over all tokens of a small vocabulary under another distribution, written out."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=draw, dtype=torch.float64).requires_grad_()
+    sampler = (logits.detach() + 0.7 * torch.randn(7, generator=draw, dtype=torch.float64)).log_softmax(-1)
+    advantages = torch.randn(7, generator=draw, dtype=torch.float64)
+    expected = torch.autograd.grad((logits.softmax(-1) * advantages).sum(), logits)[0]
+    total = 0.0
+    for token in range(7):
+        inputs = LossInputs(
+            logprobs=logits.log_softmax(-1)[token].view(1, 1),
+            old_logprobs=sampler[token].view(1, 1),
+            mask=torch.ones(1, 1, dtype=torch.bool),
+            positive=advantages[token].clamp(min=0)[None],
+            negative=advantages[token].clamp(max=0)[None],
+        )
+        out = policy_loss(inputs, clip_low=LOW, clip_high=HIGH, importance_cap=1e9)
+        total = total + sampler[token].exp() * out.loss
+        assert out.clipped == 0
+    found = torch.autograd.grad(-total, logits)[0]
+    torch.testing.assert_close(found, expected)
+    uncorrected = torch.autograd.grad((sampler.exp() * advantages * logits.log_softmax(-1)).sum(), logits)[0]
+    assert (uncorrected - expected).abs().max() > 0.01  # and without weights it would be another one
+
+
+def test_importance_weights_are_cut_and_counted():
+    new, old, reference, advantages, mask = case(3, spread=2.0)
+    out = loss(new, old, reference, advantages, mask, 0.0, importance_cap=2.0)
+    weight = (new - old).detach().exp().clamp(max=2.0)
+    a = advantages.sum(1, keepdim=True)  # on policy nothing else is clipped
+    expected = -(torch.where(mask, weight * a, 0.0)).sum() / (mask.sum() * advantages.shape[1])
+    torch.testing.assert_close(out.loss, expected)
+    assert out.clipped == int((((new - old).exp() > 2.0) & mask).sum()) > 0
+    (gradient,) = torch.autograd.grad(out.loss, new)
+    torch.testing.assert_close(gradient, -torch.where(mask, weight * a, 0.0) / (mask.sum() * advantages.shape[1]))
+
+
+def test_engines_that_agree_need_no_correction():
+    new, _, reference, advantages, mask = case(4)
+    same = new.detach().clone()
+    plain = loss(new, same, reference, advantages, mask, 0.3)
+    corrected = loss(new, same, reference, advantages, mask, 0.3, importance_cap=2.0)
+    torch.testing.assert_close(corrected.loss, plain.loss)
+    for a, b in zip(*(torch.autograd.grad(out.loss, new) for out in (plain, corrected)), strict=True):
+        torch.testing.assert_close(a, b)

@@ -64,6 +64,9 @@ class TorchEngine:
         kv_bytes: of the cache at the end of the latest decoding, padding included.
     """
 
+    samples_elsewhere = False
+    """Completions come from other weights or kernels than those that score them."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -79,6 +82,10 @@ class TorchEngine:
         self.kv_bytes = 0
 
     # --- sampling ---------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> dict[str, float]:
+        """Make the weights that sample those that are trained; figures for the log. Here they are the same."""
+        return {}
 
     @torch.no_grad()
     def sample(

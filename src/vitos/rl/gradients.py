@@ -114,6 +114,7 @@ class GradientTrainer(CheckpointedTrainer):
                 clip_high=args.clip_high,
                 kl_beta=beta,
                 denominator=max(1, int(tokens)),
+                importance_cap=args.importance_cap if engine.samples_elsewhere else None,
             )
             self.accelerator.backward(out.loss * factor)
             for key in totals:

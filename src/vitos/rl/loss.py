@@ -48,7 +48,13 @@ class LossOutputs:
 
 
 def policy_loss(
-    inputs: LossInputs, *, clip_low: float, clip_high: float, kl_beta: float = 0.0, denominator: int | None = None
+    inputs: LossInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_beta: float = 0.0,
+    denominator: int | None = None,
+    importance_cap: float | None = None,
 ) -> LossOutputs:
     """Clipped objective of GRPO with a token mean, plus β · KL(policy ‖ reference).
 
@@ -60,11 +66,19 @@ def policy_loss(
     Args:
         denominator: tokens of the whole batch (all micro-batches and processes), repeats counted; by default the
             micro-batch's own. Losses of micro-batches add up to the loss of the batch.
+        importance_cap: for completions of another engine (truncated importance sampling): each token's term is
+            weighted with min(ρ_t, importance_cap), a constant, and its own ratio starts at 1. ρ_t differs from 1 there
+            because the engines do, not because the policy has moved, so it is corrected and not clipped to a band;
+            `clipped` then counts the weights that were cut.
     """
     log_ratio = torch.where(inputs.mask, inputs.logprobs - inputs.old_logprobs, 0.0)
-    ratio = log_ratio.exp()
-    upper, lower = ratio.clamp(max=1 + clip_high), ratio.clamp(min=1 - clip_low)
+    ratio = moved = log_ratio.exp()
+    if importance_cap is not None:
+        moved = torch.where(inputs.mask, inputs.logprobs - inputs.logprobs.detach(), 0.0).exp()
+    upper, lower = moved.clamp(max=1 + clip_high), moved.clamp(min=1 - clip_low)
     objective = inputs.positive[:, None] * upper + inputs.negative[:, None] * lower
+    if importance_cap is not None:
+        objective = ratio.detach().clamp(max=importance_cap) * objective
     reference_kl = 0.0
     if inputs.reference_logprobs is not None:
         gap = torch.where(inputs.mask, inputs.reference_logprobs - inputs.logprobs, 0.0)
@@ -76,6 +90,8 @@ def policy_loss(
         is_clipped = ((ratio > 1 + clip_high) & (inputs.positive[:, None] > 0)) | (
             (ratio < 1 - clip_low) & (inputs.negative[:, None] < 0)
         )
+        if importance_cap is not None:
+            is_clipped = ratio > importance_cap
         mismatch = ratio - log_ratio - 1  # k3 of KL(sampler ‖ policy): 0 when both are one model
     return LossOutputs(
         loss=-total / (denominator if denominator is not None else max(1, inputs.tokens)),

@@ -44,6 +44,7 @@ from vitos.rl.parallel import (
 )
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out, rollout_metrics
+from vitos.rl.sampler import vllm_engine
 from vitos.rl.schedule import LOCALIZATION, Stage, make_stages, stage_at
 from vitos.scans import ScanStore
 
@@ -118,6 +119,8 @@ class DualStreamTrainer(GradientTrainer):
                 raise ValueError("adapters cannot be trained with FSDP yet; use DDP, or leave out model.lora")
             set_up_sharding(self.accelerator, model.backbone)
         self._warn_of_small_dtype(network)
+        if args.sampler == "vllm":
+            model.engine = vllm_engine(model.backbone, network, args)
         self.scans = ScanStore(model, cache=cache)
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
@@ -153,6 +156,7 @@ class DualStreamTrainer(GradientTrainer):
         model.eval()
         self.policy.engine.model = runnable(model)
         self.policy.engine.max_batch_tokens = args.micro_batch_tokens
+        refreshed = self.policy.engine.refresh()
         with whole_weights(model, self.is_fsdp_enabled and self._sharding.reshard_after_forward):
             rounds = roll_out_until_full(
                 self.accelerator,
@@ -166,7 +170,7 @@ class DualStreamTrainer(GradientTrainer):
             gathered(self.accelerator, [group.without_embeddings() for group in part.groups]) for part in rounds
         )
         groups, batch = [*first, *itertools.chain(*more_groups)], joined(rounds)
-        metrics = rollout_metrics(groups)
+        metrics = rollout_metrics(groups) | refreshed
         if args.oversampling_rounds:
             metrics["oversampled_questions"] = float(len(groups) - len(first))
             metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
