@@ -147,7 +147,7 @@ def test_eval_by_a_plan(folder, capsys, monkeypatch, tmp_path, plan):
     assert (results["control_random_accuracy"] is None) == (plan == "coarse")
     vlm = SparseVLM.from_pretrained("nano")
     for case in map(json.loads, (tmp_path / "cases.jsonl").read_text().splitlines()):
-        finding = vlm.ask(vlm.encode(case["image"], plan=plan), case["question"], 60, plan=plan)
+        finding = vlm.ask(vlm.encode(tmp_path / case["image"], plan=plan), case["question"], 60, plan=plan)
         assert case["conditions"]["sparse"]["text"] == finding.reasoning.completion.text
         assert case["conditions"]["sparse"]["kept"] == finding.kept.nonzero()[0].tolist()
 
