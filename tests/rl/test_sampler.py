@@ -43,12 +43,13 @@ def test_a_sampler_that_agrees_trains_the_same_weights(policy, fakes, make_train
     (fake,) = fakes
     assert fake.loads == 2  # once for each update
     assert samples(tmp_path / "a", 2) == samples(tmp_path / "b", 2)
-    moved = 0.0
-    start = SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32)
-    for name, weight in weights(policy).items():
-        torch.testing.assert_close(weight, weights(other)[name], atol=1e-4, rtol=0)
-        moved = max(moved, float((weight - weights(start)[name]).abs().max()))
-    assert moved > 1e-3
+    # Of all weights together: Adam turns the rounding of a gradient near zero into a step of any size.
+    start = weights(SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32))
+    first, second = weights(policy), weights(other)
+    apart = sum(float((first[n] - second[n]).square().sum()) for n in start) ** 0.5
+    moved = sum(float((first[n] - start[n]).square().sum()) for n in start) ** 0.5
+    assert moved > 0.1
+    assert apart < 5e-3 * moved
     first = rows(tmp_path / "a")[0]
     assert first["sampler/logprob_gap"] < 1e-4
     assert first["mismatch_kl/localization"] < 1e-6

@@ -33,7 +33,8 @@ def build_model(name: str, parts: int, dtype: torch.dtype, device: torch.device)
     """
     if name not in MODELS or parts not in (1, 2, 4):
         raise ValueError(f"model must be one of {', '.join(MODELS)} and parts 1, 2 or 4, got {name} and {parts}")
-    nano = build_nano()
+    with torch.device("cpu"):  # whatever the caller's default: its starting values are computed
+        nano = build_nano()
     if name == "nano":
         # Its image processor stops at 256 px a side; a benchmark of larger images needs larger ones.
         nano.image_processor.size = {"shortest_edge": 32**2, "longest_edge": 4096**2}

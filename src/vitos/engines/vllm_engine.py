@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import TorchEngine, untimed
 from vitos.prompt import Prompt
 
@@ -126,10 +127,22 @@ class VllmEngine(TorchEngine):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stage: Stage = untimed,
+        prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
-        """See `Engine.sample`. vLLM mixes prefill and decoding: all its time is "decode"."""
+        """See `Engine.sample`. vLLM mixes prefill and decoding: all its time is "decode".
+
+        Raises:
+            ValueError: for stop strings, and for prefixes and hidden tokens (plan `gather`), which are the torch
+                engine's own.
+        """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
+        if sampling.stop:
+            raise ValueError("the vLLM engine knows no stop strings; leave them out, or use the torch engine")
+        if any(prefix is not None for prefix in prefixes or ()) or any(p.hidden is not None for p in prompts):
+            raise ValueError(
+                "the vLLM engine cannot go on behind a cached image; use the torch engine or another plan"
+            )
         if not self._pushed:
             self.refresh()
         requests = [
