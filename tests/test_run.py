@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -97,6 +99,20 @@ def test_a_finished_run_is_refused_or_resumed(trained, folder, capsys, monkeypat
     code, out, _ = vitos(capsys, monkeypatch, "train", folder / "recipe.yaml", "--resume")
     assert code == 0, out
     assert (trained / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_two_processes_share_one_run(folder, tmp_path):
+    """Each would train alone, and write its own lines, if they did not know of one another."""
+    sets = (f"output_dir={tmp_path / 'run'}", "data.eval=[]")
+    command = [sys.executable, "-m", "vitos", "train", str(folder / "recipe.yaml"), "--processes", "2"]
+    command += [part for value in sets for part in ("--set", value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    (sample, *_) = json.loads((tmp_path / "run" / "samples" / "step-2.json").read_text())
+    assert len(sample["localizations"]) == 2
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def test_eval_relates_a_checkpoint_to_its_base(trained, folder, capsys, monkeypatch, tmp_path):

@@ -48,6 +48,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the questions of an update.")] = 1,
 ) -> None:
     """Train a recipe in all its stages, evaluate the result and write the report."""
     from vitos.config import dump_recipe, load_recipe
@@ -57,8 +58,10 @@ def train(
         console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
         return
     quiet()
-    from vitos import run
+    from vitos import launch, run
 
+    if processes > 1 and not launch.launched():
+        launch.again(processes)
     try:
         folder = run.train(loaded, resume=resume, console=console)
     except KeyboardInterrupt:

@@ -131,6 +131,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
+        if processes.num_processes > 1 and config.device.type == "cpu":
+            torch.set_num_threads(os.cpu_count() or 1)  # the others are done
         evaluate(
             _evaluation(recipe, base),
             run,
