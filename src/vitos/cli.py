@@ -57,11 +57,14 @@ def train(
     if dry_run:
         console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
         return
-    quiet()
-    from vitos import launch, run
+    if processes > 1:
+        from vitos import launch
 
-    if processes > 1 and not launch.launched():
-        launch.again(processes)
+        if not launch.launched():
+            launch.again(processes)
+    quiet()
+    from vitos import run
+
     try:
         folder = run.train(loaded, resume=resume, console=console)
     except KeyboardInterrupt:

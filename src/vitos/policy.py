@@ -303,7 +303,7 @@ class SparseVLM:
                 key = (id(scan), tuple(head.input_ids.tolist()))
                 if key not in known:
                     with watch.stage("prefix"):
-                        (known[key],) = self.engine.prefixes([head])
+                        known[key] = self.engine.prefix(head)
                     watch.count("prefix", len(head))
                 scan = dataclasses.replace(scan, prefix=known[key])
             out.append(dataclasses.replace(query, scan=scan))

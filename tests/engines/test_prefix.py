@@ -105,7 +105,7 @@ def test_a_shared_prefix_changes_nothing_and_runs_once(family, picture, monkeypa
     dense = dense_prompts(backbone, [image] * 3, texts)
     engine = TorchEngine(backbone)
     alone = [engine.sample([prompt], Sampling(TOKENS), [[0]])[0][0] for prompt in dense]
-    (prefix,) = engine.prefixes([dense[0].head(dense[0].prefix_length)])
+    prefix = engine.prefix(dense[0].head(dense[0].prefix_length))
     ran, call = [], backbone.model.forward
     monkeypatch.setattr(backbone.model, "forward", lambda **k: ran.append(k["input_ids"].shape) or call(**k))
     together = [row[0] for row in engine.sample(dense, Sampling(TOKENS), [[0]] * 3, prefixes=[prefix] * 3)]
@@ -135,7 +135,7 @@ def test_a_prefix_of_another_image_or_model_is_refused(picture):
     backbone = FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone()
     one, other = dense_prompts(backbone, [picture(64, 64), picture(64, 64, seed=1)], [TEXT] * 2)
     engine = TorchEngine(backbone)
-    (prefix,) = engine.prefixes([one.head(one.prefix_length)])
+    prefix = engine.prefix(one.head(one.prefix_length))
     assert prefix.covers(one, backbone.model)
     assert not prefix.covers(one, object())
     with pytest.raises(ValueError, match="a prefix belongs to another prompt, image or model"):

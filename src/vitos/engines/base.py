@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from vitos.prompt import Prompt
+
+if TYPE_CHECKING:
+    from vitos.engines.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +68,13 @@ class Engine(Protocol):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         stage: Stage = ...,
+        prefixes: Sequence[Prefix | None] | None = ...,
     ) -> list[list[Completion]]:
         """For every prompt one completion for each of its seeds; siblings share the prompt's prefill.
 
         Args:
             stage: called with "prefill" and "decode", to time them.
+            prefixes: for every prompt what has run of it already, or None; an engine that cannot use one refuses it.
         """
         ...
 

@@ -71,19 +71,6 @@ class Prefilled:
         return Prefilled(self.logits[index], self.cache, self.mask[index], self.next_positions[index], self.axes)
 
 
-def split(cache: Any, heads: Sequence[Prompt], model: Any) -> list[Prefix]:
-    """The prefix of every row of a cache that was filled with `heads`, padded on the left."""
-    found = []
-    for row, head in enumerate(heads):
-        # Copies where there are other rows, which need not live as long.
-        parts = [
-            tuple(t[row, :, -len(head) :].clone() if len(heads) > 1 else t[row] for t in (layer.keys, layer.values))
-            for layer in cache.layers
-        ]
-        found.append(Prefix(head, tuple((keys, values) for keys, values in parts), model))
-    return found
-
-
 def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: Any) -> tuple[Any, Tensor]:
     """One cache of several prefixes, padded on the left, and its attention mask (B, T).
 

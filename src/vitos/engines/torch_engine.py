@@ -25,7 +25,7 @@ from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
 from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.packing import attention_masks, pack
-from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join, split
+from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
 from vitos.prompt import Prompt, pad_prompts
 
 
@@ -152,18 +152,19 @@ class TorchEngine:
         return completion
 
     @torch.no_grad()
-    def prefixes(self, heads: Sequence[Prompt]) -> list[Prefix]:
-        """Run the heads of prompts (`Prompt.head` of their `prefix_length`), whose keys and values many may share.
+    def prefix(self, head: Prompt) -> Prefix:
+        """Run the head of prompts (`Prompt.head` of their `prefix_length`), whose keys and values many may share.
+
+        Alone: no padding, and nothing that another row's image could change.
 
         Raises:
             ValueError: for a family whose cache does not hold every token.
         """
         if refusal := self.backbone.cache_refusal:
             raise ValueError(refusal)
-        found: list[Prefix] = []
-        for head in heads:  # one by one: no padding, and nothing that another row's image could change
-            found += split(self._prefill([head], [None]).cache, [head], self.backbone.model)
-        return found
+        cache = self._prefill([head], [None]).cache
+        layers = tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+        return Prefix(head, layers, self.backbone.model)
 
     def _decode(
         self, prefix: Prefilled, sampling: Sampling, seeds: Sequence[Sequence[int]]
@@ -261,7 +262,7 @@ class TorchEngine:
             mask = batch.attention_mask
         else:
             known = [
-                self.prefixes([p.head(p.prefix_length)])[0] if x is None else x
+                self.prefix(p.head(p.prefix_length)) if x is None else x
                 for p, x in zip(prompts, prefixes, strict=True)
             ]
             if not all(x.covers(p, self.backbone.model) for p, x in zip(prompts, known, strict=True)):

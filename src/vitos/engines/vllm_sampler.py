@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.engines.vllm_engine import Received, Request, Sampled
-from vitos.prompt import Prompt
 from vitos.vllm_plugin import architecture
 
 BANS = "vitos.vllm_plugin.bans:BannedTokens"
@@ -82,10 +81,8 @@ class VllmSampler:
         from vitos.vllm_plugin.prompts import engine_input
 
         engine, inputs, order = self.llm.llm_engine, {}, {}
-        known: dict[int, Prompt] = {}
         for index, request in enumerate(requests):
             if id(request.prompt) not in inputs:
-                known[id(request.prompt)] = request.prompt
                 inputs[id(request.prompt)] = engine_input(request.prompt)
             parameters = SamplingParams(
                 temperature=request.temperature,
