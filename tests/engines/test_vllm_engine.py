@@ -85,3 +85,17 @@ def test_times_and_counts_are_checked(backbone, prompts):
     engine = VllmEngine(backbone, FakeSampler(backbone))
     with pytest.raises(ValueError, match="2 prompts but seeds for 1"):
         engine.sample(prompts, HOT, SEEDS[:1])
+
+
+def test_a_prefix_changes_nothing_and_what_it_cannot_do_is_refused(backbone, prompts):
+    """`encode` makes prefixes for the torch engine; a policy passes them to whichever engine it has."""
+    engine = VllmEngine(backbone, FakeSampler(backbone))
+    prefix = engine.prefix(prompts[0].head(prompts[0].prefix_length))
+    assert said(engine.sample(prompts, HOT, SEEDS, prefixes=[prefix, None])) == said(
+        engine.sample(prompts, HOT, SEEDS)
+    )
+    with pytest.raises(ValueError, match="knows no stop strings"):
+        engine.sample(prompts, Sampling(6, stop=("a",)), SEEDS)
+    hiding = prompts[0].gather([torch.arange(len(prompts[0].embeddings)) < 2])
+    with pytest.raises(ValueError, match="cannot hide tokens"):
+        engine.sample([hiding], HOT, SEEDS[:1])

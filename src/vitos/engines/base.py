@@ -74,7 +74,7 @@ class Engine(Protocol):
 
         Args:
             stage: called with "prefill" and "decode", to time them.
-            prefixes: for every prompt what has run of it already, or None; an engine that cannot use one refuses it.
+            prefixes: for every prompt what has run of it already, or None; an engine need not make use of it.
         """
         ...
 

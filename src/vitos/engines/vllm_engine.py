@@ -131,18 +131,18 @@ class VllmEngine(TorchEngine):
     ) -> list[list[Completion]]:
         """See `Engine.sample`. vLLM mixes prefill and decoding: all its time is "decode".
 
+        Args:
+            prefixes: not used; vLLM has a cache of its own, and the prompts hold everything.
+
         Raises:
-            ValueError: for stop strings, and for prefixes and hidden tokens (plan `gather`), which are the torch
-                engine's own.
+            ValueError: for stop strings, and for hidden tokens (plan `gather`).
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
         if sampling.stop:
             raise ValueError("the vLLM engine knows no stop strings; leave them out, or use the torch engine")
-        if any(prefix is not None for prefix in prefixes or ()) or any(p.hidden is not None for p in prompts):
-            raise ValueError(
-                "the vLLM engine cannot go on behind a cached image; use the torch engine or another plan"
-            )
+        if any(prompt.hidden is not None for prompt in prompts):
+            raise ValueError("the vLLM engine cannot hide tokens that have run; use the torch engine or another plan")
         if not self._pushed:
             self.refresh()
         requests = [
