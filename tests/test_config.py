@@ -252,6 +252,7 @@ def test_a_warm_start_changes_what_a_cache_holds(write):
         ({"schedule": "reversed", "localization_kl": 0.1}, "localization_kl"),
         ({"schedule": "dense", "localization_share": 0.1}, "localization_share"),
         ({"schedule": "joint", "stage1_num_reasonings": 2}, "stage1_num_reasonings"),
+        ({"schedule": "joint", "stage1_learning_rate": 1e-4}, "stage1_learning_rate"),
         ({"localization_steps": 0}, "localization_steps"),
         ({"schedule": "reasoning-only", "reasoning_steps": 0}, "reasoning_steps"),
         ({"warmup_steps": 5}, "warmup_steps"),

@@ -103,6 +103,7 @@ class DualStreamOptions:
 
         learning_rate, weight_decay, adam_beta2, max_grad_norm, lr_scheduler_type, warmup_steps, seed, bf16:
             as in `transformers.TrainingArguments`.
+        stage1_learning_rate: peak learning rate of the stage that trains localization alone; None: `learning_rate`.
         micro_batch_tokens: padded tokens of one forward pass when sampling and scoring; lower it to save memory.
         max_skipped_updates: updates in a row that may be left out because their loss or gradient is not finite; one
             more stops the run. 0: the first one does.
@@ -149,6 +150,7 @@ class DualStreamOptions:
     frozen_boxes: Bool = False
 
     learning_rate: Positive = 1e-6
+    stage1_learning_rate: Positive | None = None
     weight_decay: NotNegative = 0.0
     adam_beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.95  # TrainingArguments' 0.999 is slow for 100 updates
     max_grad_norm: Positive = 1.0
@@ -196,6 +198,8 @@ class DualStreamOptions:
         for name in ("stage1_num_localizations", "stage1_num_reasonings"):
             if getattr(self, name) and self.schedule not in ("staged", "reversed", "localization-only", "alternating"):
                 yield name, f"no update of train.schedule: {self.schedule} trains localization alone; leave it out"
+        if self.stage1_learning_rate and self.schedule not in ("staged", "reversed"):
+            yield "stage1_learning_rate", f"train.schedule: {self.schedule} has one rate; leave it out"
         if self.advantage_group == "evidence" and self.num_reasonings < 2:
             yield "num_reasonings", "must be >= 2 with train.advantage_group: evidence, got 1"
         if self.sampler_options and self.sampler != "vllm":

@@ -227,7 +227,13 @@ def test_frozen_boxes_are_written_by_stage_one(
 # --- stop and go on --------------------------------------------------------------------------------------------------
 
 # Eight questions, two an update: an epoch ends after update 4; stage 2 begins with update 4 (after three).
-RUN = {"localization_steps": 3, "reasoning_steps": 3, "lr_scheduler_type": "linear", "save_total_limit": None}
+RUN = {
+    "localization_steps": 3,
+    "reasoning_steps": 3,
+    "lr_scheduler_type": "linear",
+    "stage1_learning_rate": 5e-4,
+    "save_total_limit": None,
+}
 
 
 class Stop(TrainerCallback):
@@ -296,7 +302,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_stages_have_their_own_schedule_and_optimizer(whole):
     run, _ = whole
     rates = [row["learning_rate"] for row in series(run)]
-    np.testing.assert_allclose(rates, [1e-3, 1e-3 * 2 / 3, 1e-3 / 3] * 2)
+    falling = np.array([1, 2 / 3, 1 / 3])
+    np.testing.assert_allclose(rates, np.concatenate([5e-4 * falling, 1e-3 * falling]))
     assert [row["stage"] for row in series(run)] == [1, 1, 1, 2, 2, 2]
     counts = []
     for step in range(1, 7):

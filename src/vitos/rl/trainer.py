@@ -217,7 +217,7 @@ class DualStreamTrainer(GradientTrainer):
             self._stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Trainer's learning-rate schedule, run anew in every stage."""
+        """Trainer's learning-rate schedule, run anew in every stage with that stage's peak."""
         optimizer = optimizer or self.optimizer
         if optimizer is None:
             raise ValueError("create the optimizer before its schedule")
@@ -233,9 +233,11 @@ class DualStreamTrainer(GradientTrainer):
                 for stage in self.stages
             ]
 
+            peak = (self.args.stage1_learning_rate or self.args.learning_rate) / self.args.learning_rate
+
             def factor(step: int) -> float:
                 number, stage = stage_at(self.stages, min(step, num_training_steps - 1))
-                return float(shapes[number](step - stage.start))
+                return float(shapes[number](step - stage.start)) * (peak if stage.name == LOCALIZATION else 1.0)
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return self.lr_scheduler
