@@ -34,7 +34,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 quickstart: $(READY)
-	@ls $(PHANTOM) >/dev/null 2>&1 || $(BIN)/vitos data phantom runs/phantom --train 2000 --val 256 --test 600 --seed 0
+	@ls $(PHANTOM) >/dev/null 2>&1 || $(BIN)/vitos data phantom runs/phantom --train 2000 --val 256 --test 800 --seed 0
 	$(BIN)/vitos train recipes/quickstart.yaml --resume
 
 # Two processes of one thread each: on a small machine more threads only take each other's cores.

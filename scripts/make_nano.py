@@ -58,6 +58,8 @@ from vitos.supervised import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
 SCENES, SHORT, LONG = 10, 4, 3  # scenes of a batch; short questions and questions of the templates about each
+# How much oftener a batch holds scenes made for the templates that are learned last.
+OFTEN = {"how_many": 2.5, "larger_of_two": 2.0}
 NAMED_SCENES = 24  # scenes of a batch while it learns names only
 # Seeds of the scenes it learns from: beyond those of the splits that `vitos data phantom` writes.
 FIRST_SEED = 5 * 10**9
@@ -150,11 +152,14 @@ def boxes_text(findings: Sequence[Finding]) -> str:
     return format_box_list([[f"{v:.2f}" for v in f.box.as_tuple()] for f in findings])
 
 
-def scene_lesson(scene: Scene, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
-    """Short questions, and questions of random templates that the scene can carry, the first one for both branches."""
+def scene_lesson(scene: Scene, own: str, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
+    """Short questions, the question that the scene was made for, for both branches, and others that it can carry.
+
+    Counting is asked only of scenes made for it: in the others one is the rule, and lists of boxes would learn to end.
+    """
     short = short_exercises(scene, rng)
     exercises = [*name_exercises(scene), *(short[i] for i in rng.permutation(len(short))[:SHORT])]
-    names = list(rng.permutation(list(TEMPLATES)))
+    names = [own, *rng.permutation([name for name in TEMPLATES if name not in (own, "how_many")])]
     asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:LONG]
     for place, q in enumerate(asked):
         exercises.append(localize_exercise(q))
@@ -225,9 +230,11 @@ def name_batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed:
 def batches(scenes: Sequence[Scene], visuals: Sequence[VisualTokens], seed: int) -> Iterator[list[Lesson]]:
     """Lessons of random scenes; questions are drawn anew each time."""
     rng = np.random.default_rng(seed)
-    usable = [i for i, scene in enumerate(scenes) if scene.findings]
+    made_for = [list(TEMPLATES)[i % len(TEMPLATES)] for i in range(len(scenes))]  # `make_scene` takes them in turn
+    weights = np.array([OFTEN.get(name, 1.0) for name in made_for])
     while True:
-        yield [scene_lesson(scenes[i], visuals[i], rng) for i in rng.choice(usable, SCENES, replace=False)]
+        chosen = rng.choice(len(scenes), SCENES, replace=False, p=weights / weights.sum())
+        yield [scene_lesson(scenes[i], made_for[i], visuals[i], rng) for i in chosen]
 
 
 class Muon(torch.optim.Optimizer):
