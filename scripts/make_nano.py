@@ -153,7 +153,7 @@ def boxes_text(findings: Sequence[Finding]) -> str:
 
 
 def scene_lesson(scene: Scene, own: str, visual: VisualTokens, rng: np.random.Generator) -> Lesson:
-    """Short questions, the question that the scene was made for, for both branches, and others that it can carry.
+    """Short questions, the one the scene was made for, and others that it can carry; two of them for both branches.
 
     Counting is asked only of scenes made for it: in the others one is the rule, and lists of boxes would learn to end.
     """
@@ -163,7 +163,7 @@ def scene_lesson(scene: Scene, own: str, visual: VisualTokens, rng: np.random.Ge
     asked = [q for name in names if (q := TEMPLATES[name](scene, rng)) is not None][:LONG]
     for place, q in enumerate(asked):
         exercises.append(localize_exercise(q))
-        if place == 0:
+        if place < 2:
             exercises.append(reason_exercise(q))
     return Lesson((visual,), tuple(exercises))
 
@@ -184,9 +184,8 @@ def localize_exercise(q: Question) -> Exercise:
 
 
 def reason_exercise(q: Question) -> Exercise:
-    """The answer behind a thought, which begins with the boxes where the answer is about places, numbers and sizes."""
-    thought = q.thought if q.template in NAMING else f"{boxes_text(ordered_evidence(q))} {q.thought}"
-    return Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(thought, q.truth))
+    """The answer behind a short thought."""
+    return Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.truth))
 
 
 def ordered_evidence(q: Question) -> Sequence[Finding]:
