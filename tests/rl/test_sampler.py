@@ -37,19 +37,20 @@ def weights(policy):
 
 
 def test_a_sampler_that_agrees_trains_the_same_weights(policy, fakes, make_trainer, samples, tmp_path):
-    make_trainer(policy, tmp_path / "a", sampler="vllm").train()
+    # Not Adam, which turns the rounding of a gradient near zero into a step of any size.
+    plain = {"optim": "sgd", "learning_rate": 0.5}
+    make_trainer(policy, tmp_path / "a", sampler="vllm", **plain).train()
     other = SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32)
-    make_trainer(other, tmp_path / "b").train()
+    make_trainer(other, tmp_path / "b", **plain).train()
     (fake,) = fakes
     assert fake.loads == 2  # once for each update
     assert samples(tmp_path / "a", 2) == samples(tmp_path / "b", 2)
-    # Of all weights together: Adam turns the rounding of a gradient near zero into a step of any size.
     start = weights(SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32))
     first, second = weights(policy), weights(other)
     apart = sum(float((first[n] - second[n]).square().sum()) for n in start) ** 0.5
     moved = sum(float((first[n] - start[n]).square().sum()) for n in start) ** 0.5
     assert moved > 0.1
-    assert apart < 5e-3 * moved
+    assert apart < 1e-4 * moved
     first = rows(tmp_path / "a")[0]
     assert first["sampler/logprob_gap"] < 1e-4
     assert first["mismatch_kl/localization"] < 1e-6
