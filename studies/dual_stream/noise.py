@@ -63,7 +63,9 @@ def gradient(policy: SparseVLM, batch: BranchBatch, temperature: float, part: st
 
 
 def agreement(gradients: list[Tensor]) -> str:
-    """Mean cosine of all pairs, with its standard error over the batches (jackknife)."""
+    """Mean cosine of all pairs, with its standard error over the batches (jackknife); – where there is no gradient."""
+    if not all(g.any() for g in gradients):
+        return "–"
     unit = torch.stack([g / g.norm() for g in gradients])
     cosines = (unit @ unit.T).numpy()
     count = len(gradients)
@@ -81,6 +83,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="nano")
     parser.add_argument("--batches", type=int, default=12)
     args = parser.parse_args()
+    if args.batches < 3:
+        parser.error("three batches or more tell how sure a cosine is")
     policy = SparseVLM.from_pretrained(args.model)
     policy.engine.max_batch_tokens = 65536
     for module in policy.backbone.vision_modules:
