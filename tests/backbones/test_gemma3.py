@@ -108,7 +108,7 @@ def test_a_prompt_is_cut_behind_its_images_only(backbone, picture):
     rest = sparse.input_ids[last:]
     with torch.no_grad():
         scores = TorchEngine(backbone).score([sparse.head(last)], [[rest]])
-    expected = TorchEngine(backbone)._log_softmax(logits_of(backbone, sparse), 1.0)[last - 1 : -1]
+    expected = TorchEngine(backbone).log_softmax(logits_of(backbone, sparse), 1.0)[last - 1 : -1]
     expected = expected.gather(-1, rest[:, None])[:, 0]
     finite = expected.isfinite()  # the mark behind an image may never be sampled
     assert finite.sum() > 10
@@ -177,7 +177,7 @@ def test_siblings_go_on_beyond_the_window_as_in_one_forward(narrow, picture):
                 is_visual=torch.cat([prompt.is_visual, torch.zeros(len(ids), dtype=torch.bool)]),
             )
             logits = logits_of(narrow, whole)[len(prompt) - 1 : -1]
-            expected = engine._log_softmax(logits, 1.0).gather(-1, ids[:, None])[:, 0]
+            expected = engine.log_softmax(logits, 1.0).gather(-1, ids[:, None])[:, 0]
             torch.testing.assert_close(completion.logprobs, expected, rtol=0, atol=1e-5)
             torch.testing.assert_close(scores.logprobs[row, : len(ids)], expected, rtol=0, atol=1e-5)
             row += 1

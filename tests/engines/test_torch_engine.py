@@ -147,8 +147,8 @@ def test_small_batches_change_nothing(backbone, dense_prompts, budget, monkeypat
     seeds = [[1, 2], [3], [4, 5, 6], [7], [8]]
     expected = TorchEngine(backbone).sample(prompts, HOT, seeds)
     engine, sizes = TorchEngine(backbone, max_batch_tokens=budget), []
-    prefill = engine._prefill
-    monkeypatch.setattr(engine, "_prefill", lambda chunk, known: sizes.append(len(chunk)) or prefill(chunk, known))
+    prefill = engine.prefill
+    monkeypatch.setattr(engine, "prefill", lambda chunk, known: sizes.append(len(chunk)) or prefill(chunk, known))
     assert ids(engine.sample(prompts, HOT, seeds)) == ids(expected)
     assert len(sizes) > 1
     assert sum(sizes) == 5

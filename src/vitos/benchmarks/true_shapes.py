@@ -226,7 +226,7 @@ def _visual_tokens(backbone: Backbone, px: int) -> VisualTokens:
 
 @torch.no_grad()
 def _prefill(backbone: Backbone, prompt: Prompt) -> Any:
-    return TorchEngine(backbone)._prefill([prompt], [None]).cache
+    return TorchEngine(backbone).prefill([prompt], [None]).cache
 
 
 def _memory(backbone: Backbone, prompt: Prompt) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
 from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.packing import attention_masks, pack
+from vitos.engines.pieces import Pieces
 from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
 from vitos.prompt import Prompt, pad_prompts
 
@@ -117,7 +118,7 @@ class TorchEngine:
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
                 with stage("prefill"):
-                    ready = self._prefill([prompts[i] for i in rows], [prefixes[i] for i in rows])
+                    ready = self.prefill([prompts[i] for i in rows], [prefixes[i] for i in rows])
                     ready = ready.expand([len(s) for s in counted])
                 with stage("decode"):
                     completions = iter(_result(self._decode(ready, sampling, counted)))
@@ -131,10 +132,10 @@ class TorchEngine:
     ) -> Generator[str, None, Completion]:
         """Yield one completion's text as it is written, and return the completion; arguments as in `sample`."""
         with stage("prefill"):
-            ready = self._prefill([prompt], [prefix])
+            ready = self.prefill([prompt], [prefix])
         steps = self._decode(ready, sampling, [[0]])
         ids: list[int] = []
-        shown = ""
+        written = Pieces()
         while True:
             with stage("decode"):
                 try:
@@ -142,13 +143,10 @@ class TorchEngine:
                 except StopIteration as end:
                     completion: Completion = end.value[0]
                     break
-            text = self._texts([ids])[0]
-            # A character may need several tokens: half of one is not shown.
-            if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        if completion.text != shown:
-            yield completion.text[len(shown) :]
+            if piece := written.next(self.texts([ids])[0]):
+                yield piece
+        if piece := written.rest(completion.text):
+            yield piece
         return completion
 
     @torch.no_grad()
@@ -162,7 +160,7 @@ class TorchEngine:
         """
         if refusal := self.backbone.cache_refusal:
             raise ValueError(refusal)
-        cache = self._prefill([head], [None]).cache
+        cache = self.prefill([head], [None]).cache
         layers = tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
         return Prefix(head, layers, self.backbone.model)
 
@@ -180,7 +178,7 @@ class TorchEngine:
         finished = torch.zeros(rows, dtype=torch.bool, device=device)
         place, logits = torch.arange(rows, device=device), prefix.logits  # which row of the batch is whose
         for step in range(sampling.max_tokens):
-            log_p = self._log_softmax(logits, sampling.temperature)
+            log_p = self.log_softmax(logits, sampling.temperature)
             token = _draw(log_p, noise[place, step]) if sampling.temperature > 0 else log_p.argmax(-1)
             ids[place, step], scores[place, step] = token, log_p.gather(-1, token[:, None])[:, 0]
             lengths[place] += ~finished[place]
@@ -194,23 +192,23 @@ class TorchEngine:
             if 2 * len(running) <= len(place):  # moving the cache together costs about as much as one token
                 prefix, place, token = prefix.select(running), place[running], token[running]
             prefix.mask = torch.cat([prefix.mask, torch.ones_like(prefix.mask[:, :1])], dim=1)
-            logits = prefix.logits = self._extend(token[:, None], prefix.next_positions + step, prefix)[:, -1]
+            logits = prefix.logits = self.extend(token[:, None], prefix.next_positions + step, prefix)[:, -1]
         self.kv_bytes = cache_bytes(prefix.cache)
         ids, scores, ended = ids.cpu(), scores.cpu(), finished.tolist()
         if bool(scores.isnan().any()):
             raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
         written = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
-        texts = self._texts(written)
+        texts = self.texts(written)
         return [Completion(row, scores[r, : len(row)], texts[r], ended[r]) for r, row in enumerate(written)]
 
-    def _texts(self, ids: Sequence[Any] | Tensor) -> list[str]:
+    def texts(self, ids: Sequence[Any] | Tensor) -> list[str]:
         texts: list[str] = self.backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 
     def _holds(self, ids: Tensor, stop: Sequence[str]) -> Tensor:
         """Bool (R,): a stop string ends in the last of `ids` (R, L); a token is a byte or more, so few are read."""
         window = max(len(text.encode()) for text in stop) + 8
-        texts = self._texts(ids[:, -window:].cpu())
+        texts = self.texts(ids[:, -window:].cpu())
         return torch.tensor([any(s in text for s in stop) for text in texts], device=ids.device)
 
     # --- scoring ----------------------------------------------------------------------------------------------------
@@ -237,7 +235,7 @@ class TorchEngine:
         inputs["attention_mask"] = attention_masks(packed, config, self.backbone.model.dtype, visual)
 
         def log_softmax(logits: Tensor) -> Tensor:
-            return self._log_softmax(logits, temperature)
+            return self.log_softmax(logits, temperature)
 
         head = self.backbone.model.get_output_embeddings()
         with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens) as given:
@@ -254,7 +252,7 @@ class TorchEngine:
 
     # --- the moves of sampling ---------------------------------------------------------------------------------------
 
-    def _prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None]) -> Prefilled:
+    def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None]) -> Prefilled:
         """Run prompts of one kind: all in full, or all behind their prefixes without the tokens that they hide."""
         config = self.backbone.model.config.get_text_config()
         if prefixes[0] is None and prompts[0].hidden is None:
@@ -277,7 +275,7 @@ class TorchEngine:
             out.logits[:, -1], out.past_key_values, mask, batch.next_positions, batch.position_ids.shape[0]
         )
 
-    def _extend(self, ids: Tensor, first_positions: Tensor, prefix: Prefilled) -> Tensor:
+    def extend(self, ids: Tensor, first_positions: Tensor, prefix: Prefilled) -> Tensor:
         """Logits (R, L, vocab) of `ids` (R, L) behind the cache, their positions counting from `first_positions`.
 
         The prefix's mask covers `ids` already.
@@ -293,7 +291,7 @@ class TorchEngine:
         logits: Tensor = out.logits
         return logits
 
-    def _log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
+    def log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
         """float32 log-probabilities with the banned tokens left out."""
         logits = logits.float() / (temperature if temperature > 0 else 1.0)
         return logits.index_fill(-1, self._banned(logits.device), float("-inf")).log_softmax(-1)
