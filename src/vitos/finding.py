@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vitos.data.images import ImageFacts
-from vitos.data.record import AnswerKind, parse_options
+from vitos.data.record import IMAGE_PLACEHOLDER, AnswerKind, parse_options
 from vitos.engines.base import Completion
 from vitos.engines.prefix import Prefix
 from vitos.geometry import BoolArray, Box, TokenGrid
@@ -52,6 +52,12 @@ class Query:
     question: str
     kind: AnswerKind = "letter"
 
+    @classmethod
+    def about(cls, scan: Scan, text: str) -> Query:
+        """A user's question: placeholders in front where it has none; without options it wants a few words."""
+        placed = text if IMAGE_PLACEHOLDER in text else IMAGE_PLACEHOLDER * len(scan.visuals) + text
+        return cls(scan, placed, "letter" if parse_options(placed) else "text")
+
     @property
     def options(self) -> dict[str, str]:
         """Letter → text of the options that may be chosen; empty where the question asks for no letter."""
@@ -71,7 +77,7 @@ class Finding:
     """The answer to one question, and where it comes from.
 
     Attributes:
-        answer: option letter, or None: no answer could be read.
+        answer: option letter; where the question has no options, the answer's text. None: none could be read.
         thought: the reasoning branch's thought.
         boxes: evidence in fractions of the original image.
         kept: visual tokens of the first image that the answer was given from, bool (N,), on `grid`: the cells of the

@@ -30,7 +30,7 @@ from vitos.finding import Finding, Query, Rollout, Scan, Stopwatch
 from vitos.nano import resolve_model_path
 from vitos.plans import Limits, Piece
 from vitos.prompt import Prompt
-from vitos.response import Response, parse_localization, parse_reasoning
+from vitos.response import Response, parse_localization, parse_reasoning, read_answer_text
 from vitos.sparsify import Selection, select
 from vitos.spec import PlanName, VitosSpec
 
@@ -166,9 +166,9 @@ class SparseVLM:
     ) -> list[Finding]:
         """`ask` for several questions together, each about its scan; the engine runs them sorted by length."""
         policy, watch = self.with_spec(plan=plan or self.spec.plan), Stopwatch()
-        queries = [_query(scan, question) for scan, question in zip(scans, questions, strict=True)]
+        queries = [Query.about(scan, question) for scan, question in zip(scans, questions, strict=True)]
         outcomes = plans.answer(policy, queries, limits or Limits(max_tokens, max_tokens), watch)
-        return [policy._finding(query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
+        return [policy.finding(query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
 
     def stream(
         self,
@@ -180,14 +180,15 @@ class SparseVLM:
         limits: Limits | None = None,
     ) -> Generator[Piece, None, Finding]:
         """`ask`, its text piece by piece: yields `Piece`s, returns the finding (`finding = yield from …`)."""
-        policy, watch, query = self.with_spec(plan=plan or self.spec.plan), Stopwatch(), _query(scan, question)
+        policy, watch, query = self.with_spec(plan=plan or self.spec.plan), Stopwatch(), Query.about(scan, question)
         outcome = yield from plans.stream(policy, query, limits or Limits(max_tokens, max_tokens), watch)
-        return policy._finding(query, outcome, watch)
+        return policy.finding(query, outcome, watch)
 
-    def _finding(self, query: Query, outcome: plans.Outcome, watch: Stopwatch) -> Finding:
+    def finding(self, query: Query, outcome: plans.Outcome, watch: Stopwatch) -> Finding:
+        """What a plan's outcome says to the asker; the policy's spec holds the plan."""
         response = outcome.reasoning.response
         return Finding(
-            answer=response.answer,
+            answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
             thought=response.thought,
             boxes=outcome.localization.response.boxes if outcome.localization else (),
             kept=outcome.mask,
@@ -333,10 +334,3 @@ class SparseVLM:
         rows = self.engine.sample(prompts, sampling, seeds, lambda move: clock.stage(f"{branch}_{move}"), prefixes)
         clock.count_run(branch, prompts, prefixes, rows)
         return rows
-
-
-def _query(scan: Scan, question: str) -> Query:
-    """A question, in front of it a placeholder for every image where it has none."""
-    if IMAGE_PLACEHOLDER not in question:
-        question = IMAGE_PLACEHOLDER * len(scan.visuals) + question
-    return Query(scan, question)

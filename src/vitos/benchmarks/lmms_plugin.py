@@ -21,7 +21,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from vitos.data.record import IMAGE_PLACEHOLDER, parse_options
+from vitos.data.record import IMAGE_PLACEHOLDER
 from vitos.engines.base import Sampling, derive_seed
 from vitos.policy import Query, SparseVLM
 from vitos.response import read_answer_text
@@ -114,8 +114,7 @@ class SparseModel(lmms):
     def _query(self, request: Instance) -> Query:
         _, to_messages, _, doc_id, task, split = request.args
         text, images = read_messages(to_messages(self.task_dict[task][split][doc_id]), f"{task}, {split}, {doc_id}")
-        kind: Literal["letter", "text"] = "letter" if parse_options(text) else "text"
-        return Query(self.policy.encode(*images), text, kind)
+        return Query.about(self.policy.encode(*images), text)
 
     def _select(self, queries: Sequence[Query]) -> list[Selection | None]:
         if self.tokens == "dense":

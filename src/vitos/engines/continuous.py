@@ -7,8 +7,9 @@ so a row's text is that of `sample`, up to floating-point differences between ba
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -25,7 +26,7 @@ from vitos.prompt import Prompt
 class Row:
     """A completion that is being written; `key` is the caller's."""
 
-    key: Hashable
+    key: int
     sampling: Sampling
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -36,7 +37,7 @@ class Row:
 class Written:
     """What a step wrote for one row: new text, and the completion if it has ended."""
 
-    key: Hashable
+    key: int
     text: str
     completion: Completion | None
 
@@ -69,7 +70,7 @@ class RunningBatch:
         return (len(self) + 1) * width <= self._engine.max_batch_tokens
 
     @torch.no_grad()
-    def join(self, key: Hashable, prompt: Prompt, sampling: Sampling, prefix: Prefix | None = None) -> None:
+    def join(self, key: int, prompt: Prompt, sampling: Sampling, prefix: Prefix | None = None) -> None:
         """Run a prompt and let its row join the others; `key` comes back with its text.
 
         Raises:
@@ -111,7 +112,7 @@ class RunningBatch:
             state.next_positions = state.next_positions + 1
         return written
 
-    def drop(self, keys: Collection[Hashable]) -> None:
+    def drop(self, keys: Collection[int]) -> None:
         """Forget rows, unwritten as they are."""
         self._keep([i for i, row in enumerate(self._rows) if row.key not in keys])
 
@@ -134,7 +135,7 @@ class RunningBatch:
             self._state = self._state.select(torch.tensor(index, device=self._state.mask.device))
 
 
-def _together(first: Prefilled, second: Prefilled, config: object) -> Prefilled:
+def _together(first: Prefilled, second: Prefilled, config: Any) -> Prefilled:
     """The rows of both, padded on the left; columns in which no row of the first has a token are cut."""
     start = int(first.mask.any(0).long().argmax())
     width = max(first.mask.shape[1] - start, second.mask.shape[1])

@@ -25,7 +25,7 @@ from vitos.plans.whole import Dense, Gather, TwoPass
 if TYPE_CHECKING:
     from vitos.policy import SparseVLM
 
-__all__ = ["AGAIN", "PLANS", "Limits", "Outcome", "Piece", "Plan", "Request", "answer", "stream"]
+__all__ = ["AGAIN", "PLANS", "Limits", "Outcome", "Piece", "Plan", "Request", "Steps", "answer", "start", "stream"]
 
 PLANS: dict[str, Plan] = {plan.name: plan for plan in (TwoPass(), Gather(), Coarse(), Dense(), Crop())}
 AGAIN = ("coarse", "crop")
@@ -41,7 +41,7 @@ def answer(vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stop
     Raises:
         ValueError: if the family cannot, or a scan was made for another plan.
     """
-    steps = _start(vlm, queries, limits, watch)
+    steps = start(vlm, queries, limits, watch)
     try:
         request = next(steps)
         while True:
@@ -53,7 +53,7 @@ def answer(vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stop
 
 def stream(vlm: SparseVLM, query: Query, limits: Limits, watch: Stopwatch) -> Generator[Piece, None, Outcome]:
     """The same for one question, its text piece by piece."""
-    steps = _start(vlm, [query], limits, watch)
+    steps = start(vlm, [query], limits, watch)
     try:
         request = next(steps)
         while True:
@@ -66,7 +66,8 @@ def stream(vlm: SparseVLM, query: Query, limits: Limits, watch: Stopwatch) -> Ge
         return outcome
 
 
-def _start(vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
+def start(vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
+    """The steps of the policy's plan, for whoever completes their requests; errors as in `answer`."""
     plan = PLANS[vlm.spec.plan]
     if refusal := plan.refusal(vlm.backbone):
         raise ValueError(refusal)
