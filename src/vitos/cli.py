@@ -18,6 +18,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
@@ -170,7 +171,8 @@ def demo(
 
     vlm = SparseVLM.from_pretrained(checkpoint)
     console.print(f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]")
-    launch(vlm, model=checkpoint, host=host, port=port)
+    with TemporaryDirectory(prefix="vitos-demo-") as folder:
+        launch(vlm, Path(folder), model=checkpoint, host=host, port=port)
 
 
 @data_app.command("check")

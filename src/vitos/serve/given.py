@@ -1,14 +1,17 @@
-"""What a person gives the demo: a file and which picture of it, a question, boxes. Errors are sentences for a toast."""
+"""What a person gives the demo: a file and which picture of it, a question, boxes. Errors are sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from vitos.data.dicom import is_dicom
 from vitos.data.images import ImageError, ImageFacts, load_image_facts
+from vitos.data.nifti import is_nifti
 from vitos.data.phantom import render, samples
 from vitos.data.record import IMAGE_PLACEHOLDER
 from vitos.data.selector import parse_selector
@@ -31,6 +34,11 @@ class Example:
     image: Path
     question: str
     answer: str
+
+    @property
+    def title(self) -> str:
+        """The question without its options."""
+        return self.question.splitlines()[0]
 
 
 def draw_examples(folder: Path, count: int = 5) -> list[Example]:
@@ -80,6 +88,10 @@ class WindowRange:
     def step(self) -> float:
         """Of both sliders: whole numbers, unless the values span fewer than a hundred."""
         return 1.0 if self.widest >= 100 else self.widest / 100
+
+    def is_own(self, centre: float, width: float) -> bool:
+        """Sliders stand where they were put: on the file's window, but for what their steps round away."""
+        return abs(centre - self.window[0]) < self.step and abs(width - self.window[1]) < self.step
 
 
 def window_range(facts: ImageFacts) -> WindowRange | None:
@@ -131,6 +143,13 @@ def image_name(file: str | Path, part: str = "", window: tuple[float, float] | N
     return Path(f"{file}#{'&'.join(pairs)}") if pairs else Path(file)
 
 
+def may_have_parts(file: str | Path) -> bool:
+    """A DICOM or NIfTI file, of which one frame or slice is looked at."""
+    path = Path(file)
+    with path.open("rb") as opened:
+        return is_nifti(path) or is_dicom(opened.read(132))
+
+
 def fitting(picture: Image.Image) -> Image.Image:
     """The picture, its longer side at most `LONGEST_SIDE` pixels."""
     if max(picture.size) <= LONGEST_SIDE:
@@ -166,6 +185,15 @@ def parse_boxes(text: str) -> tuple[Box, ...]:
     if len(boxes) > MAX_BOXES:
         raise ValueError(f"{len(boxes)} boxes; at most {MAX_BOXES} are used.")
     return tuple(boxes)
+
+
+def readable_boxes(text: str) -> tuple[Box, ...]:
+    """Those lines of `parse_boxes` that are boxes already, while a person is still writing."""
+    boxes: list[Box] = []
+    for line in (text or "").splitlines():
+        with suppress(ValueError):
+            boxes += parse_boxes(line)
+    return tuple(boxes[:MAX_BOXES])
 
 
 def format_boxes(boxes: Sequence[Box]) -> str:

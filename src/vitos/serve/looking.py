@@ -7,7 +7,7 @@ nothing is localized, and the plan goes on from these boxes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from vitos.benchmarks.controls import fit_budget, random_mask
-from vitos.data.images import ImageFacts
 from vitos.engines.base import Completion, derive_seed
 from vitos.finding import Finding, Query, Rollout, Scan, Stopwatch
 from vitos.geometry import Box
@@ -79,19 +78,23 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """The three ways beside one another.
+    """Several ways beside one another, dense first.
 
     Attributes:
+        ways: dense, sparse and random; or dense and every plan.
         notes: what a reader must know to compare them fairly, a sentence each.
     """
 
-    dense: Look
-    sparse: Look
-    random: Look
-    notes: tuple[str, ...] = field(default=())
+    ways: tuple[Look, ...]
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Look]:
-        return iter((self.dense, self.sparse, self.random))
+        return iter(self.ways)
+
+    @property
+    def sparse(self) -> Look:
+        """The plan's look; of several the first."""
+        return next(way for way in self.ways if way.name == "sparse")
 
 
 class Guided(SparseVLM):
@@ -172,59 +175,98 @@ def look(
         ValueError: for an empty question, a budget out of range or under a plan that looks twice, a plan that the
             family cannot follow, or a file that cannot be read (`ImageError`).
     """
-    question = checked_question(question)
-    if not 0 <= budget <= 1:
-        raise ValueError(f"the budget is a share of the tokens, 0 to 1, got {budget}")
-    if plan == "dense":
-        raise ValueError("dense is always shown beside the plan; choose another")
     if budget and plan in AGAIN:
         raise ValueError(
             f"A budget chooses among the tokens of one look at the image, and plan {plan} has two. Set the budget to "
             "0, or choose two_pass or gather."
         )
-    picture, facts = open_image(image)
-    scan, cost = _encoded(vlm, picture, facts, plan)
-    whole, whole_cost = _encoded(vlm, picture, facts, "dense") if scan.reduced else (scan, cost)
-    shown = fitting(picture)
-
-    dense = _looked("dense", vlm.ask(whole, question, plan="dense", limits=limits), shown, whole_cost)
-    guided = Guided(vlm, tuple(boxes) or None, budget)
-    sparse = _looked("sparse", guided.ask(scan, question, plan=plan, limits=limits), shown, cost)
-    count, by = int(sparse.finding.kept.sum()), "two_pass" if plan in AGAIN else plan
-    chance = Guided(vlm, (), random_count=count, seed=seed)
-    random = _looked("random", chance.ask(whole, question, plan=by, limits=limits), shown, whole_cost)
-
-    notes = []
-    if boxes:
-        notes.append("Your boxes were used; the model did not localize.")
-    if sparse.finding.fallback and boxes:
-        notes.append(f"Plan {plan} looked at the whole image at full resolution: a box is small.")
-    elif sparse.finding.fallback:
-        notes.append(f"Plan {plan} fell back: {sparse.finding.fallback_reason}.")
+    session = _Session(vlm, image, question, limits)
+    dense, sparse = session.dense(), session.planned(plan, budget, boxes)
+    by: PlanName = "two_pass" if plan in AGAIN else plan
+    random = session.random(by, int(sparse.finding.kept.sum()), seed)
+    notes = _notes([sparse], boxes)
     if by != plan:
         notes.append(f"Plan {plan} looks at the image twice; the random tokens are taken from one look, by two_pass.")
-    return Looks(dense, sparse, random, tuple(notes))
+    return Looks((dense, sparse, random), tuple(notes))
 
 
-def _encoded(vlm: SparseVLM, picture: Image.Image, facts: ImageFacts, plan: PlanName) -> tuple[Scan, Stopwatch]:
-    watch = Stopwatch()
-    return vlm.encode(picture, plan=plan, watch=watch).of_files([facts]), watch
+def look_by_all(
+    vlm: SparseVLM,
+    image: Path,
+    question: str,
+    *,
+    budget: float = 0.0,
+    boxes: Sequence[Box] = (),
+    limits: Limits = Limits(),
+) -> Looks:
+    """Answer a question densely and by every plan that the model can follow; as `look`, without random tokens.
+
+    The budget is that of two_pass and gather; coarse and crop keep the boxes as they are.
+    """
+    session = _Session(vlm, image, question, limits)
+    plans = plans_of(vlm)[0]
+    planned = [session.planned(plan, 0.0 if plan in AGAIN else budget, boxes) for plan in plans]
+    notes = _notes(planned, boxes)
+    if budget and any(plan in AGAIN for plan in plans):
+        notes.append("The budget does not apply to coarse and crop, which look at the image twice.")
+    return Looks((session.dense(), *planned), tuple(notes))
 
 
-def _looked(name: str, finding: Finding, shown: Image.Image, cost: Stopwatch) -> Look:
-    seconds, tokens = dict(cost.seconds), dict(cost.tokens)
-    for stage, value in finding.seconds.items():
-        seconds[stage] = seconds.get(stage, 0.0) + value
-    for stage, count in finding.tokens.items():
-        tokens[stage] = tokens.get(stage, 0) + count
-    return Look(name, finding, draw_overlay(shown, finding.grid, finding.kept, finding.boxes), seconds, tokens)
+class _Session:
+    """One image and one question; the image is encoded once for every plan that can share it."""
+
+    def __init__(self, vlm: SparseVLM, image: Path, question: str, limits: Limits) -> None:
+        self.vlm, self.limits = vlm, limits
+        self.question = checked_question(question)
+        self.picture, self.facts = open_image(image)
+        self.shown = fitting(self.picture)
+        self._scans: dict[bool, tuple[Scan, Stopwatch]] = {}
+
+    def dense(self) -> Look:
+        return self._answered("dense", self.vlm, "dense")
+
+    def planned(self, plan: PlanName, budget: float, boxes: Sequence[Box]) -> Look:
+        if not 0 <= budget <= 1:
+            raise ValueError(f"the budget is a share of the tokens, 0 to 1, got {budget}")
+        if plan == "dense":
+            raise ValueError("dense is always shown beside the plan; choose another")
+        return self._answered("sparse", Guided(self.vlm, tuple(boxes) or None, budget), plan)
+
+    def random(self, plan: PlanName, count: int, seed: int) -> Look:
+        return self._answered("random", Guided(self.vlm, (), random_count=count, seed=seed), plan)
+
+    def _answered(self, name: str, policy: SparseVLM, plan: PlanName) -> Look:
+        scan, cost = self._scan(plan)
+        finding = policy.ask(scan, self.question, plan=plan, limits=self.limits)
+        seconds, tokens = dict(cost.seconds), dict(cost.tokens)
+        for stage, value in finding.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+        for stage, count in finding.tokens.items():
+            tokens[stage] = tokens.get(stage, 0) + count
+        picture = draw_overlay(self.shown, finding.grid, finding.kept, finding.boxes)
+        return Look(name, finding, picture, seconds, tokens)
+
+    def _scan(self, plan: PlanName) -> tuple[Scan, Stopwatch]:
+        reduced = plan == "coarse"
+        if reduced not in self._scans:
+            watch = Stopwatch()
+            scan = self.vlm.encode(self.picture, plan=plan, watch=watch).of_files([self.facts])
+            self._scans[reduced] = scan, watch
+        return self._scans[reduced]
+
+
+def _notes(looks: Sequence[Look], boxes: Sequence[Box]) -> list[str]:
+    notes = ["Your boxes were used; the model did not localize."] if boxes else []
+    for finding in (look.finding for look in looks):
+        if finding.fallback and boxes:
+            notes.append(f"Plan {finding.plan} looked at the whole image at full resolution: a box is small.")
+        elif finding.fallback:
+            notes.append(f"Plan {finding.plan} fell back: {finding.fallback_reason}.")
+    return notes
 
 
 def plans_of(vlm: SparseVLM) -> tuple[list[PlanName], list[str]]:
     """The plans that a model can follow beside dense, its own first, and why it refuses the others."""
-    others = [plan for name, plan in PLANS.items() if name != "dense"]
-    others.sort(key=lambda plan: plan.name != vlm.spec.plan)
-    refusals = {plan.name: plan.refusal(vlm.backbone) for plan in others}
-    return [p.name for p in others if not refusals[p.name]], [
-        f"{name}: {why}" for name, why in refusals.items() if why
-    ]
+    plans = sorted((p for name, p in PLANS.items() if name != "dense"), key=lambda p: p.name != vlm.spec.plan)
+    refusals = {plan.name: plan.refusal(vlm.backbone) for plan in plans}
+    return [name for name, why in refusals.items() if not why], [f"{n}: {why}" for n, why in refusals.items() if why]

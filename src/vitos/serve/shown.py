@@ -26,6 +26,11 @@ def title(look: Look) -> str:
     return f"{_name(look)}: {look.kept}"
 
 
+def heading(look: Look, question: str) -> str:
+    """HTML above a picture: the way and its tokens, and the answer."""
+    return f"<b>{escape(title(look))}</b> → {escape(answer_text(look, question))}"
+
+
 def answer_text(look: Look, question: str) -> str:
     """ "B. cyst", or "no answer could be read"."""
     answer = look.finding.answer
@@ -48,7 +53,7 @@ def results_table(looks: Looks, question: str) -> str:
         cells += [f"<td>{look.tokens_read}</td>", f"<td>{look.tokens_written}</td>"]
         rows.append(f'<tr><th scope="row">{escape(_name(look))}</th>{"".join(cells)}</tr>')
     notes = "".join(f"<p>{escape(note)}</p>" for note in looks.notes)
-    caption = "<caption>Answer, tokens and times of the three ways</caption>"
+    caption = "<caption>Answers, tokens and seconds, each way from pixels to answer</caption>"
     table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="results">{table}{notes}</div>'
 
