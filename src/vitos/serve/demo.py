@@ -24,7 +24,7 @@ NOTICE = "Research use only; not a medical device."
 MAX_UPLOAD = "512mb"
 CACHE_SECONDS = 3600
 """Uploads and pictures older than this are deleted, and all of them when the server stops."""
-PICTURE_HEIGHT = 296
+PICTURE_HEIGHT = 280
 BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model localizes. Shift+Enter asks."
 EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
 
@@ -55,7 +55,7 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
             ]
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                file = gr.File(label="Your image: PNG, JPEG, TIFF, DICOM, NIfTI", height=104, elem_id="file")
+                file = gr.File(label="Your image: PNG, JPEG, TIFF, DICOM, NIfTI", height=120, elem_id="file")
                 facts = gr.Textbox(label="File", interactive=False, max_lines=6, elem_id="facts")
                 part = gr.Textbox(
                     label="Frame or slice", info="frame=3, or axis=2&slice=40; Enter shows it", max_lines=1,
@@ -74,7 +74,7 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
                 )  # fmt: skip
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
-                    ask_all = gr.Button("Compare all plans", min_width=120, elem_id="ask-all")
+                    ask_all = gr.Button("All plans", min_width=120, elem_id="ask-all")
                 boxes = gr.Textbox(label="Your boxes", lines=2, max_lines=6, info=BOXES_HELP, elem_id="boxes")
                 with gr.Row():
                     take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
@@ -82,11 +82,11 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
                 seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
             with gr.Column(scale=5, min_width=480):
                 with gr.Row():
-                    _, preview = _picture("preview", "<b>Image</b>: drag a box, or click two corners")
-                    sparse = _picture("sparse", "<b>Sparse</b>: the tokens of the evidence")
+                    _, preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
+                    sparse = _picture("sparse", "<b>Sparse</b><br>the tokens of the evidence")
                 with gr.Row():
-                    dense = _picture("dense", "<b>Dense</b>: all tokens")
-                    random = _picture("random", "<b>Random</b>: as many tokens, anywhere")
+                    dense = _picture("dense", "<b>Dense</b><br>all tokens")
+                    random = _picture("random", "<b>Random</b><br>as many tokens, anywhere")
                 table = gr.HTML(elem_id="results")
                 thoughts = gr.HTML(elem_id="thoughts")
 

@@ -28,7 +28,7 @@ def title(look: Look) -> str:
 
 def heading(look: Look, question: str) -> str:
     """HTML above a picture: the way and its tokens, and the answer."""
-    return f"<b>{escape(title(look))}</b> → {escape(answer_text(look, question))}"
+    return f"<b>{escape(title(look))}</b><br>→ {escape(answer_text(look, question))}"
 
 
 def answer_text(look: Look, question: str) -> str:
