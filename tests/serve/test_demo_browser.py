@@ -57,7 +57,7 @@ def page(browser, address):
 def kept(page):
     """Tokens kept, as the table says: (dense, sparse, random)."""
     page.wait_for_selector("#results td.answer")
-    return [int(n) for n in re.findall(r"(\d+) of 64 tokens", page.locator("#results").inner_text())]
+    return [int(n) for n in re.findall(r"(\d+) of 64 \(", page.locator("#results").inner_text())]
 
 
 def wait_for(page, script):

@@ -24,7 +24,7 @@ NOTICE = "Research use only; not a medical device."
 MAX_UPLOAD = "512mb"
 CACHE_SECONDS = 3600
 """Uploads and pictures older than this are deleted, and all of them when the server stops."""
-PICTURE_HEIGHT = 280
+PICTURE_HEIGHT = 262
 BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model localizes. Shift+Enter asks."
 EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
 

@@ -48,7 +48,10 @@ def results_table(looks: Looks, question: str) -> str:
     rows = []
     for look in looks:
         seconds = (look.encode_seconds, look.localize_seconds, look.reason_seconds, sum(look.seconds.values()))
-        cells = [f'<td class="answer">{escape(answer_text(look, question))}</td>', f"<td>{escape(look.kept)}</td>"]
+        cells = [
+            f'<td class="answer">{escape(answer_text(look, question))}</td>',
+            f"<td>{escape(look.kept.replace(' tokens', ''))}</td>",
+        ]
         cells += [f"<td>{value:.3f} s</td>" for value in seconds]
         cells += [f"<td>{look.tokens_read}</td>", f"<td>{look.tokens_written}</td>"]
         rows.append(f'<tr><th scope="row">{escape(_name(look))}</th>{"".join(cells)}</tr>')
