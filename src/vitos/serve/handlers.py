@@ -116,10 +116,11 @@ class Handlers:
     def click(self, opened: Opened | None, boxes: str, drawn: int, event: gr.SelectData) -> tuple[Any, ...]:
         """The first or second corner of a box: opened, boxes, number of boxes drawn so far."""
         if opened is None:
-            return None, boxes, drawn
+            return None, gr.skip(), gr.skip()
         x, y = event.index[0] / opened.size[0], event.index[1] / opened.size[1]
         if opened.corner is None:
-            return replace(opened, corner=(x, y)), boxes, drawn
+            # Not `boxes` unchanged: of a drag's two clicks, the first must not overwrite what the second writes.
+            return replace(opened, corner=(x, y)), gr.skip(), gr.skip()
         with told():
             added = (*parse_boxes(boxes), box_between(opened.corner, (x, y)))
         return replace(opened, corner=None), format_boxes(added), drawn + 1
