@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from tests.serve.dicom import write_dicom
 
 gr = pytest.importorskip("gradio", reason="the demo extra is not installed")
 
@@ -33,23 +34,6 @@ def handlers(vlm):
 def dicom(tmp_path):
     """A CT slice of two frames, values of -1000 to 2000 HU, window 40,400."""
     return write_dicom(tmp_path / "ct.dcm", frames=2)
-
-
-def write_dicom(path, frames=1):
-    pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
-    values = np.linspace(-1000, 2000, frames * 64 * 64).reshape(frames, 64, 64).astype(np.int16)
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CT", "MONOCHROME2", 1
-    data.Rows = data.Columns = 64
-    data.NumberOfFrames, data.BitsAllocated, data.BitsStored, data.HighBit = frames, 16, 16, 15
-    data.PixelRepresentation, data.WindowCenter, data.WindowWidth = 1, 40, 400
-    data.PixelData = values.tobytes()
-    data.save_as(path, enforce_file_format=True)
-    return path
 
 
 def click(x, y):
@@ -147,6 +131,9 @@ def test_frames_and_windows_of_dicom(handlers, dicom, monkeypatch):
     np.testing.assert_array_equal(np.asarray(same), np.asarray(preview))
     expected, _ = given.open_image(f"{dicom}#frame=2&window=1000,1800")
     np.testing.assert_array_equal(np.asarray(other.resize((64, 64), Image.Resampling.NEAREST)), np.asarray(expected))
+    # The last image's values, or none, are no reason to fail.
+    assert str(opened.name(9000, 0)).endswith("#frame=2&window=1040,1")
+    assert str(opened.name(None, None)).endswith("#frame=2")
     first = asked(handlers, opened, centre=40, width=400, boxes="0,0,0.5,0.5")
     second = asked(handlers, opened, centre=1000, width=1800, boxes="0,0,0.5,0.5")
     assert (np.asarray(first[4]["value"]) != np.asarray(second[4]["value"])).any()
@@ -179,6 +166,8 @@ def test_the_served_page_names_no_other_host(vlm, tmp_path):
         assert config["stylesheets"] == []
         assert "https://" not in theme
         assert page.share_url is None
+        with pytest.raises(OSError, match="choose another with --port"):
+            launch(vlm, tmp_path, port=page.server_port)
     finally:
         page.close()
 

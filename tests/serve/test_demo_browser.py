@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.serve.dicom import write_dicom
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -139,12 +140,37 @@ def test_bad_input_is_told_on_the_page(page):
     assert page.locator("#preview img").count() == 0
 
 
+def test_windows_and_frames_of_dicom(page, tmp_path):
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "one.dcm"))
+    page.wait_for_selector("#preview img")
+    width = page.locator("#width input[type=number]")
+    assert width.input_value() == "400"
+    before = page.locator("#preview img").get_attribute("src")
+    width.fill("1800")
+    width.press("Tab")
+    wait_for(page, f"document.querySelector('#preview img').src != {before!r}")
+    page.locator("#file button[aria-label*=lear]").first.click()
+    page.wait_for_selector("#preview img", state="detached")
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "two.dcm", frames=2))
+    page.get_by_text("2 frames").first.wait_for()
+    part = page.locator("#part").locator("input, textarea").first
+    part.fill("frame=2")
+    part.press("Enter")
+    page.wait_for_selector("#preview img")
+    page.locator("#question textarea").fill("What is shown?")
+    page.locator("#ask").click()
+    page.wait_for_selector("#results td.answer")
+    assert width.input_value() == "400"
+    assert page.get_by_text("is less than minimum").count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_background(browser, address, scheme):
     """WCAG 2.1 AA: 4.5 : 1, for every element of the page that has text of its own."""
     page = browser.new_page(viewport={"width": 1200, "height": 980}, color_scheme=scheme)
     page.goto(address)
     page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
     page.locator("#ask").click()
     kept(page)
     page.wait_for_timeout(500)

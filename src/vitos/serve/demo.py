@@ -7,6 +7,7 @@ is answered at a time.
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -27,6 +28,18 @@ CACHE_SECONDS = 3600
 PICTURE_HEIGHT = 262
 BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model localizes. Shift+Enter asks."
 EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
+
+
+class WindowSlider(gr.Slider):
+    """A slider whose limits change with the image: for a moment it may still hold the last image's value."""
+
+    def get_block_name(self) -> str:
+        """Drawn as what it is."""
+        return "slider"
+
+    def preprocess(self, payload: float) -> float:
+        """Not refused when out of range: `WindowRange.clipped` sees to that."""
+        return payload
 
 
 def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: Limits = Limits()) -> gr.Blocks:
@@ -61,8 +74,8 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
                     label="Frame or slice", info="frame=3, or axis=2&slice=40; Enter shows it", max_lines=1,
                     visible=False, elem_id="part",
                 )  # fmt: skip
-                centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
-                width = gr.Slider(label="Window width", visible=False, elem_id="width")
+                centre = WindowSlider(label="Window centre", visible=False, elem_id="centre")
+                width = WindowSlider(label="Window width", visible=False, elem_id="width")
                 question = gr.Textbox(
                     label="Question, each option on a line", lines=5, max_lines=9, placeholder=EMPTY_QUESTION,
                     elem_id="question",
@@ -171,6 +184,8 @@ def launch(
         OSError: if the port is taken.
     """
     page = build(vlm, draw_examples(folder), model)
+    if port is not None and _taken(host, port):
+        raise OSError(f"port {port} of {host} cannot be had; choose another with --port")
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -188,3 +203,14 @@ def launch(
         prevent_thread_lock=not block,
     )
     return page, address
+
+
+def _taken(host: str, port: int) -> bool:
+    """Nobody can listen there: another program does, or it is no address of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False

@@ -89,6 +89,10 @@ class WindowRange:
         """Of both sliders: whole numbers, unless the values span fewer than a hundred."""
         return 1.0 if self.widest >= 100 else self.widest / 100
 
+    def clipped(self, centre: float, width: float) -> tuple[float, float]:
+        """The nearest window that the sliders can be set to."""
+        return min(max(centre, self.low), self.high), min(max(width, 1.0), self.widest)
+
     def is_own(self, centre: float, width: float) -> bool:
         """Sliders stand where they were put: on the file's window, but for what their steps round away."""
         return abs(centre - self.window[0]) < self.step and abs(width - self.window[1]) < self.step

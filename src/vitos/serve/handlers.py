@@ -53,7 +53,7 @@ class Opened:
         own = self.window
         if own is None or centre is None or width is None or own.is_own(centre, width):
             return image_name(self.file, self.part)
-        return image_name(self.file, self.part, (centre, width))
+        return image_name(self.file, self.part, own.clipped(centre, width))
 
 
 @contextmanager
