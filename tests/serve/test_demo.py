@@ -126,7 +126,7 @@ def test_frames_and_windows_of_dicom(handlers, dicom, monkeypatch):
     opened, preview, facts, part, centre, width, _ = handlers.open(str(dicom), "frame=2")
     assert "frame 2, window 40,400 (file)" in facts
     assert (centre["visible"], centre["value"], centre["minimum"], centre["maximum"]) == (True, 40, -960, 1040)
-    assert (width["value"], width["minimum"], width["maximum"]) == (400, 1, 2000)
+    assert (width["value"], width["minimum"], width["maximum"]) == (400, 0, 2000)
     same, other = handlers.draw(opened, 40, 400, ""), handlers.draw(opened, 1000, 1800, "")
     np.testing.assert_array_equal(np.asarray(same), np.asarray(preview))
     expected, _ = given.open_image(f"{dicom}#frame=2&window=1000,1800")

@@ -30,18 +30,6 @@ BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model local
 EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
 
 
-class WindowSlider(gr.Slider):
-    """A slider whose limits change with the image: for a moment it may still hold the last image's value."""
-
-    def get_block_name(self) -> str:
-        """Drawn as what it is."""
-        return "slider"
-
-    def preprocess(self, payload: float) -> float:
-        """Not refused when out of range: `WindowRange.clipped` sees to that."""
-        return payload
-
-
 def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: Limits = Limits()) -> gr.Blocks:
     """The page.
 
@@ -74,8 +62,8 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
                     label="Frame or slice", info="frame=3, or axis=2&slice=40; Enter shows it", max_lines=1,
                     visible=False, elem_id="part",
                 )  # fmt: skip
-                centre = WindowSlider(label="Window centre", visible=False, elem_id="centre")
-                width = WindowSlider(label="Window width", visible=False, elem_id="width")
+                centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
+                width = gr.Slider(label="Window width", visible=False, elem_id="width")
                 question = gr.Textbox(
                     label="Question, each option on a line", lines=5, max_lines=9, placeholder=EMPTY_QUESTION,
                     elem_id="question",

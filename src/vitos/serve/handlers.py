@@ -91,7 +91,8 @@ class Handlers:
         text = "\n".join([facts.summary(), *(f"Warning: {warning}" for warning in facts.warnings)])
         sliders = [hidden, hidden]
         if own is not None:
-            limits = ((own.low, own.high), (1, own.widest))
+            # A slider that comes into view says 0 at first, which must not be refused; `clipped` sees to the rest.
+            limits = ((min(own.low, 0), max(own.high, 0)), (0, own.widest))
             sliders = [
                 gr.update(visible=True, minimum=low, maximum=high, step=own.step, value=value)
                 for (low, high), value in zip(limits, own.window, strict=True)
