@@ -3,6 +3,7 @@
     vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
+    vitos demo [CHECKPOINT] [--port 7860]
     vitos data check|convert|cache|phantom …
     vitos bench infer|run|rescore|shapes|train …
     vitos doctor [--recipe recipe.yaml]
@@ -17,6 +18,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
@@ -149,6 +151,28 @@ def ask(
         whole = load_image(without_crop(image))
         draw_overlay(whole, finding.grid, finding.kept, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
+
+
+@app.command()
+def demo(
+    checkpoint: Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')] = "nano",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+) -> None:
+    """Show in a browser what a model looks at: boxes, kept tokens, and answers beside dense and random ones."""
+    quiet()
+    try:
+        from vitos.serve.demo import launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise RuntimeError("the demo needs gradio; install it with pip install 'vitos[demo]'") from None
+    from vitos.policy import SparseVLM
+
+    vlm = SparseVLM.from_pretrained(checkpoint)
+    console.print(f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]")
+    with TemporaryDirectory(prefix="vitos-demo-") as folder:
+        launch(vlm, Path(folder), model=checkpoint, host=host, port=port)
 
 
 @data_app.command("check")
