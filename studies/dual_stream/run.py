@@ -1,8 +1,8 @@
 """Which parts of the dual stream matter, on nano and phantoms: `python studies/dual_stream/run.py [--jobs 2]`.
 
 Three seeds of every variant, the same number of updates each, two processes of one thread. Finished runs are kept in
-`runs/study/` and not run again, so the study can be stopped at any time. Writes `results.json`, `table.md` and
-`figure.svg` beside this file.
+`runs/study/` and not run again, so the study can be stopped at any time. Writes `results.json`, `table.md` (means and
+paired differences) and `figure.svg` beside this file.
 """
 
 from __future__ import annotations
@@ -43,6 +43,20 @@ COLUMNS = {
 }
 
 
+# Differences in points: (variant, its condition in cases.jsonl) against another.
+COMPARED = [
+    *(
+        (("staged", "sparse"), (variant, "sparse"))
+        for variant in VARIANTS
+        if variant not in ("staged", "RL without pruning")
+    ),
+    (("staged", "sparse"), ("RL without pruning", "dense")),
+    (("staged", "sparse"), ("RL without pruning", "localization")),
+    *(((variant, "sparse"), (variant, "untrained_sparse")) for variant in VARIANTS),
+    (("staged", "localization"), ("staged", "base_dense")),
+    (("RL without pruning", "localization"), ("RL without pruning", "base_dense")),
+    (("RL without pruning", "dense"), ("RL without pruning", "base_dense")),
+]
 STYLE = {"random": ("#999999", "x"), "dense": ("#0072B2", "s"), "sparse": ("#D55E00", "o")}
 
 
@@ -101,6 +115,27 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def right(variant: str, condition: str, seeds: int) -> np.ndarray:
+    """Share of the seeds that answer a question right, by question (N,)."""
+    rows = []
+    for seed in range(seeds):
+        cases = map(json.loads, (folder_of(variant, seed) / "cases.jsonl").read_text().splitlines())
+        by_id = {case["id"]: case["conditions"][condition]["correct"] for case in cases}
+        rows.append([by_id[name] for name in sorted(by_id)])
+    return np.mean(rows, axis=0)
+
+
+def differences(seeds: int, resamples: int = 10_000) -> str:
+    """Table of paired differences over questions, seeds averaged first, with 95 % bootstrap intervals."""
+    lines = ["| accuracy of | minus accuracy of | points | 95 % interval |", "| --- | --- | --- | --- |"]
+    for (first, a), (second, b) in COMPARED:
+        gained = 100 * (right(first, a, seeds) - right(second, b, seeds))
+        index = np.random.default_rng(0).integers(0, len(gained), (resamples, len(gained)))
+        low, high = np.percentile(gained[index].mean(1), (2.5, 97.5))
+        lines.append(f"| {first}, {a} | {second}, {b} | {gained.mean():+.1f} | {low:+.1f} to {high:+.1f} |")
+    return "\n".join(lines) + "\n"
+
+
 def figure(results: dict[str, Any]) -> Figure:
     """Sparse accuracy of every variant, a dot a seed, beside its own dense and random answers."""
     drawn = Figure(figsize=(8, 0.45 * len(results) + 1.4), layout="constrained")
@@ -111,7 +146,7 @@ def figure(results: dict[str, Any]) -> Figure:
             label = column if place == 0 else None
             axes.scatter(values, [place] * len(values), color=colour, marker=marker, s=26, label=label)
     base = np.mean([row["base dense"] for rows in results.values() for row in rows])
-    untrained = np.mean([row["untrained sparse"] for rows in results.values() for row in rows])
+    untrained = results["staged"][0]["untrained sparse"]  # with the fusion that most variants share
     axes.axvline(base, color="#0072B2", linestyle=":", linewidth=1, label="base, dense")
     axes.axvline(untrained, color="#D55E00", linestyle=":", linewidth=1, label="base, sparse")
     axes.set_yticks(range(len(results)), list(results))
@@ -132,9 +167,10 @@ def main() -> None:
         list(pool.map(lambda run: run_one(*run), runs))
     results = collect(args.seeds)
     (HERE / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (HERE / "table.md").write_text(table(results), encoding="utf-8")
+    tables = f"{table(results)}\n{differences(args.seeds)}"
+    (HERE / "table.md").write_text(tables, encoding="utf-8")
     figure(results).savefig(HERE / "figure.svg")
-    print(table(results))
+    print(tables)
 
 
 if __name__ == "__main__":
