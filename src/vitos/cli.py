@@ -253,6 +253,46 @@ def phantom(
 
 
 @app.command()
+def serve(
+    checkpoint: Checkpoint = "nano",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    images: Annotated[Path | None, typer.Option(help="Folder whose files requests may name as file:NAME.")] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Questions in line; more get 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Until an answer must be there.")] = 120.0,
+) -> None:
+    """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
+    quiet()
+    try:
+        from vitos.serve.launch import run_server
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error.name} is missing; pip install 'vitos[serve]'") from None
+    from vitos.serve.app import Settings
+
+    run_server(
+        checkpoint,
+        Settings(
+            name=Path(checkpoint).name,
+            token=os.environ.get("VITOS_TOKEN") or None,
+            images=images,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_tokens=max_tokens,
+            max_bytes=max_megabytes << 20,
+            max_pixels=max_megapixels * 1_000_000,
+            seconds=seconds,
+        ),
+        host,
+        port,
+        console,
+    )
+
+
+@app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
