@@ -3,6 +3,7 @@
     vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
+    vitos serve [CHECKPOINT] [--port 8000]
     vitos demo [CHECKPOINT] [--port 7860]
     vitos data check|convert|cache|phantom …
     vitos bench infer|run|rescore|shapes|train …

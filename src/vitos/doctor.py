@@ -39,7 +39,8 @@ OPTIONAL = {
     "vllm": "the vLLM engine",
     "pydicom": "reading DICOM files",
     "nibabel": "reading NIfTI volumes",
-    "gradio": "the web demo",
+    "fastapi": "the HTTP server (vitos serve)",
+    "gradio": "the web demo (vitos demo)",
     "tensorboard": "report_to: tensorboard",
     "wandb": "report_to: wandb",
 }

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -203,7 +204,7 @@ def test_a_client_that_goes_away_takes_its_question_along(server, records):
 
 def test_dicom_with_a_window(client):
     data = pytest.importorskip("pydicom.data", reason="needs the extra dicom")
-    content = base64.b64encode(open(data.get_testdata_file("CT_small.dcm"), "rb").read()).decode()
+    content = base64.b64encode(Path(data.get_testdata_file("CT_small.dcm")).read_bytes()).decode()
     address = {"url": f"data:application/dicom;base64,{content}", "select": "window=40,400"}
     parts = [{"type": "image_url", "image_url": address}, {"type": "text", "text": "What is it?\nA. cyst\nB. mass"}]
     answer = client.chat.completions.create(model="nano", messages=[{"role": "user", "content": parts}])

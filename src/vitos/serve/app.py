@@ -230,7 +230,7 @@ def build_app(policy: SparseVLM, settings: Settings | None = None) -> FastAPI:
         "/v1/chat/completions",
         response_model=schema.ChatResponse,
         responses=errors,
-        openapi_extra={"requestBody": {"required": True, "content": _bodies()}},
+        openapi_extra={"requestBody": {"required": True, "content": _bodies(server.settings.name)}},
     )
     async def chat(request: Request) -> Response:
         server.check_token(request)
@@ -256,10 +256,11 @@ def build_app(policy: SparseVLM, settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _bodies() -> dict[str, Any]:
-    """The chat request as JSON schema, definitions inside: FastAPI does not read the body and so knows none."""
+def _bodies(name: str) -> dict[str, Any]:
+    """The chat request to a model as JSON schema, definitions inside: FastAPI reads no body and knows none."""
     wanted = json.loads(json.dumps(schema.ChatRequest.model_json_schema(ref_template="#/definitions/{model}")))
     definitions = wanted.pop("$defs")
+    wanted["properties"]["model"]["const"] = name
 
     def resolved(node: Any) -> Any:
         if isinstance(node, dict):
