@@ -29,7 +29,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from vitos.cli_bench import bench_app
-from vitos.screen import advance, console, quiet
+from vitos.screen import advance, console, needs_extra, quiet
 
 app = typer.Typer(
     help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
@@ -131,7 +131,7 @@ def ask(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
-    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan)
+    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan).with_encoding(watch)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
     table.add_row("answer", finding.answer or "no answer could be read")
@@ -140,12 +140,8 @@ def ask(
     kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
     table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
     table.add_row("tokens kept", kept)
-    seconds, tokens = (
-        {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
-        for first, second in ((watch.seconds, finding.seconds), (watch.tokens, finding.tokens))
-    )
-    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in seconds.items()))
-    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in tokens.items()))
+    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
+    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in finding.tokens.items()))
     console.print(table)
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
@@ -156,18 +152,14 @@ def ask(
 
 @app.command()
 def demo(
-    checkpoint: Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')] = "nano",
+    checkpoint: Checkpoint = "nano",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
     """Show in a browser what a model looks at: boxes, kept tokens, and answers beside dense and random ones."""
     quiet()
-    try:
+    with needs_extra("demo", "gradio"):
         from vitos.serve.demo import launch
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise RuntimeError("the demo needs gradio; install it with pip install 'vitos[demo]'") from None
     from vitos.policy import SparseVLM
 
     vlm = SparseVLM.from_pretrained(checkpoint)
@@ -268,11 +260,9 @@ def serve(
 ) -> None:
     """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
     quiet()
-    try:
+    with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
+        from vitos.serve.app import Settings
         from vitos.serve.launch import run_server
-    except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error.name} is missing; pip install 'vitos[serve]'") from None
-    from vitos.serve.app import Settings
 
     run_server(
         checkpoint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -103,10 +103,26 @@ class Finding:
     fallback_reason: str
     tokens: dict[str, int]
 
+    def with_encoding(self, watch: Stopwatch) -> Finding:
+        """The same with what making the scan cost added to its seconds and tokens."""
+        seconds = {n: watch.seconds.get(n, 0.0) + self.seconds.get(n, 0.0) for n in watch.seconds | self.seconds}
+        tokens = {n: watch.tokens.get(n, 0) + self.tokens.get(n, 0) for n in watch.tokens | self.tokens}
+        return replace(self, seconds=seconds, tokens=tokens)
+
     @property
     def kept_ratio(self) -> float:
         """Share of the first image's visual tokens that the answer was given from, in (0, 1]."""
         return float(self.kept.mean())
+
+
+def tokens_read(tokens: Mapping[str, int]) -> int:
+    """Of `Finding.tokens` those that the language model ran, text and visual ones, the image's prefix included."""
+    return sum(count for name, count in tokens.items() if name == "prefix" or name.endswith("_prefill"))
+
+
+def tokens_written(tokens: Mapping[str, int]) -> int:
+    """Of `Finding.tokens` those that the language model wrote."""
+    return sum(count for name, count in tokens.items() if name.endswith("_decode"))
 
 
 @dataclass(slots=True)
@@ -122,7 +138,11 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - started
+            self.spend(name, self._now() - started)
+
+    def spend(self, name: str, seconds: float) -> None:
+        """Seconds of a stage that was timed elsewhere."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def count(self, name: str, tokens: int) -> None:
         """Tokens of a stage, where there are any."""

@@ -7,13 +7,41 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from vitos.cache import EmbeddingCache
 from vitos.data.images import load_image_facts
 from vitos.data.record import Record
 from vitos.policy import Scan, SparseVLM
+
+
+class RecentScans:
+    """Scans by key, least recently used ones dropped beyond a size.
+
+    Args:
+        max_bytes: of all together; 0 keeps none.
+        size: bytes that a scan counts.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[Scan], int]) -> None:
+        self._max_bytes = max_bytes
+        self._size = size
+        self._scans: OrderedDict[Hashable, Scan] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> Scan | None:
+        return self._scans.get(key)
+
+    def keep(self, key: Hashable, scan: Scan) -> None:
+        """A scan that was just used; it may be dropped at once if it is too large."""
+        if key not in self._scans:
+            self._bytes += self._size(scan)
+        self._scans[key] = scan
+        self._scans.move_to_end(key)
+        while self._bytes > self._max_bytes:
+            _, dropped = self._scans.popitem(last=False)
+            self._bytes -= self._size(dropped)
 
 
 class ScanStore:
@@ -36,12 +64,10 @@ class ScanStore:
         keep_pictures: bool = False,
     ) -> None:
         self._policy = policy
-        self._max_bytes = max_bytes
         self._batch_size = batch_size
         self._cache = cache
         self._keep_pictures = keep_pictures
-        self._scans: OrderedDict[tuple[Path, ...], Scan] = OrderedDict()
-        self._bytes = 0
+        self._recent = RecentScans(max_bytes, visual_bytes)
 
     def get(self, records: Sequence[Record]) -> list[Scan]:
         """The scan of every record, missing ones encoded or read now.
@@ -50,14 +76,13 @@ class ScanStore:
             ImageError: if an image cannot be read; it names the file.
             CacheError: if there is a cache and it lacks an image, or the shard of an image is damaged.
         """
-        wanted = {record.image_paths: record for record in records}
-        fresh: dict[tuple[Path, ...], Scan] = {}
-        missing = [paths for paths in wanted if paths not in self._scans]
+        wanted = {record.image_paths: self._recent.get(record.image_paths) for record in records}
+        missing = [paths for paths, scan in wanted.items() if scan is None]
+        found = {paths: scan for paths, scan in wanted.items() if scan is not None}
         for start in range(0, len(missing), self._batch_size):
-            fresh |= self._load(missing[start : start + self._batch_size])
-        found = {paths: fresh[paths] if paths in fresh else self._scans[paths] for paths in wanted}
-        for paths, scan in found.items():
-            self._keep(paths, scan)
+            found |= self._load(missing[start : start + self._batch_size])
+        for paths in wanted:
+            self._recent.keep(paths, found[paths])
         return [found[record.image_paths] for record in records]
 
     def _load(self, groups: Sequence[tuple[Path, ...]]) -> dict[tuple[Path, ...], Scan]:
@@ -78,15 +103,7 @@ class ScanStore:
             for paths, scan, images in zip(groups, scans, loaded, strict=True)
         }
 
-    def _keep(self, paths: tuple[Path, ...], scan: Scan) -> None:
-        if paths not in self._scans:
-            self._bytes += _size(scan)
-        self._scans[paths] = scan
-        self._scans.move_to_end(paths)
-        while self._bytes > self._max_bytes:
-            _, dropped = self._scans.popitem(last=False)
-            self._bytes -= _size(dropped)
 
-
-def _size(scan: Scan) -> int:
+def visual_bytes(scan: Scan) -> int:
+    """Bytes of a scan's visual tokens."""
     return sum(t.nbytes for visual in scan.visuals for t in visual.tensors)

@@ -9,20 +9,9 @@ from tests.serve.dicom import write_dicom
 
 gr = pytest.importorskip("gradio", reason="the demo extra is not installed")
 
-from vitos.policy import SparseVLM  # noqa: E402
 from vitos.serve import given  # noqa: E402
 from vitos.serve.demo import build, launch  # noqa: E402
 from vitos.serve.handlers import Handlers  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return SparseVLM.from_pretrained("nano", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return given.draw_examples(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture

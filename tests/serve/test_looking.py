@@ -14,16 +14,6 @@ from vitos.serve.looking import look, look_by_all, plans_of
 HALF = Box(0.0, 0.0, 0.5, 0.25)
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return SparseVLM.from_pretrained("nano", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return given.draw_examples(tmp_path_factory.mktemp("examples"))
-
-
 # --- answering ------------------------------------------------------------------------------------------------------
 
 

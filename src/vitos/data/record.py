@@ -67,6 +67,12 @@ def parse_options(question: str) -> dict[str, str]:
     return {}
 
 
+def spell_answer(question: str, answer: str) -> str:
+    """An option's letter with its text, "B. cyst"; an answer that is no letter of the question as it is."""
+    option = parse_options(question).get(answer)
+    return f"{answer}. {option}" if option else answer
+
+
 def option_lines(options: Sequence[str]) -> str:
     """Options with their letters, each on a line that begins with a line break; `parse_options` reads them back.
 

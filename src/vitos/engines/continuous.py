@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.pieces import Pieces
 from vitos.engines.prefix import Prefilled, Prefix
-from vitos.engines.torch_engine import TorchEngine
+from vitos.engines.torch_engine import TorchEngine, check_finite
 from vitos.prompt import Prompt
 
 
@@ -93,8 +93,7 @@ class RunningBatch:
         if self._state is None:
             return []
         best = self._engine.log_softmax(self._state.logits, 0.0).max(-1)
-        if bool(best.values.isnan().any()):
-            raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
+        check_finite(best.values)
         tokens, scores = best.indices.tolist(), best.values.tolist()
         for row, token, score in zip(self._rows, tokens, scores, strict=True):
             row.ids.append(token)

@@ -195,8 +195,7 @@ class TorchEngine:
             logits = prefix.logits = self.extend(token[:, None], prefix.next_positions + step, prefix)[:, -1]
         self.kv_bytes = cache_bytes(prefix.cache)
         ids, scores, ended = ids.cpu(), scores.cpu(), finished.tolist()
-        if bool(scores.isnan().any()):
-            raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
+        check_finite(scores)
         written = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
         texts = self.texts(written)
         return [Completion(row, scores[r, : len(row)], texts[r], ended[r]) for r, row in enumerate(written)]
@@ -302,6 +301,12 @@ class TorchEngine:
         if known is None or known.device != device:
             known = self._banned_ids = torch.tensor(self.backbone.banned_token_ids, device=device)
         return known
+
+
+def check_finite(logprobs: Tensor) -> None:
+    """Raise a ValueError for log-probabilities of chosen tokens that are no numbers."""
+    if bool(logprobs.isnan().any()):
+        raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
 
 
 def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:

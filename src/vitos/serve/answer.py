@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from vitos.data.record import parse_options
-from vitos.finding import Finding
+from vitos.data.record import spell_answer
+from vitos.finding import Finding, tokens_read, tokens_written
 from vitos.plans import Piece
 from vitos.serve import schema
 from vitos.serve.scheduler import Job
@@ -40,11 +40,8 @@ class Thought:
 
 def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.ChatResponse:
     """The response to a finished question."""
-    seconds, tokens = finding.seconds, finding.tokens
-    written = sum(n for stage, n in tokens.items() if stage.endswith("_decode"))
-    read = sum(n for stage, n in tokens.items() if stage == "prefix" or stage.endswith("_prefill"))
-    option = parse_options(job.text).get(finding.answer or "")
-    content = f"{finding.answer}. {option}" if option else finding.answer or ""
+    written, read = tokens_written(finding.tokens), tokens_read(finding.tokens)
+    content = spell_answer(job.text, finding.answer) if finding.answer else ""
     ended = finding.reasoning.completion.finished
     return schema.ChatResponse(
         **header,
@@ -68,8 +65,8 @@ def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.
             fallback_reason=finding.fallback_reason,
             images=[image.facts.summary() for image in job.images],
             warnings=[warning for image in job.images for warning in image.facts.warnings],
-            seconds={stage: round(value, 6) for stage, value in seconds.items()},
-            tokens=tokens,
+            seconds={stage: round(value, 6) for stage, value in finding.seconds.items()},
+            tokens=finding.tokens,
         ),
     )
 

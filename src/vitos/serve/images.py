@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from vitos.data.images import DataError, ImageError, ImageFacts, load_image_facts, resolve_under
+from vitos.data.nifti import is_nifti
 
 _DATA = re.compile(r"data:(?P<type>[a-z0-9.+\-/]*)(?:;[a-z0-9=.+\-]+)*?;base64,", re.IGNORECASE)
 # NIfTI is known by its name alone; everything else by its content.
@@ -71,7 +72,7 @@ class Source:
         if kind == "attachment":
             if rest not in attachments:
                 raise BadImage(f"image {number}: the request has no attachment of this name")
-            return self._from_bytes(attachments[rest], rest.lower().endswith((".nii", ".nii.gz")), select, number)
+            return self._from_bytes(attachments[rest], is_nifti(Path(rest)), select, number)
         if kind == "file":
             return self._from_folder(rest, select, number)
         raise BadImage(
@@ -88,7 +89,7 @@ class Source:
             content = None
         if content is None:  # which of both is not said: names that are not there are nobody's business
             raise BadImage(f"image {number}: there is no such file below the server's folder")
-        return self._from_bytes(content, name.lower().endswith((".nii", ".nii.gz")), select, number)
+        return self._from_bytes(content, is_nifti(Path(name)), select, number)
 
     def _from_bytes(self, content: bytes, volume: bool, select: str, number: int) -> Opened:
         digest = hashlib.sha256(content)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vitos.benchmarks.controls import fit_budget, random_mask
 from vitos.engines.base import Completion, derive_seed
-from vitos.finding import Finding, Query, Rollout, Scan, Stopwatch
+from vitos.finding import Finding, Query, Rollout, Scan, Stopwatch, tokens_read, tokens_written
 from vitos.geometry import Box
 from vitos.plans import AGAIN, PLANS, Limits, Request
 from vitos.policy import SparseVLM
@@ -33,17 +33,22 @@ class Look:
 
     Attributes:
         name: "dense", "sparse" or "random".
-        finding: the answer; its `boxes` are the model's, or the person's.
+        finding: the answer; its `boxes` are the model's, or the person's. Its seconds and tokens hold those of
+            encoding the image ("vision", "prefix"), which each way would need on its own.
         picture: the image, kept tokens bright, boxes on top, RGB.
-        seconds, tokens: by stage as in `Finding`, with those of encoding the image ("vision", "prefix"), which each
-            way would need on its own.
     """
 
     name: str
     finding: Finding
     picture: Image.Image
-    seconds: dict[str, float]
-    tokens: dict[str, int]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self.finding.seconds
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return self.finding.tokens
 
     @property
     def kept(self) -> str:
@@ -68,12 +73,11 @@ class Look:
 
     @property
     def tokens_read(self) -> int:
-        """Text and visual tokens that the language model ran, the image's prefix included."""
-        return sum(count for name, count in self.tokens.items() if name == "prefix" or name.endswith("_prefill"))
+        return tokens_read(self.tokens)
 
     @property
     def tokens_written(self) -> int:
-        return sum(count for name, count in self.tokens.items() if name.endswith("_decode"))
+        return tokens_written(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +241,9 @@ class _Session:
 
     def _answered(self, name: str, policy: SparseVLM, plan: PlanName) -> Look:
         scan, cost = self._scan(plan)
-        finding = policy.ask(scan, self.question, plan=plan, limits=self.limits)
-        seconds, tokens = dict(cost.seconds), dict(cost.tokens)
-        for stage, value in finding.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
-        for stage, count in finding.tokens.items():
-            tokens[stage] = tokens.get(stage, 0) + count
+        finding = policy.ask(scan, self.question, plan=plan, limits=self.limits).with_encoding(cost)
         picture = draw_overlay(self.shown, finding.grid, finding.kept, finding.boxes)
-        return Look(name, finding, picture, seconds, tokens)
+        return Look(name, finding, picture)
 
     def _scan(self, plan: PlanName) -> tuple[Scan, Stopwatch]:
         reduced = plan == "coarse"

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,6 +22,7 @@ from vitos.engines.continuous import RunningBatch
 from vitos.finding import Finding, Query, Scan, Stopwatch
 from vitos.plans import Limits, Piece, Request, Steps
 from vitos.policy import SparseVLM
+from vitos.scans import RecentScans, visual_bytes
 from vitos.serve.images import Opened
 from vitos.spec import PlanName
 
@@ -85,7 +86,7 @@ class Scheduler:
     def __init__(self, policy: SparseVLM, max_running: int = 16, scan_bytes: int = 1 << 30) -> None:
         self._policy = policy
         self._max_running = max_running
-        self._scans = _Scans(policy, scan_bytes)
+        self._scans = RecentScans(scan_bytes, _held_bytes)
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}
         self._batch = RunningBatch(policy.engine)
@@ -147,13 +148,23 @@ class Scheduler:
 
     def _begin(self, job: Job) -> None:
         """Encode the images and ask the plan for its first request."""
-        job.watch.seconds["queue"] = time.perf_counter() - job.arrived
+        job.watch.spend("queue", time.perf_counter() - job.arrived)
         if job.given_up:
             return
         with self._answerable(job):
-            job.query = Query.about(self._scans.get(job), job.text)
+            job.query = Query.about(self._scan(job), job.text)
             job.steps = plans.start(self._policy.with_spec(plan=job.plan), [job.query], job.limits, job.watch)
             self._advance(job, None)
+
+    def _scan(self, job: Job) -> Scan:
+        """The question's images for its plan, encoded now unless they are known by their content."""
+        key = ("reduced" if job.plan == "coarse" else "whole", *(image.digest for image in job.images))
+        scan = self._scans.get(key)
+        if scan is None:
+            scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)
+            scan = scan.of_files([image.facts for image in job.images])
+        self._scans.keep(key, scan)
+        return scan
 
     def _advance(self, job: Job, completion: Completion | None) -> None:
         """Send a plan what it asked for, and take its next request or its outcome."""
@@ -168,7 +179,7 @@ class Scheduler:
 
     def _join(self) -> None:
         """Run the prompts that wait for it, first come first served, as far as the batch has room."""
-        for job in sorted(self._running.values(), key=lambda job: job.key):
+        for job in list(self._running.values()):
             if (request := job.request) is None or job.joined is not None:
                 continue
             (prompt,), (prefix,) = request.prompts, request.prefixes
@@ -195,9 +206,8 @@ class Scheduler:
             if row.text:
                 job.emit(Piece(job.request.branch, row.text))
             if row.completion is not None:
-                request, stage = job.request, f"{job.request.branch}_decode"
-                spent = job.watch.seconds.get(stage, 0.0)
-                job.watch.seconds[stage] = spent + time.perf_counter() - job.joined
+                request = job.request
+                job.watch.spend(f"{request.branch}_decode", time.perf_counter() - job.joined)
                 job.watch.count_run(request.branch, request.prompts, request.prefixes, [[row.completion]])
                 job.request = job.joined = None
                 with self._answerable(job):
@@ -231,33 +241,7 @@ class Scheduler:
             self._end(job, Failure("internal", "it could not be answered; the server's log says why"))
 
 
-class _Scans:
-    """Encoded images by their content, least recently used ones dropped beyond a size."""
-
-    def __init__(self, policy: SparseVLM, max_bytes: int) -> None:
-        self._policy = policy
-        self._max_bytes = max_bytes
-        self._known: OrderedDict[tuple[str, ...], Scan] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, job: Job) -> Scan:
-        """The scan of a question's images, for its plan."""
-        key = ("reduced" if job.plan == "coarse" else "whole", *(image.digest for image in job.images))
-        if key not in self._known:
-            scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)
-            self._known[key] = scan.of_files([image.facts for image in job.images])
-            self._bytes += _size(self._known[key])
-        self._known.move_to_end(key)
-        scan = self._known[key]
-        while self._bytes > self._max_bytes:
-            _, dropped = self._known.popitem(last=False)
-            self._bytes -= _size(dropped)
-        return scan
-
-
-def _size(scan: Scan) -> int:
+def _held_bytes(scan: Scan) -> int:
     """Bytes of visual tokens, keys and values, and pictures."""
     pictures = sum(3 * picture.width * picture.height for picture in scan.pictures)
-    return (
-        pictures + sum(t.nbytes for v in scan.visuals for t in v.tensors) + (scan.prefix.nbytes if scan.prefix else 0)
-    )
+    return pictures + visual_bytes(scan) + (scan.prefix.nbytes if scan.prefix else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from vitos.data.record import parse_options
+from vitos.data.record import spell_answer
 from vitos.serve.looking import Look, Looks
 
 TITLES = {"dense": "Dense", "sparse": "Sparse", "random": "Random"}
@@ -34,10 +34,7 @@ def heading(look: Look, question: str) -> str:
 def answer_text(look: Look, question: str) -> str:
     """ "B. cyst", or "no answer could be read"."""
     answer = look.finding.answer
-    if answer is None:
-        return "no answer could be read"
-    option = parse_options(question).get(answer)
-    return f"{answer}. {option}" if option else answer
+    return "no answer could be read" if answer is None else spell_answer(question, answer)
 
 
 def results_table(looks: Looks, question: str) -> str:

@@ -1,0 +1,16 @@
+"""The embedded model and the demo's examples, once for each file."""
+
+import pytest
+
+from vitos.policy import SparseVLM
+from vitos.serve import given
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return SparseVLM.from_pretrained("nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return given.draw_examples(tmp_path_factory.mktemp("examples"))
