@@ -1,5 +1,7 @@
 """`SparseVLM` against its own parts put together by hand."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from vitos.engines.base import Sampling
+from vitos.nano import resolve_model_path
 from vitos.policy import Query, SparseVLM, Stopwatch
 from vitos.response import parse_localization, parse_reasoning
 from vitos.sparsify import Fusion, Selection, select
@@ -130,6 +133,15 @@ def test_saved_policy_loads_with_its_spec_and_refuses_another_geometry(warm_poli
     assert SparseVLM.from_pretrained(tmp_path, device="cpu").spec == VitosSpec()
     own = VitosSpec(reason_prompt="{question} Go.")
     assert SparseVLM.from_pretrained(tmp_path, device="cpu", spec=own).spec == own
+
+
+@pytest.mark.parametrize(("key", "value"), [("patch_size", 16), ("merge_size", 1)])
+def test_an_image_processor_of_other_patches_is_refused_by_name(tmp_path, key, value):
+    shutil.copytree(resolve_model_path("nano"), tmp_path / "edited")
+    file = tmp_path / "edited/preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rf"edited: trained with .*{key}.*boxes would shift"):
+        SparseVLM.from_pretrained(tmp_path / "edited")
 
 
 def test_stopwatch_adds_up_and_counts_failed_stages(monkeypatch):

@@ -28,10 +28,8 @@ class QwenVL(Backbone):
 
     @property
     def geometry(self) -> VisionGeometry:
-        vision, size = self.model.config.vision_config, self.image_processor.size
-        return VisionGeometry(
-            vision.patch_size, vision.spatial_merge_size, size["shortest_edge"], size["longest_edge"]
-        )
+        processor, size = self.image_processor, self.image_processor.size
+        return VisionGeometry(processor.patch_size, processor.merge_size, size["shortest_edge"], size["longest_edge"])
 
     @classmethod
     def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
