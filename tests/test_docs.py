@@ -239,7 +239,7 @@ def test_metrics_of_an_update_are_explained() -> None:
 
     from vitos.data.record import Record
     from vitos.engines.base import Completion
-    from vitos.geometry import Box
+    from vitos.geometry import Box, TokenGrid
     from vitos.policy import Query, Rollout, Scan
     from vitos.response import parse_localization, parse_reasoning
     from vitos.rl.loss import LossOutputs
@@ -257,6 +257,7 @@ def test_metrics_of_an_update_are_explained() -> None:
         [Selection(np.ones(4, dtype=bool), fallback=True)],
         [[Rollout(completion, second)]],
         group_rewards(record, [first], [[second]], RewardWeights()),
+        TokenGrid.single(2, 2),
     )
     keys = set(rollout_metrics([group]))
     sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import Qwen2_5_VLConfig
 from typer.testing import CliRunner
 
@@ -15,7 +16,8 @@ from vitos.cli import app
 from vitos.config import load_recipe
 from vitos.devices import DEVICES, find_device
 from vitos.doctor_recipe import diagnose_recipe, remedies
-from vitos.estimate import Job, batches, forward_flops, memory
+from vitos.engines.growing import GrowingLayer
+from vitos.estimate import Job, batches, cache_room, forward_flops, memory
 from vitos.shapes import find_config, model_shape
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,17 @@ def test_parameters_are_those_of_the_published_checkpoints(name, parameters):
     shape = model_shape(find_config(name), max_pixels=1_003_520)
     assert shape.text_parameters + shape.vision_parameters == parameters
     assert shape.visual_tokens == 1280
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("prompt", "siblings", "longest"), [(7, 1, 40), (300, 8, 64), (5, 3, 1)])
+def test_room_in_the_cache_is_what_growing_layers_make(prompt, siblings, longest):
+    layer = GrowingLayer()
+    layer.update(*torch.zeros(2, 1, 1, prompt, 1))
+    for _ in range(longest - 1):
+        layer.update(*torch.zeros(2, 1, 1, siblings, 1))
+    held = layer.keys.untyped_storage().nbytes() // layer.keys.element_size()
+    assert cache_room(prompt, siblings, longest) == held
 
 
 def test_a_model_that_is_not_here_says_what_is_needed():

@@ -124,9 +124,10 @@ def bench_shapes(
 @bench_app.command("train")
 def bench_train(
     out: Annotated[Path, typer.Option(help="Folder for results.json and table.md.")] = Path("runs/bench-train"),
-    shape: Annotated[list[str] | None, typer.Option(help="nano or qwen2.5-vl; may be repeated.")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="nano, nano-256 or qwen2.5-vl; may be repeated.")] = None,
     group: Annotated[list[int] | None, typer.Option(help="G = K; may be repeated.")] = None,
-    tokens: Annotated[int, typer.Option(help="Of every completion.")] = 32,
+    compare_to: Annotated[int, typer.Option(help="Largest G = K at which the other ways run, too.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Of every completion.")] = 16,
     questions: Annotated[int, typer.Option(help="Of a step.")] = 1,
     repeats: Annotated[int, typer.Option(help="Measured steps of each kind.")] = 5,
     micro_batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward pass.")] = 16_384,
@@ -137,6 +138,7 @@ def bench_train(
     chosen = {"shapes": tuple(shape)} if shape else {}
     bench = train_step.TrainBench(
         groups=tuple(group or (2, 4, 8, 16)),
+        compare_to=compare_to,
         questions=questions,
         tokens=tokens,
         repeats=repeats,

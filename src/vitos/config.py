@@ -135,7 +135,8 @@ class SparsifySection:
         beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
         positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
         plan: what reasoning is trained and evaluated on: a prompt of the kept tokens ("two_pass", the paper), or the
-            keys and values of the kept tokens, which saw the whole image ("gather"; nothing is fused).
+            keys and values of the kept tokens, which saw the whole image ("gather"; nothing is fused), or of their
+            cells alone, found on a reduced image ("coarse"; nothing is fused).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -145,7 +146,7 @@ class SparsifySection:
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
-    plan: Literal["two_pass", "gather"] = "two_pass"
+    plan: Literal["two_pass", "gather", "coarse"] = "two_pass"
 
     def problems(self) -> Iterator[Problem]:
         if self.plan == "gather" and self.positions == "renumber":

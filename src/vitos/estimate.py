@@ -25,6 +25,7 @@ Precision = Literal["float32", "bfloat16", "autocast"]
 """Activations in float32; weights and activations in bfloat16 (FSDP's mixed precision); float32 under autocast."""
 
 HEAD_TOKENS = 512  # as engines/head.py, which imports torch
+CACHE_ROOM, CACHE_SHARE = 32, 0.25  # as engines/growing.py
 SCAN_BYTES = 4 << 30  # as scans.py: visual tokens kept on the device
 
 
@@ -184,16 +185,35 @@ def _known(parts: Mapping[str, int]) -> dict[str, int]:
 def _sampling(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
     """Cache, logits and the like while the last token is sampled; larger than prefill's where siblings are many."""
     small = 4 if job.precision == "float32" else 2
-    layer = 2 * shape.kv_heads * shape.head_dim * small * batch.rows * batch.siblings * (batch.prompt + batch.longest)
+    rows, held, room = batch.rows, batch.row_tokens, cache_room(batch.prompt, batch.siblings, batch.longest)
+    mask = rows * batch.siblings * batch.row_tokens * (1 + 5 * shape.heads // shape.kv_heads)  # bool, then numbers
+    if not shape.shares_prompt or batch.siblings == 1:
+        rows = min(rows, max(1, job.micro_batch_tokens // (batch.siblings * (batch.prompt + batch.longest))))
+        held, room, mask = (
+            batch.siblings * (batch.prompt + batch.longest),
+            batch.siblings * cache_room(batch.prompt, 1, batch.longest),
+            0,
+        )
+    entry = 2 * shape.kv_heads * shape.head_dim * small * rows
     prefill = batch.rows * batch.prompt * (small * (4 * shape.hidden + 3 * shape.intermediate) + batch.prompt * small)
     # Of a sibling: the logits, their float32 logarithms, and two float64 copies on the way to the cumulated sum.
     logits = batch.rows * batch.siblings * shape.vocab * (4 + 4 + 8 + 8)
     whole = shape.text_parameters * small if job.sharded else 0
     return {
         "weights gathered for sampling": whole,
-        "KV cache": shape.layers * layer,
-        "one token": max(prefill - shape.layers * layer, 2 * layer, layer + logits),
+        "KV cache": shape.layers * entry * room,
+        "one token": max(prefill - shape.layers * entry * room, entry * held, mask, logits),
     }
+
+
+def cache_room(prompt: int, siblings: int, longest: int) -> int:
+    """Tokens of a row that `engines/growing.py` has made room for when the last token is sampled."""
+    room = length = prompt
+    for _ in range(longest - 1):
+        length += siblings
+        if length > room:
+            room = length + max(CACHE_ROOM, int(CACHE_SHARE * length))
+    return room
 
 
 def _update(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
@@ -283,7 +303,11 @@ def seconds(shape: ModelShape, job: Job, device: Device, assumed: Assumptions = 
         parts[f"prefill, {name}"] = prefill / (assumed.compute * device.flops)
         small = 4 if job.precision == "float32" else 2
         cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * small
-        read = shape.active_parameters * small + batch.rows * batch.siblings * (prompt + batch.longest / 2) * cache
+        read = shape.active_parameters * small + batch.rows * cache * (
+            prompt + batch.siblings * batch.longest / 2
+            if shape.shares_prompt
+            else batch.siblings * (prompt + batch.longest / 2)
+        )
         token = max(read / (assumed.bandwidth * device.bandwidth), shape.layers * assumed.launch)
         parts[f"decode, {name}"] = count * batch.longest * token
         update = max(update, trained / (assumed.compute * device.flops))

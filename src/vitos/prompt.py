@@ -210,6 +210,7 @@ def pad_prompts(prompts: Sequence[Prompt], pad_token_id: int, side: str = "left"
         attention_mask=mask,
         position_ids=positions,
         embeddings=torch.cat([p.embeddings for p in prompts]),
-        streams=tuple(torch.cat(parts) for parts in zip(*(p.streams for p in prompts), strict=True)),
+        # A prompt without an image has no streams.
+        streams=tuple(torch.cat(x) for x in zip(*(p.streams for p in prompts if len(p.embeddings)), strict=True)),
         next_positions=torch.tensor([p.next_position for p in prompts], device=device),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from vitos.cache import EmbeddingCache
 from vitos.data.images import load_image_facts
 from vitos.data.record import Record
+from vitos.plans import PLANS
 from vitos.policy import Scan, SparseVLM
 
 
@@ -53,6 +54,10 @@ class ScanStore:
         batch_size: images open at a time.
         cache: read from here instead of encoding; it must fit the policy (`EmbeddingCache.open` sees to it).
         keep_pictures: scans hold the images, too, for plans that look again; they do not count in `max_bytes`.
+        reduced: the first image is encoded at half its width and height, as plan coarse begins.
+
+    Raises:
+        ValueError: for reduced images and a cache, which holds whole ones.
     """
 
     def __init__(
@@ -62,7 +67,11 @@ class ScanStore:
         batch_size: int = 32,
         cache: EmbeddingCache | None = None,
         keep_pictures: bool = False,
+        reduced: bool = False,
     ) -> None:
+        if reduced and cache is not None:
+            raise ValueError("plan coarse begins with reduced images, which no embedding cache holds; leave it out")
+        self._reduced = reduced
         self._policy = policy
         self._batch_size = batch_size
         self._cache = cache
@@ -88,7 +97,10 @@ class ScanStore:
     def _load(self, groups: Sequence[tuple[Path, ...]]) -> dict[tuple[Path, ...], Scan]:
         """Scans of several records' images."""
         loaded = [[load_image_facts(path) for path in paths] for paths in groups]
-        if self._cache is None:
+        if self._reduced:
+            coarse = PLANS["coarse"]
+            scans = [Scan(coarse.visuals(self._policy, [p for p, _ in i]), reduced=True) for i in loaded]
+        elif self._cache is None:
             scans = self._policy.encode_many([[picture for picture, _ in images] for images in loaded])
         else:
             scans = [

@@ -108,6 +108,7 @@ class ModelShape:
     layer_parameters: int
     largest_matrix: int
     adapted_widths: int
+    shares_prompt: bool
     visual_tokens: int
 
 
@@ -177,5 +178,6 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in inner.language_model.layers),
         largest_matrix=max(p.numel() for p in own.values()),
         adapted_widths=sum(m.in_features + m.out_features for m in linears),
+        shares_prompt=set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"},
         visual_tokens=FAMILIES[config.model_type].most_visual_tokens(config, max_pixels),
     )

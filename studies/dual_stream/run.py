@@ -30,6 +30,8 @@ VARIANTS: dict[str, list[str]] = {
     "fusion none": ["sparsify.fusion=none"],
     "fusion mean": ["sparsify.fusion=mean"],
     "RL without pruning": ["train.schedule=dense"],
+    "plan gather": ["sparsify.plan=gather"],
+    "plan coarse": ["sparsify.plan=coarse"],
 }
 COLUMNS = {
     "sparse": "sparse_accuracy",
@@ -40,6 +42,7 @@ COLUMNS = {
     "base dense": "base_dense_accuracy",
     "IoU": "mean_iou",
     "kept": "kept_ratio",
+    "fallback": "fallback_rate",
 }
 
 
@@ -56,6 +59,7 @@ COMPARED = [
     (("staged", "localization"), ("staged", "base_dense")),
     (("RL without pruning", "localization"), ("RL without pruning", "base_dense")),
     (("RL without pruning", "dense"), ("RL without pruning", "base_dense")),
+    *(((variant, "sparse"), (variant, "dense")) for variant in ("staged", "plan gather", "plan coarse")),
 ]
 STYLE = {"random": ("#999999", "x"), "dense": ("#0072B2", "s"), "sparse": ("#D55E00", "o")}
 
@@ -142,7 +146,7 @@ def figure(results: dict[str, Any]) -> Figure:
     axes = drawn.subplots()
     for place, rows in enumerate(results.values()):
         for column, (colour, marker) in STYLE.items():
-            values = [row[column] for row in rows]
+            values = [row[column] for row in rows if row[column] is not None]
             label = column if place == 0 else None
             axes.scatter(values, [place] * len(values), color=colour, marker=marker, s=26, label=label)
     base = np.mean([row["base dense"] for rows in results.values() for row in rows])

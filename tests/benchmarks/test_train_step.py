@@ -1,14 +1,17 @@
 """`vitos bench train`: the unshared reference computes the same thing, and the figures are what they are called."""
 
+import copy
 import importlib.metadata
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from vitos.benchmarks import train_step
-from vitos.benchmarks.train_dual import UnsharedEngine
+from vitos.benchmarks.train_dual import OwnPromptsEngine, UnsharedEngine
 from vitos.benchmarks.train_turns import Meter
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
@@ -22,7 +25,7 @@ def prompts(nano, picture):
 
 
 def test_the_unshared_reference_gives_the_same_and_shares_nothing(nano, prompts, monkeypatch):
-    engine, rows = UnsharedEngine(nano), []
+    engine, rows = OwnPromptsEngine(nano), []
     engine.meter = Meter()
     call = nano.model.forward
     monkeypatch.setattr(nano.model, "forward", lambda **k: rows.append(tuple(k["input_ids"].shape)) or call(**k))
@@ -48,7 +51,7 @@ def test_the_unshared_reference_gives_the_same_and_shares_nothing(nano, prompts,
 
 @pytest.mark.parametrize("budget", [1, 300, 10**6])
 def test_its_micro_batches_keep_to_the_same_budget(nano, prompts, budget):
-    engine = UnsharedEngine(nano, max_batch_tokens=budget)
+    engine = OwnPromptsEngine(nano, max_batch_tokens=budget)
     completions = [[torch.full((n,), 20) for n in (3, 8, 5)], [torch.full((2,), 20)]]
     widths = [len(p) + max(map(len, row)) for p, row in zip(prompts, completions, strict=True)]
     batches = list(engine.score_batches(prompts, completions))
@@ -56,6 +59,30 @@ def test_its_micro_batches_keep_to_the_same_budget(nano, prompts, budget):
     for batch in batches:
         padded = sum(len(completions[i]) for i in batch) * max(widths[i] for i in batch)
         assert len(batch) == 1 or padded <= budget
+
+
+def test_localizations_that_run_for_every_pair_give_the_same_scores_and_gradients(nano, prompts):
+    engine, plain = UnsharedEngine(nano), TorchEngine(nano)
+    engine.meter, engine.num_reasonings = Meter(), 3
+    completions = [[torch.tensor([20, 21, 22]), torch.tensor([23])], [torch.tensor([24, 25])]]
+    weight = nano.model.get_output_embeddings().weight
+
+    def gradient(scores):
+        nano.model.zero_grad()
+        (scores.logprobs * torch.arange(1.0, 4.0)[:, None]).sum().backward()
+        return weight.grad.clone()
+
+    expected = plain.score(prompts, completions)
+    for times in (3, 1):  # the first sampling of a step is that of localizations
+        engine.sample(prompts, Sampling(2), [[0]] * 2)
+        engine.meter.prompt_tokens = 0
+        got = engine.score(prompts, completions)
+        assert engine.meter.prompt_tokens == times * (2 * len(prompts[0]) + len(prompts[1]))
+        assert torch.equal(got.mask, expected.mask)
+        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(gradient(got), gradient(plain.score(prompts, completions)), rtol=1e-4, atol=1e-6)
+        prompts = [copy.copy(prompt) for prompt in prompts]
+    nano.model.zero_grad()
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -110,6 +137,9 @@ def test_exponents_tables_and_files(tmp_path):
     assert "G^1.50 (shared), G^2.00 (unshared)" in table
     assert "unshared runs 8.0 times the prompt tokens and takes 2.83 times the time per completion token" in table
     assert train_step.render(results).row_count == 9
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(train_step.render(results | {"rows": [row | {"shape": "qwen2.5-vl"} for row in results["rows"]]}))
+    assert "…" not in screen.file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -146,13 +176,15 @@ def test_a_small_measurement(monkeypatch):
     seen = []
     bench = train_step.TrainBench(shapes=("nano",), groups=(2,), tokens=3, repeats=1)
     results = train_step.measure(bench, lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 4) for n in range(1, 5)]
-    shared, unshared, trl = results["rows"]
+    assert seen == [(n, 6) for n in range(1, 7)]
+    shared, own, unshared, trl = results["rows"]
     assert trl["missing"]
-    # G localization prompts run once, G·K reasoning prompts G times; sampled from and scored.
-    assert unshared["prompt_tokens"] == 2 * shared["prompt_tokens"]
-    assert shared["completion_tokens"] == unshared["completion_tokens"] == (2 + 4) * 3
-    for row in (shared, unshared):
+    # 1 localization prompt for 2 completions and 2 reasoning prompts for 4; sampled from and scored.
+    assert own["prompt_tokens"] == 2 * shared["prompt_tokens"]
+    # Of six prompts two are localizations, which run once more to be scored.
+    assert unshared["prompt_tokens"] - own["prompt_tokens"] == pytest.approx(shared["prompt_tokens"] / 3, rel=0.1)
+    assert {row["completion_tokens"] for row in (shared, own, unshared)} == {(2 + 4) * 3}
+    for row in (shared, own, unshared):
         assert all(row[name] > 0 for name in train_step.STAGES)
         assert row["seconds"] == pytest.approx(sum(row[name] for name in (*train_step.STAGES, "other")))
         assert row["peak_mib"] > 50

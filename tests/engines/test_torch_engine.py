@@ -164,7 +164,7 @@ def test_siblings_share_one_prefill(backbone, dense_prompts, monkeypatch):
     )
     (row,) = engine.sample(dense_prompts[:1], Sampling(3, 1.0), [[1, 2, 3, 4]])
     assert len(row) == 4
-    assert lengths == [(1, len(dense_prompts[0])), (4, 1), (4, 1)]
+    assert lengths == [(1, len(dense_prompts[0])), (1, 4), (1, 4)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
@@ -255,16 +255,17 @@ def test_ended_rows_leave_the_batch_and_nobody_notices(backbone, dense_prompts, 
     ended = copied(backbone, stop_token_ids=stops)
     engine, rows = TorchEngine(ended), []
     call = ended.model.forward
-    monkeypatch.setattr(ended.model, "forward", lambda **k: rows.append(k["input_ids"].shape[0]) or call(**k))
+    monkeypatch.setattr(ended.model, "forward", lambda **k: rows.append(tuple(k["input_ids"].shape)) or call(**k))
     together = engine.sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
     lengths = [len(c.token_ids) for row in together for c in row]
     assert len(set(lengths)) > 3
-    batch = 12
-    for step, count in enumerate(rows[1:], start=1):
-        running = sum(length > step for length in lengths)
-        batch = running if 2 * running <= batch else batch
-        assert count == batch
-    assert rows[-1] < 12
+    batch = [[*range(3 * p, 3 * p + 3)] for p in range(4)]
+    for step, shape in enumerate(rows[1:], start=1):
+        running = [[i for i in row if lengths[i] > step] for row in batch]
+        if 2 * sum(map(len, running)) <= sum(map(len, batch)):
+            batch = [row for row in running if row]
+        assert shape == (len(batch), max(map(len, batch)))
+    assert len(batch) < 4
     for prompt, row in zip(dense_prompts, together, strict=True):
         for seed, completion in zip((1, 2, 3), row, strict=True):
             ((single,),) = engine.sample([prompt], HOT, [[seed]])

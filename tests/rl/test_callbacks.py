@@ -92,7 +92,7 @@ def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy
             assert (entry["kept_ratio"], entry["fallback"]) == (selection.mask.mean(), selection.fallback)
         drawn = draw_overlay(
             Image.open(records[index].image_paths[0]),
-            group.query.scan.visuals[0].grid,
+            group.grid,
             group.selections[0].mask,
             group.localizations[0].response.boxes,
             records[index].boxes,

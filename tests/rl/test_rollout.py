@@ -1,12 +1,16 @@
 """Rollouts of a briefly trained tiny model: seeds, sparse prompts, rewards and figures, each worked out again."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from vitos.engines.base import Sampling
+from vitos.geometry import TokenGrid
+from vitos.plans import Limits, start
+from vitos.policy import Query, SparseVLM, Stopwatch
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutPlan, roll_out, rollout_metrics, stack
 from vitos.scans import ScanStore
@@ -270,3 +274,47 @@ def test_under_plan_gather_both_branches_go_on_behind_one_dense_pass(warm_policy
             for rollout, logprobs in zip(row, scores.logprobs, strict=True):
                 length = len(rollout.completion.token_ids)
                 torch.testing.assert_close(logprobs[:length], rollout.completion.logprobs, rtol=0, atol=1e-3)
+
+
+class Told(SparseVLM):
+    """Writes what is given, by question."""
+
+    evidence: ClassVar[dict[str, str]] = {}
+
+    def read_localization(self, query, completion):
+        text = f"<think>x</think><evidence>{self.evidence[query.question]}</evidence><answer>A</answer>"
+        return super().read_localization(query, replace(completion, text=text))
+
+
+def test_under_plan_coarse_reasoning_gets_what_the_plan_gives_it(warm_policy, phantom_records):
+    """A box, no box, and one smaller than a cell of the reduced image: without a second localization, the whole."""
+    records = [replace(r, question=f"{r.question} {i}") for i, r in enumerate(phantom_records[:3])]
+    boxes = ("[[0.25, 0.25, 0.63, 0.76]]", "[]", "[[0.3, 0.3, 0.35, 0.35]]")
+    policy = Told(warm_policy.backbone, warm_policy.spec).with_spec(plan="coarse")
+    policy.evidence = dict(zip((r.question for r in records), boxes, strict=True))
+    scans = ScanStore(policy, keep_pictures=True, reduced=True).get(records)
+    found = roll_out(policy, records, scans, 0, PLAN, WEIGHTS)
+    assert all(int(prompt.is_visual.sum()) == 16 for prompt in found.localize_prompts)
+    prompts = [found.reason_prompts[i : i + 3] for i in range(0, 9, 3)]
+
+    steps = start(policy, [Query(scans[0], records[0].question)], Limits(), Stopwatch())
+    request = next(steps)
+    expected = steps.send([r.completion for r in found.groups[0].localizations[:1]])
+    assert (request.branch, expected.branch) == ("localize", "reason")
+    whole = warm_policy.reason_prompts(
+        [Query(s, r.question) for s, r in zip(ScanStore(warm_policy).get(records), records, strict=True)], [None] * 3
+    )
+    for group, own, prompt in zip(found.groups, prompts, (expected.prompts[0], *whole[1:]), strict=True):
+        assert group.grid == TokenGrid.single(8, 8)
+        for got, selection in zip(own, group.selections, strict=True):
+            assert torch.equal(got.input_ids, prompt.input_ids)
+            assert torch.equal(got.position_ids, prompt.position_ids)
+            assert torch.equal(got.embeddings, prompt.embeddings)
+            assert selection.fallback == (group is not found.groups[0])
+            assert selection.mask.sum() == len(got.embeddings) == (64 if selection.fallback else 20)
+    assert rollout_metrics(found.groups)["fallback_rate"] == pytest.approx(2 / 3)
+
+
+def test_reduced_images_are_not_read_from_a_cache(warm_policy):
+    with pytest.raises(ValueError, match="no embedding cache holds"):
+        ScanStore(warm_policy, cache=object(), reduced=True)

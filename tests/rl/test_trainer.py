@@ -440,18 +440,21 @@ def test_too_few_questions_are_refused(make_trainer, warm_policy, phantom_record
 
 
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
-    with pytest.raises(ValueError, match="trained under plan two_pass or gather, not coarse"):
-        make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path)
+    with pytest.raises(ValueError, match="trained under plan two_pass, gather or coarse, not crop"):
+        make_trainer(warm_policy.with_spec(plan="crop"), tmp_path)
+    with pytest.raises(ValueError, match="schedule: dense does not go with plan coarse"):
+        make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path, schedule="dense")
 
 
-def test_an_update_under_plan_gather_scores_what_was_sampled(make_trainer, warm_policy, clone_policy, tmp_path):
-    policy = clone_policy(warm_policy).with_spec(plan="gather")
+@pytest.mark.parametrize("plan", ["gather", "coarse"])
+def test_an_update_under_a_plan_scores_what_was_sampled(make_trainer, warm_policy, clone_policy, plan, tmp_path):
+    policy = clone_policy(warm_policy).with_spec(plan=plan)
     trainer = make_trainer(policy, tmp_path, schedule="reasoning-only", reasoning_steps=1)
     trainer.train()
     (row,) = [row for row in trainer.state.log_history if "mismatch_kl/reasoning" in row]
     assert row["prompts/reasoning"] > 0
     assert abs(row["mismatch_kl/reasoning"]) < 1e-5
-    assert SparseVLM.from_pretrained(tmp_path / "model", device="cpu").spec.plan == "gather"
+    assert SparseVLM.from_pretrained(tmp_path / "model", device="cpu").spec.plan == plan
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

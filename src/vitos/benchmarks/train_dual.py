@@ -1,4 +1,4 @@
-"""Training steps of `DualStreamTrainer` to be measured, as they are and with every sharing switched off."""
+"""Training steps of `DualStreamTrainer` to be measured, as they are and with sharing switched off."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class MeteredEngine(TorchEngine):
         return scores
 
 
-class UnsharedEngine(MeteredEngine):
-    """Every completion with a prompt of its own."""
+class OwnPromptsEngine(MeteredEngine):
+    """Every completion with a prompt of its own, in sampling and in scoring."""
 
     def sample(
         self,
@@ -74,6 +74,43 @@ class UnsharedEngine(MeteredEngine):
         return chunk_by_tokens(sizes, self.max_batch_tokens)
 
 
+class UnsharedEngine(OwnPromptsEngine):
+    """Localizations, too, are scored once for every pair that they stand in: K times each, as the loss is written.
+
+    Attributes:
+        num_reasonings: K.
+    """
+
+    num_reasonings: int = 1
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._samplings, self._localizing = 0, set[int]()
+
+    def sample(self, prompts: Sequence[Prompt], *args: Any, **kwargs: Any) -> list[list[Completion]]:
+        if self._samplings % 2 == 0:  # a step samples localizations, then reasonings
+            self._localizing = {id(prompt) for prompt in prompts}
+        self._samplings += 1
+        return super().sample(prompts, *args, **kwargs)
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+    ) -> Scores:
+        localizing = {id(prompt) in self._localizing for prompt in prompts}
+        if localizing != {True}:
+            return super().score(prompts, completions, temperature)
+        times = self.num_reasonings
+        scores = super().score(
+            prompts, [[ids for ids in row for _ in range(times)] for row in completions], temperature
+        )
+        # The mean of equal numbers is that number, and its gradient the sum of their K-th parts.
+        logprobs = scores.logprobs.unflatten(0, (-1, times)).mean(1)
+        return Scores(logprobs, scores.mask[::times], scores.hidden_prompt_tokens)
+
+
+ENGINES = {"shared": MeteredEngine, "own prompts": OwnPromptsEngine, "unshared": UnsharedEngine}
+
+
 class DenseOnly(TrainerCallback):
     """Refuses a measurement in which random weights wrote a box after all."""
 
@@ -91,7 +128,9 @@ class DenseOnly(TrainerCallback):
 
 def run(job: Job, policy: SparseVLM, images: Sequence[Path], meter: Meter, out: Path) -> None:
     """Make the job's steps."""
-    engine = (UnsharedEngine if job.way == "unshared" else MeteredEngine)(policy.backbone)
+    engine = ENGINES[job.way](policy.backbone)
+    if isinstance(engine, UnsharedEngine):
+        engine.num_reasonings = job.group
     engine.meter, policy.engine = meter, engine
     banned = policy.backbone.banned_token_ids  # read before the stop tokens go, which it leaves out
     policy.backbone.stop_token_ids, policy.backbone.banned_token_ids = (), banned

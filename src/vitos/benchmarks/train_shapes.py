@@ -71,6 +71,7 @@ def build_scaled() -> SparseVLM:
 
 SHAPES = {
     "nano": Shape("nano, 64 visual tokens", 128, build_nano),
+    "nano-256": Shape("nano, 256 visual tokens", 256, build_nano),
     "qwen2.5-vl": Shape("Qwen2.5-VL scaled down, 256 visual tokens", 448, build_scaled),
 }
 

@@ -1,7 +1,7 @@
 """`vitos bench train`: what one training step costs, beside the same step unshared and beside TRL.
 
-The three ways run in processes of their own (`train_worker.py`), which take turns step by step on the same cores, so
-that a step and the steps it is compared with are neighbours in time. Ratios are medians of such pairs.
+The ways run in processes of their own (`train_worker.py`), which take turns on the same cores, so that a step and the
+steps it is compared with are neighbours in time. Ratios are medians of such pairs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from rich.table import Table
 
 from vitos.benchmarks.train_shapes import SHAPES
-from vitos.benchmarks.train_turns import STEP, Job, Way
+from vitos.benchmarks.train_turns import STEP, STEPS_OF_A_TURN, Job, Way
 from vitos.data.files import write_json_atomic, write_text_atomic
 
-WAYS: tuple[Way, ...] = ("shared", "unshared", "trl")
+WAYS: tuple[Way, ...] = ("shared", "own prompts", "unshared", "trl")
 STAGES = ("sample", "score", "backward")
 RESULTS, TABLE = "results.json", "table.md"
 HEADER = (
@@ -43,6 +43,21 @@ HEADER = (
     "peak MiB",
     "time ÷ shared",
 )
+# Columns of the screen's table by their place in `HEADER`, with short names.
+_ON_SCREEN = {
+    HEADER.index(name): short
+    for name, short in {
+        "model": "model",
+        "G = K": "G",
+        "step": "step",
+        "s/step": "s/step",
+        "sample": "sample",
+        "score": "score",
+        "backward": "backw.",
+        "peak MiB": "MiB",
+        "time ÷ shared": "÷ shared",
+    }.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +67,18 @@ class TrainBench:
     Attributes:
         shapes: names of `SHAPES`.
         groups: values of G = K.
+        compare_to: the largest G = K at which the other ways run, too.
         questions: of a step.
         tokens: of every completion.
-        repeats: measured steps of each way, behind one warm-up.
+        repeats: measured steps of each way, behind a turn to warm up.
         micro_batch_tokens: padded tokens of one forward pass.
     """
 
     shapes: tuple[str, ...] = tuple(SHAPES)
     groups: tuple[int, ...] = (2, 4, 8, 16)
+    compare_to: int = 8
     questions: int = 1
-    tokens: int = 32
+    tokens: int = 16
     repeats: int = 5
     micro_batch_tokens: int = 16_384
 
@@ -93,13 +110,15 @@ def measure(bench: TrainBench, progress: Callable[[int, int], None] = lambda don
         RuntimeError: if a process fails, with the end of what it said.
     """
     missing = trl_problem()
-    ways = [way for way in WAYS if way != "trl" or missing is None]
+    every = [way for way in WAYS if way != "trl" or missing is None]
     load = os.getloadavg()[0]
-    total = len(bench.shapes) * len(bench.groups) * len(ways) * (bench.repeats + 1)
+    turns = sum(len(every) if group <= bench.compare_to else 1 for group in bench.groups)
+    total = len(bench.shapes) * turns * (bench.repeats + 1)
     rows: list[dict[str, Any]] = []
     done = 0
     for shape in bench.shapes:
         for group in bench.groups:
+            ways = every if group <= bench.compare_to else every[:1]
             steps: dict[Way, list[dict[str, float]]] = {way: [] for way in ways}
             for way, figures in _turns(bench, shape, group, ways):
                 steps[way].append(figures)
@@ -109,7 +128,7 @@ def measure(bench: TrainBench, progress: Callable[[int, int], None] = lambda don
                 {"shape": shape, "group": group, "way": way, **summarize(steps[way][1:], steps["shared"][1:])}
                 for way in ways
             ]
-            if missing is not None:
+            if missing is not None and len(ways) > 1:
                 rows.append({"shape": shape, "group": group, "way": "trl", "missing": missing})
     return {
         "settings": asdict(bench),
@@ -177,13 +196,10 @@ def _machine(load: float) -> dict[str, Any]:
 def _turns(bench: TrainBench, shape: str, group: int, ways: Sequence[Way]) -> Iterator[tuple[Way, dict[str, float]]]:
     """Steps of all ways in turns; who begins changes with every round."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder, steps = Path(stack.enter_context(tempfile.TemporaryDirectory())), STEPS_OF_A_TURN * (bench.repeats + 1)
         workers = {
             way: stack.enter_context(
-                _worker(
-                    Job(shape, way, group, bench.questions, bench.tokens, bench.micro_batch_tokens, bench.repeats + 1),
-                    folder,
-                )
+                _worker(Job(shape, way, group, bench.questions, bench.tokens, bench.micro_batch_tokens, steps), folder)
             )
             for way in ways
         }
@@ -272,10 +288,13 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def render(results: Mapping[str, Any]) -> Table:
-    """The table for the screen."""
-    table = Table(*HEADER)
+    """The table for the screen: what fits 80 columns."""
+    table = Table(box=None, pad_edge=False)
+    for place, name in _ON_SCREEN.items():
+        table.add_column(name, justify="left" if HEADER[place] in ("model", "step") else "right", no_wrap=True)
     for row in results["rows"]:
-        table.add_row(*cells(row))
+        made = cells(row)
+        table.add_row(*(made[place].split(" (")[0] for place in _ON_SCREEN))
     return table
 
 

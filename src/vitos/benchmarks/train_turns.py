@@ -19,8 +19,9 @@ from vitos.policy import Stopwatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Way = Literal["shared", "unshared", "trl"]
+Way = Literal["shared", "own prompts", "unshared", "trl"]
 STEP = "@step "
+STEPS_OF_A_TURN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Job:
         questions: of a step.
         tokens: of every completion.
         micro_batch_tokens: padded tokens of one forward pass in the update.
-        steps: to make, the first of which is a warm-up.
+        steps: to make.
     """
 
     shape: str
@@ -68,7 +69,10 @@ class Meter(Stopwatch):
 
 
 class Turns(TrainerCallback):
-    """Waits for a line before every step and writes what it took."""
+    """Waits for a line before every turn of `STEPS_OF_A_TURN` steps and writes what its last one took.
+
+    The steps before it warm up what went cold while others had their turns (caches, pages that the system took back).
+    """
 
     def __init__(self, job: Job, meter: Meter) -> None:
         self.job, self.meter = job, meter
@@ -78,7 +82,7 @@ class Turns(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if not sys.stdin.readline():
+        if state.global_step % STEPS_OF_A_TURN == 0 and not sys.stdin.readline():
             raise SystemExit("whoever measured is gone")
         self.meter.seconds.clear()
         self.meter.prompt_tokens = 0
@@ -89,6 +93,8 @@ class Turns(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self._step.__exit__(None, None, None)
+        if state.global_step % STEPS_OF_A_TURN != 0:  # counted from 1 here
+            return
         figures = {
             **self.meter.seconds,
             "cpu": time.process_time() - self._cpu,

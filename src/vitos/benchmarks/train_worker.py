@@ -2,11 +2,12 @@
 
     python -m vitos.benchmarks.train_worker JOB.json
 
-Three ways to make the same step, on the same random weights, questions, numbers and lengths of completions:
+Four ways to make the same step, on the same random weights, questions, numbers and lengths of completions:
 
 - `shared`: `DualStreamTrainer` as users run it.
-- `unshared`: the same trainer on an engine that runs every completion with a prompt of its own, in sampling and in
-  scoring. A reference for this measurement, slow on purpose.
+- `own prompts`: the same trainer on an engine that runs every completion with a prompt of its own, in sampling and in
+  scoring. Like the next, a reference for this measurement, slow on purpose.
+- `unshared`: every sharing off. A localization is scored once for every pair that it stands in, too: K times.
 - `trl`: TRL's `GRPOTrainer`. It knows no dual stream, so it gets each question's localization prompt once and its
   reasoning prompt K times, G completions each: G + G·K completions, as the dual stream has.
 
@@ -14,8 +15,8 @@ Both branches are trained (`schedule: joint`), since GRPO trains all that it sam
 every reasoning prompt is dense: the most that the dual stream can cost, and all that TRL can run. Completions have a
 fixed length: no token stops them.
 
-The process writes "@step" and a JSON object for every step and waits for a line before each, so that processes that
-are compared take turns on the same cores.
+The process writes "@step" and a JSON object for every turn of two steps, the second of which counts, and waits for a
+line before each, so that processes that are compared take turns on the same cores.
 """
 
 from __future__ import annotations

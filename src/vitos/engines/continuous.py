@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
 from vitos.engines.base import Completion, Sampling
+from vitos.engines.growing import growing_cache
 from vitos.engines.pieces import Pieces
 from vitos.engines.prefix import Prefilled, Prefix
 from vitos.engines.torch_engine import TorchEngine, check_finite
@@ -105,10 +105,8 @@ class RunningBatch:
         if len(running) < len(self._rows):
             self._keep(running)
             token = token[torch.tensor(running, dtype=torch.long, device=token.device)]
-        if (state := self._state) is not None:
-            state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
-            state.logits = self._engine.extend(token[:, None], state.next_positions, state)[:, -1]
-            state.next_positions = state.next_positions + 1
+        if self._state is not None:
+            self._state.advance(self._engine.model, token)
         return written
 
     def drop(self, keys: Collection[int]) -> None:
@@ -138,7 +136,7 @@ def _together(first: Prefilled, second: Prefilled, config: Any) -> Prefilled:
     """The rows of both, padded on the left; columns in which no row of the first has a token are cut."""
     start = int(first.mask.any(0).long().argmax())
     width = max(first.mask.shape[1] - start, second.mask.shape[1])
-    cache = DynamicCache(config=config)
+    cache = growing_cache(config)
     layers = zip(first.cache.layers, second.cache.layers, strict=True)
     for index, (a, b) in enumerate(layers):
         keys, values = (

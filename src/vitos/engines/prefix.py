@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from vitos.engines.growing import growing_cache
 from vitos.prompt import Prompt
 
 
@@ -65,6 +65,20 @@ class Prefilled:
         """Repeat row b `counts[b]` times."""
         return self.select(torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device))
 
+    def advance(self, model: Any, token: Tensor) -> None:
+        """Run one token (B,) of every row."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        positions = self.next_positions[:, None]
+        out = model(
+            input_ids=token[:, None],
+            attention_mask=self.mask,
+            position_ids=positions.expand(self.axes, -1, -1) if self.axes > 1 else positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits = out.logits[:, -1]
+        self.next_positions = self.next_positions + 1
+
     def select(self, index: Tensor) -> Prefilled:
         """The rows of `index` (R,); the cache is changed in place."""
         self.cache.batch_select_indices(index)
@@ -85,7 +99,7 @@ def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: An
     ]
     width = max(map(len, kept))
     mask = torch.stack([torch.arange(width, device=device) >= width - len(k) for k in kept]).long()
-    cache = DynamicCache(config=config)
+    cache = growing_cache(config)
     for index, layers in enumerate(zip(*(p.layers for p in prefixes), strict=True)):
         keys, values = (_padded([layer[part] for layer in layers], kept, width) for part in (0, 1))
         cache.update(keys, values, index)

@@ -1,8 +1,9 @@
 """The default engine: plain PyTorch on the Hugging Face model, anywhere.
 
-Each distinct prompt runs once for all its siblings. Sampling: *prefill* the prompt, *expand* its KV cache to its
-siblings, *extend* every sibling token by token. Scoring: prompt and siblings packed into one row (`packing.py`), the
-head on completion tokens only and in chunks (`head.py`); its gradient is the exact policy gradient of all siblings.
+Each distinct prompt runs once for all its siblings. Sampling: *prefill* the prompt, *decode* its siblings token by
+token behind one copy of its keys and values (`siblings.py`; a copy for each where that cannot be). Scoring: prompt and
+siblings packed into one row (`packing.py`), the head on completion tokens only and in chunks (`head.py`); its gradient
+is the exact policy gradient of all siblings.
 
 Sampling is seeded per completion, not per batch: a completion's uniform numbers come from its own seed and turn into
 tokens by the inverse of the cumulative distribution. So the same seed gives the same text whatever shares its batch,
@@ -19,14 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.growing import growing_cache
 from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.packing import attention_masks, pack
 from vitos.engines.pieces import Pieces
 from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
+from vitos.engines.siblings import Siblings
 from vitos.prompt import Prompt, pad_prompts
 
 
@@ -113,18 +115,23 @@ class TorchEngine:
         continued = [x is not None or p.hidden is not None for p, x in zip(prompts, prefixes, strict=True)]
         for kind in (False, True):
             group = [i for i, flag in enumerate(continued) if flag == kind]
-            sizes = [(len(seeds[i]), prompts[i].cached_length + sampling.max_tokens) for i in group]
+            sizes = [self._room(prompts[i].cached_length, len(seeds[i]), sampling.max_tokens) for i in group]
             for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
                 with stage("prefill"):
                     ready = self.prefill([prompts[i] for i in rows], [prefixes[i] for i in rows])
-                    ready = ready.expand([len(s) for s in counted])
                 with stage("decode"):
                     completions = iter(_result(self._decode(ready, sampling, counted)))
                 for i in rows:
                     out[i] = [next(completions) for _ in seeds[i]]
         return out
+
+    def _room(self, length: int, siblings: int, tokens: int) -> tuple[int, int]:
+        """Rows that a prompt takes in sampling, and their tokens."""
+        if Siblings.can(self.backbone, [siblings]):
+            return 1, length + siblings * tokens
+        return siblings, length + tokens
 
     @torch.no_grad()
     def stream(
@@ -165,10 +172,14 @@ class TorchEngine:
         return Prefix(head, layers, self.backbone.model)
 
     def _decode(
-        self, prefix: Prefilled, sampling: Sampling, seeds: Sequence[Sequence[int]]
+        self, ready: Prefilled, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> Generator[Tensor, None, list[Completion]]:
-        """Yield the tokens of the rows that are still in the batch, step by step; return all completions."""
-        device, rows = prefix.mask.device, prefix.mask.shape[0]
+        """Yield the tokens of the completions that are still written, step by step; return all of them."""
+        counts, device = [len(row) for row in seeds], ready.mask.device
+        running: Prefilled | Siblings = (
+            Siblings.of(ready, counts, self.backbone) if Siblings.can(self.backbone, counts) else ready.expand(counts)
+        )
+        rows = sum(counts)
         numbers = np.stack([_uniform(seed, sampling.max_tokens) for row in seeds for seed in row])
         noise = torch.from_numpy(numbers).to(device)
         stops = torch.tensor(self.backbone.stop_token_ids, device=device)
@@ -176,9 +187,9 @@ class TorchEngine:
         scores = torch.zeros(rows, sampling.max_tokens, device=device)
         lengths = torch.zeros(rows, dtype=torch.long, device=device)
         finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        place, logits = torch.arange(rows, device=device), prefix.logits  # which row of the batch is whose
+        place = torch.arange(rows, device=device)  # which running completion is which
         for step in range(sampling.max_tokens):
-            log_p = self.log_softmax(logits, sampling.temperature)
+            log_p = self.log_softmax(running.logits, sampling.temperature)
             token = _draw(log_p, noise[place, step]) if sampling.temperature > 0 else log_p.argmax(-1)
             ids[place, step], scores[place, step] = token, log_p.gather(-1, token[:, None])[:, 0]
             lengths[place] += ~finished[place]
@@ -186,14 +197,13 @@ class TorchEngine:
             if sampling.stop:
                 finished[place] |= self._holds(ids[place, : step + 1], sampling.stop)
             yield token
-            running = (~finished[place]).nonzero()[:, 0]
-            if step + 1 == sampling.max_tokens or len(running) == 0:
+            left = (~finished[place]).nonzero()[:, 0]
+            if step + 1 == sampling.max_tokens or len(left) == 0:
                 break
-            if 2 * len(running) <= len(place):  # moving the cache together costs about as much as one token
-                prefix, place, token = prefix.select(running), place[running], token[running]
-            prefix.mask = torch.cat([prefix.mask, torch.ones_like(prefix.mask[:, :1])], dim=1)
-            logits = prefix.logits = self.extend(token[:, None], prefix.next_positions + step, prefix)[:, -1]
-        self.kv_bytes = cache_bytes(prefix.cache)
+            if 2 * len(left) <= len(place):  # moving the cache together costs about as much as one token
+                running, place, token = running.select(left), place[left], token[left]
+            running.advance(self.model, token)
+        self.kv_bytes = cache_bytes(running.cache)
         ids, scores, ended = ids.cpu(), scores.cpu(), finished.tolist()
         check_finite(scores)
         written = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
@@ -255,7 +265,7 @@ class TorchEngine:
         """Run prompts of one kind: all in full, or all behind their prefixes without the tokens that they hide."""
         config = self.backbone.model.config.get_text_config()
         if prefixes[0] is None and prompts[0].hidden is None:
-            batch, cache = pad_prompts(prompts, self.backbone.pad_token_id, side="left"), DynamicCache(config=config)
+            batch, cache = pad_prompts(prompts, self.backbone.pad_token_id, side="left"), growing_cache(config)
             mask = batch.attention_mask
         else:
             known = [
@@ -273,22 +283,6 @@ class TorchEngine:
         return Prefilled(
             out.logits[:, -1], out.past_key_values, mask, batch.next_positions, batch.position_ids.shape[0]
         )
-
-    def extend(self, ids: Tensor, first_positions: Tensor, prefix: Prefilled) -> Tensor:
-        """Logits (R, L, vocab) of `ids` (R, L) behind the cache, their positions counting from `first_positions`.
-
-        The prefix's mask covers `ids` already.
-        """
-        positions = first_positions[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=prefix.mask,
-            position_ids=positions.expand(prefix.axes, -1, -1) if prefix.axes > 1 else positions,
-            past_key_values=prefix.cache,
-            use_cache=True,
-        )
-        logits: Tensor = out.logits
-        return logits
 
     def log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
         """float32 log-probabilities with the banned tokens left out."""

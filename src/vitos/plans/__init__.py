@@ -19,13 +19,26 @@ from typing import TYPE_CHECKING
 from vitos.engines.base import Completion
 from vitos.finding import Query, Stopwatch
 from vitos.plans.again import Coarse, Crop
-from vitos.plans.base import Limits, Outcome, Piece, Plan, Request, Steps
+from vitos.plans.base import Limits, Look, Outcome, Piece, Plan, Request, Steps
 from vitos.plans.whole import Dense, Gather, TwoPass
 
 if TYPE_CHECKING:
     from vitos.policy import SparseVLM
 
-__all__ = ["AGAIN", "PLANS", "Limits", "Outcome", "Piece", "Plan", "Request", "Steps", "answer", "start", "stream"]
+__all__ = [
+    "AGAIN",
+    "PLANS",
+    "Limits",
+    "Look",
+    "Outcome",
+    "Piece",
+    "Plan",
+    "Request",
+    "Steps",
+    "answer",
+    "start",
+    "stream",
+]
 
 PLANS: dict[str, Plan] = {plan.name: plan for plan in (TwoPass(), Gather(), Coarse(), Dense(), Crop())}
 AGAIN = ("coarse", "crop")

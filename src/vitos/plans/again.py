@@ -12,10 +12,11 @@ from PIL import Image
 
 from vitos.backbones.base import Backbone
 from vitos.finding import Query, Scan, Stopwatch
-from vitos.geometry import BoolArray, Box, TokenGrid, enclosing, into_crop, touched_pixels
-from vitos.plans.base import NO_BOX, Limits, Outcome, Plan, Steps, localized, reasoned
+from vitos.geometry import Box, TokenGrid, enclosing, into_crop, touched_pixels
+from vitos.plans.base import NO_BOX, Limits, Look, Outcome, Plan, Steps, localized, reasoned
 from vitos.plans.whole import TwoPass
-from vitos.prompt import Prompt, VisualTokens
+from vitos.prompt import VisualTokens
+from vitos.response import Response
 from vitos.sparsify import Fusion, Selection, cell_rectangles, select
 from vitos.spec import PlanName
 
@@ -79,10 +80,10 @@ class Coarse(Plan):
         seen = [i for i, problem in enumerate(problems) if not problem]
         outcomes: dict[int, Outcome] = {}
         with watch.stage("vision"):
-            parts = [self._look(vlm, queries[i], located[i].response.boxes, watch) for i in seen]
-        answered = yield from reasoned(vlm, [queries[i] for i in seen], [prompt for prompt, _, _ in parts], limits)
-        for i, (_, grid, mask), reason in zip(seen, parts, answered, strict=True):
-            outcomes[i] = Outcome(located[i], reason, grid, mask)
+            looks = [self._look(vlm, queries[i], located[i].response.boxes, watch) for i in seen]
+        answered = yield from reasoned(vlm, [queries[i] for i in seen], [look.prompt for look in looks], limits)
+        for i, look, reason in zip(seen, looks, answered, strict=True):
+            outcomes[i] = Outcome(located[i], reason, look.grid, look.selection.mask)
 
         missed = [i for i, problem in enumerate(problems) if problem]
         with watch.stage("vision"):
@@ -92,6 +93,26 @@ class Coarse(Plan):
             note = f"{problems[i]}; the image was localized on again at full resolution"
             outcomes[i] = replace(outcome, fallback="; ".join(filter(None, (note, outcome.fallback))))
         return [outcomes[i] for i in range(len(queries))]
+
+    def looks(
+        self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
+    ) -> list[Look]:
+        _need_pictures(queries, self.name)
+        with watch.stage("vision"):
+            return [
+                self._look_whole(vlm, query, watch)
+                if self._problem(query, response.boxes)
+                else self._look(vlm, query, response.boxes, watch)
+                for query, response in zip(queries, responses, strict=True)
+            ]
+
+    @staticmethod
+    def _look_whole(vlm: SparseVLM, query: Query, watch: Stopwatch) -> Look:
+        whole = replace(query, scan=_whole(vlm, query.scan))
+        grid = whole.scan.visuals[0].grid
+        watch.count("vision", grid.num_tokens)
+        everything = Selection(np.ones(grid.num_tokens, dtype=bool), fallback=True)
+        return Look(vlm.reason_prompts([whole], [None])[0], grid, everything)
 
     @staticmethod
     def _problem(query: Query, boxes: Sequence[Box]) -> str:
@@ -104,10 +125,8 @@ class Coarse(Plan):
         return "a box is smaller than a cell of the reduced image" if thin else ""
 
     @staticmethod
-    def _look(
-        vlm: SparseVLM, query: Query, boxes: Sequence[Box], watch: Stopwatch
-    ) -> tuple[Prompt, TokenGrid, BoolArray]:
-        """The prompt of the evidence's neighbourhood at full resolution, and which cells of the full grid it holds."""
+    def _look(vlm: SparseVLM, query: Query, boxes: Sequence[Box], watch: Stopwatch) -> Look:
+        """The evidence's neighbourhood at full resolution, in the full grid."""
         picture, others = query.scan.pictures[0], query.scan.visuals[1:]
         grid, resized = vlm.backbone.layout(picture)
         grid = grid.within(query.scan.visuals[0].grid.shown)
@@ -127,7 +146,8 @@ class Coarse(Plan):
         visual = VisualTokens(whole[0], grid, resized, tuple(whole[1:]))
         dense = vlm.backbone.build_prompt(vlm.spec.reason_text(query.question, query.kind), (visual, *others))
         masks = [torch.from_numpy(mask.ravel()), *(torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in others)]
-        return dense.sparse(masks, Fusion("none"), renumber=vlm.spec.positions == "renumber"), grid, mask.ravel()
+        prompt = dense.sparse(masks, Fusion("none"), renumber=vlm.spec.positions == "renumber")
+        return Look(prompt, grid, Selection(mask.ravel()))
 
 
 def _need_pictures(queries: Sequence[Query], name: str) -> None:

@@ -15,6 +15,8 @@ from vitos.engines.prefix import Prefix
 from vitos.finding import Query, Rollout, Stopwatch
 from vitos.geometry import BoolArray, TokenGrid
 from vitos.prompt import Prompt, VisualTokens
+from vitos.response import Response
+from vitos.sparsify import Selection
 from vitos.spec import PlanName
 
 if TYPE_CHECKING:
@@ -69,6 +71,15 @@ class Outcome:
     fallback: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the reasoning branch gets of an image: its prompt, and which tokens of which grid that holds."""
+
+    prompt: Prompt
+    grid: TokenGrid
+    selection: Selection
+
+
 Steps = Generator[Request, list[Completion], list[Outcome]]
 Rollouts = Generator[Request, list[Completion], list[Rollout]]
 
@@ -93,6 +104,16 @@ class Plan(ABC):
     def visuals(self, vlm: SparseVLM, pictures: Sequence[Image.Image]) -> tuple[VisualTokens, ...]:
         """The visual tokens that a scan for this plan begins with."""
         return vlm.encode_many([pictures])[0].visuals
+
+    def looks(
+        self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
+    ) -> list[Look]:
+        """What reasoning gets after a localization, for training; the whole image where that cannot be followed.
+
+        Raises:
+            ValueError: for a plan that no model is trained under.
+        """
+        raise ValueError(f"reasoning is trained under plan two_pass, gather or coarse, not {self.name}")
 
     @abstractmethod
     def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:

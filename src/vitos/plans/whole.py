@@ -9,7 +9,10 @@ import numpy as np
 
 from vitos.backbones.base import Backbone
 from vitos.finding import Query, Stopwatch
-from vitos.plans.base import NO_BOX, Limits, Outcome, Plan, Steps, localized, reasoned
+from vitos.geometry import TokenGrid
+from vitos.plans.base import NO_BOX, Limits, Look, Outcome, Plan, Steps, localized, reasoned
+from vitos.response import Response
+from vitos.sparsify import Selection
 from vitos.spec import PlanName
 
 if TYPE_CHECKING:
@@ -23,15 +26,21 @@ class TwoPass(Plan):
 
     def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
         located = yield from localized(vlm, queries, limits)
-        with watch.stage("sparsify"):
-            kept = [vlm.select(q, r.response) for q, r in zip(queries, located, strict=True)]
-            prompts = vlm.reason_prompts(queries, kept)
-        answered = yield from reasoned(vlm, queries, prompts, limits)
-        grids = [query.scan.visuals[0].grid for query in queries]
+        looks = self.looks(vlm, queries, [rollout.response for rollout in located], watch)
+        answered = yield from reasoned(vlm, queries, [look.prompt for look in looks], limits)
         return [
-            Outcome(place, reason, grid, selection.mask, NO_BOX * selection.fallback)
-            for place, reason, grid, selection in zip(located, answered, grids, kept, strict=True)
+            Outcome(place, reason, look.grid, look.selection.mask, NO_BOX * look.selection.fallback)
+            for place, reason, look in zip(located, answered, looks, strict=True)
         ]
+
+    def looks(
+        self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
+    ) -> list[Look]:
+        with watch.stage("sparsify"):
+            kept = [vlm.select(q, response) for q, response in zip(queries, responses, strict=True)]
+            prompts = vlm.reason_prompts(queries, kept)
+        grids = [query.scan.visuals[0].grid for query in queries]
+        return [Look(*parts) for parts in zip(prompts, grids, kept, strict=True)]
 
 
 class Gather(TwoPass):
@@ -53,8 +62,20 @@ class Dense(Plan):
 
     def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
         answered = yield from reasoned(vlm, queries, vlm.reason_prompts(queries, [None] * len(queries)), limits)
-        grids = [query.scan.visuals[0].grid for query in queries]
+        everything = [_everything(query) for query in queries]
         return [
-            Outcome(None, reason, grid, np.ones(grid.num_tokens, dtype=bool))
-            for reason, grid in zip(answered, grids, strict=True)
+            Outcome(None, reason, grid, selection.mask)
+            for reason, (grid, selection) in zip(answered, everything, strict=True)
         ]
+
+    def looks(
+        self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
+    ) -> list[Look]:
+        """RL without pruning: localizations are written and rewarded, but nothing is left out."""
+        prompts = vlm.reason_prompts(queries, [None] * len(queries))
+        return [Look(prompt, *_everything(query)) for prompt, query in zip(prompts, queries, strict=True)]
+
+
+def _everything(query: Query) -> tuple[TokenGrid, Selection]:
+    grid = query.scan.visuals[0].grid
+    return grid, Selection(np.ones(grid.num_tokens, dtype=bool))

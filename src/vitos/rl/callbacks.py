@@ -115,7 +115,7 @@ def write_samples(run: Path, step: int, groups: Sequence[QuestionGroup]) -> None
         selection, localization = group.selections[0], group.localizations[0]
         picture = draw_overlay(
             load_image(without_crop(group.record.image_paths[0])),
-            group.query.scan.visuals[0].grid,
+            group.grid,
             selection.mask,
             localization.response.boxes,
             group.record.boxes or (),

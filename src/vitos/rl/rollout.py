@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from vitos.data.record import Record
 from vitos.engines.base import Sampling, derive_seed
+from vitos.geometry import TokenGrid
+from vitos.plans import PLANS
 from vitos.policy import Query, Rollout, Scan, SparseVLM, Stopwatch
 from vitos.prompt import Prompt
 from vitos.rl.rewards import ExtraReward, GroupRewards, RewardWeights, group_rewards
@@ -22,7 +24,7 @@ class QuestionGroup:
     """All rollouts of one question.
 
     Attributes:
-        localizations: O_i, length G; `selections` are the visual tokens that their boxes keep.
+        localizations: O_i, length G; `selections` are the visual tokens that their boxes keep, of `grid`.
         reasonings: O'_ij, G rows of K.
     """
 
@@ -32,6 +34,7 @@ class QuestionGroup:
     selections: list[Selection]
     reasonings: list[list[Rollout]]
     rewards: GroupRewards
+    grid: TokenGrid
 
     def without_embeddings(self) -> QuestionGroup:
         """The same group, its visual tokens' embeddings left out, small enough to be sent to other processes."""
@@ -105,25 +108,22 @@ def roll_out(
     shared = policy.with_prefixes(queries, watch) if policy.spec.plan == "gather" else queries
     localizations = (localizer or policy).localize(shared, plan.localize, first, watch, localize_prompts)
 
-    with watch.stage("sparsify"):
-        selections = [
-            [_select(policy, query, rollout, plan.dense) for rollout in row]
-            for query, row in zip(queries, localizations, strict=True)
-        ]
     flat_queries = [query for query in shared for _ in range(plan.num_localizations)]
-    flat_selections = [selection for row in selections for selection in row]
-    with watch.stage("sparsify"):
-        reason_prompts = policy.reason_prompts(flat_queries, flat_selections)
+    responses = [rollout.response for row in localizations for rollout in row]
+    method = PLANS["dense" if plan.dense else policy.spec.plan]
+    looks = method.looks(policy, flat_queries, responses, watch)
+    reason_prompts, selections = [look.prompt for look in looks], [look.selection for look in looks]
     second = [
         [seeds(record, "reasoning", i, j) for j in range(plan.num_reasonings)]
         for record in records
         for i in range(plan.num_localizations)
     ]
-    flat = policy.reason(flat_queries, flat_selections, plan.reason, second, watch, reason_prompts)
+    flat = policy.reason(flat_queries, selections, plan.reason, second, watch, reason_prompts)
     size = plan.num_localizations
     groups = []
     for p, (record, query) in enumerate(zip(records, queries, strict=True)):
-        reasonings = flat[p * size : (p + 1) * size]
+        own = slice(p * size, (p + 1) * size)
+        reasonings = flat[own]
         rewards = group_rewards(
             record,
             [rollout.response for rollout in localizations[p]],
@@ -131,14 +131,9 @@ def roll_out(
             weights,
             extra_rewards,
         )
-        groups.append(QuestionGroup(record, query, localizations[p], selections[p], reasonings, rewards))
+        grid = looks[p * size].grid
+        groups.append(QuestionGroup(record, query, localizations[p], selections[own], reasonings, rewards, grid))
     return RolloutBatch(groups, localize_prompts, reason_prompts)
-
-
-def _select(policy: SparseVLM, query: Query, rollout: Rollout, dense: bool) -> Selection:
-    if dense:
-        return Selection(np.ones(query.scan.visuals[0].grid.num_tokens, dtype=bool))
-    return policy.select(query, rollout.response)
 
 
 def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:

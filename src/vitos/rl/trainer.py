@@ -22,6 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get
 from vitos.cache import EmbeddingCache
 from vitos.data.record import Record
 from vitos.engines.base import Sampling
+from vitos.plans import PLANS
 from vitos.policy import SparseVLM, Stopwatch
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
 from vitos.rl.branch import count_with_signal
@@ -89,11 +90,7 @@ class DualStreamTrainer(GradientTrainer):
                 f"{len(train_dataset)} training questions do not fill one update of {args.questions_per_step}; "
                 "lower questions_per_step"
             )
-        if model.spec.plan not in ("two_pass", "gather"):
-            raise ValueError(
-                f"reasoning is trained under plan two_pass or gather, not {model.spec.plan}; set one of them"
-            )
-        if model.spec.plan == "gather" and (refusal := model.backbone.cache_refusal):
+        if refusal := _plan_refusal(model, args):
             raise ValueError(refusal)
         self.policy = model
         self._records = train_dataset
@@ -121,7 +118,8 @@ class DualStreamTrainer(GradientTrainer):
         self._warn_of_small_dtype(network)
         if args.sampler == "vllm":
             model.engine = vllm_engine(model.backbone, network, args)
-        self.scans = ScanStore(model, cache=cache)
+        coarse = model.spec.plan == "coarse"
+        self.scans = ScanStore(model, cache=cache, keep_pictures=coarse, reduced=coarse)
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
         self._pending: list[dict[str, float]] = []
@@ -294,6 +292,17 @@ class DualStreamTrainer(GradientTrainer):
                 logs[key] = sum(values) / len(values)
             self._pending.clear()
         super().log(logs, start_time)
+
+
+def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
+    """Why the policy's plan cannot be trained under; empty if it can."""
+    name = model.spec.plan
+    if name not in ("two_pass", "gather", "coarse"):
+        return f"reasoning is trained under plan two_pass, gather or coarse, not {name}; set one of them"
+    if name == "coarse" and (args.schedule == "dense" or args.sampler == "vllm"):
+        wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
+        return f"{wrong} does not go with plan coarse, whose image is looked at twice; set plan two_pass"
+    return PLANS[name].refusal(model.backbone)
 
 
 def _collate(records: Sequence[Record]) -> dict[str, Any]:
