@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ def bench_infer(
     device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
 ) -> None:
     """Time every plan stage by stage, beside one dense pass of the same engine."""
+    quiet()
     from vitos.benchmarks.inference import Settings, run_benchmark
     from vitos.reports.inference import write_inference
 
@@ -42,6 +44,32 @@ def bench_infer(
     results["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     write_inference(out, results)
     console.print(f"Results: {out / 'inference.md'}")
+
+
+@bench_app.command("questions")
+def bench_questions(
+    out: Annotated[Path, typer.Option(help="Folder for questions.json and .md.")],
+    model: Annotated[str, typer.Option(help="As in bench infer.")] = "nano",
+    parts: Annotated[int, typer.Option(help="As in bench infer.")] = 4,
+    plan: Annotated[list[str] | None, typer.Option(help="By default two_pass and gather.")] = None,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 512,
+    kept: Annotated[float, typer.Option(help="Share of the tokens.")] = 0.25,
+    questions: Annotated[int, typer.Option(help="About the image, at most 24.")] = 10,
+    runs: Annotated[int, typer.Option(help="Timed runs; one more warms up.")] = 3,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
+) -> None:
+    """Time many questions about one image, asked together, beside one question, and compare their answers."""
+    quiet()
+    from vitos.benchmarks.many_questions import Questions, markdown, run_questions, write
+
+    asked = Questions(model, parts, dtype, device, size=size, kept=kept, count=questions, runs=runs)
+    if plan:
+        asked = replace(asked, plans=tuple(plan))
+    with console.status("building the model") as status:
+        results = run_questions(asked, progress=status.update)
+    write(results, out)
+    console.print(markdown(results), markup=False, soft_wrap=True)
 
 
 @bench_app.command("run")

@@ -19,6 +19,7 @@ def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
 def quiet() -> None:
     """Leave the screen to our own bars and tables; transformers' errors still show."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which measures memory, announces itself
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

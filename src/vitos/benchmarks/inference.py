@@ -105,7 +105,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
     names = ("dense", *(name for name in settings.plans if name != "dense"))
     cases = []
     for size in settings.sizes:
-        pictures = [_noise(size, seed) for seed in range(max(settings.batches))]
+        pictures = [noise(size, seed) for seed in range(max(settings.batches))]
         (view,) = backbone.layout(pictures[0])[0].views
         for share in settings.kept:
             vlm = GivenEvidence(backbone, middle(view.cols, share))
@@ -129,7 +129,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
         "model": settings.model,
         "said": said,
         "dtype": settings.dtype,
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "vitos": __version__,
@@ -209,9 +209,11 @@ def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], setting
     }
 
 
-def _noise(size: int, seed: int) -> Image.Image:
+def noise(size: int, seed: int) -> Image.Image:
+    """A square picture of random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a table calls a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
