@@ -235,13 +235,14 @@ def phantom(
     val: Annotated[int, typer.Option(help="Questions of the validation split.")] = 256,
     test: Annotated[int, typer.Option(help="Questions of the test split.")] = 600,
     seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Pixels a side; nano was made for 128.")] = 128,
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
 
     for split, count in {"train": train, "val": val, "test": test}.items():
         with console.status(f"drawing {count} {split} questions"):
-            path = write_phantoms(folder, split, count, seed)
+            path = write_phantoms(folder, split, count, seed, size)
         console.print(f"{count} questions in {path}")
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from vitos.benchmarks import many_questions
 from vitos.benchmarks.many_questions import Questions, question, run_questions
 from vitos.cli import app
-from vitos.response import parse_options
+from vitos.data.record import parse_options
 
 
 def test_questions_differ_and_have_options():

@@ -239,3 +239,16 @@ def test_splits_live_side_by_side(tmp_path):
         write_phantoms(tmp_path, split, 2)
     assert [len(read_records(tmp_path, split=split)) for split in ("train", "val")] == [2, 2]
     assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_larger_phantoms_show_the_same_scenes(tmp_path):
+    """Shrunk by half, the larger image is nearly the smaller one without its noise; questions are the same."""
+    small, large = (write_phantoms(tmp_path / str(size), "val", 4, size=size) for size in (128, 256))
+    assert small.read_bytes() == large.read_bytes()
+    for record in read_records(large.parent, split="val"):
+        with Image.open(record.image_paths[0]) as image:
+            assert image.size == (256, 256)
+            shrunk = np.asarray(image.resize((128, 128), Image.Resampling.BOX).convert("L"), dtype=float)
+        with Image.open(tmp_path / "128" / "images" / record.image_paths[0].name) as image:
+            plain = np.asarray(image.convert("L"), dtype=float)
+        assert np.corrcoef(shrunk.ravel(), plain.ravel())[0, 1] > 0.9

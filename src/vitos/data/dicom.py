@@ -137,7 +137,7 @@ def _silenced() -> Iterator[None]:
 def _check_header(header: Any) -> tuple[int, str, tuple[int, int]]:
     """Number of frames, photometric interpretation, and (width, height)."""
     if any(tag not in header for tag in ("Rows", "Columns", "PixelData")):
-        raise VolumeError("a DICOM file without pixel data (a report, plan or measurement); give an image object")
+        raise VolumeError("a DICOM file without pixel data (a report, a plan, or cut off); give an image object")
     interpretation = str(header.get("PhotometricInterpretation", ""))
     if interpretation not in (*GRAY, *COLOUR):
         raise VolumeError("its photometric interpretation has no defined conversion; export it as gray or RGB")

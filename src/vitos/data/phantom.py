@@ -315,8 +315,11 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene,
         yield f"{split}/{seed}/{index}", scene, question
 
 
-def write_phantoms(folder: Path, split: str, count: int, seed: int = 0) -> Path:
+def write_phantoms(folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE) -> Path:
     """Write a split as PNG images and `{split}.json` in the record format; return the JSON file's path.
+
+    Args:
+        size: pixels a side; scenes, questions and boxes are the same for all.
 
     The JSON is written last and atomically: where it exists, all its images do.
     """
@@ -325,7 +328,7 @@ def write_phantoms(folder: Path, split: str, count: int, seed: int = 0) -> Path:
     rows = []
     for ident, scene, question in samples(split, count, seed):
         name = f"images/{ident.replace('/', '_')}.png"
-        render(scene).save(folder / name)
+        render(scene, size).save(folder / name)
         rows.append(
             {
                 "id": ident,
