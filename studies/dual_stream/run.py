@@ -157,8 +157,8 @@ def figure(results: dict[str, Any]) -> Figure:
             values = [row[column] for row in rows if row[column] is not None]
             label = column if place == 0 else None
             axes.scatter(values, [place] * len(values), color=colour, marker=marker, s=26, label=label)
-    base = np.mean([row["base dense"] for rows in results.values() for row in rows])
-    untrained = results["staged"][0]["untrained sparse"]  # with the fusion that most variants share
+    # Those of the fusion, plan and image size that most variants share.
+    base, untrained = (results["staged"][0][name] for name in ("base dense", "untrained sparse"))
     axes.axvline(base, color="#0072B2", linestyle=":", linewidth=1, label="base, dense")
     axes.axvline(untrained, color="#D55E00", linestyle=":", linewidth=1, label="base, sparse")
     axes.set_yticks(range(len(results)), list(results))
