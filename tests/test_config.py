@@ -236,6 +236,13 @@ def test_ranges_and_rules(write, override, key, expected):
     assert expected in line
 
 
+@pytest.mark.parametrize("wrong", ["data.cache=runs/cache", "train.schedule=dense", "train.sampler=vllm"])
+def test_plan_coarse_looks_at_an_image_twice(write, wrong):
+    (line,) = problems_of(write(MINIMAL), ["sparsify.plan=coarse", wrong])
+    assert line.startswith(wrong.split("=")[0] + ": ")
+    assert "plan: coarse" in line
+
+
 def test_a_warm_start_changes_what_a_cache_holds(write):
     (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
     assert line.startswith("data.cache: ")

@@ -328,6 +328,14 @@ class Recipe:
                 "data.cache",
                 "holds what the encoder said before the warm start, which trains it; leave one of them out",
             )
+        if self.sparsify.plan == "coarse":
+            why = "sparsify.plan: coarse looks at a reduced image, then at its evidence"
+            if self.data.cache is not None:
+                yield "data.cache", f"holds whole images, but {why}; leave it out"
+            if self.train.schedule == "dense":
+                yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
+            if self.train.sampler == "vllm":
+                yield "train.sampler", f"vllm is given whole images, but {why}; use torch"
 
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])
