@@ -92,7 +92,8 @@ def policy_loss(
         )
         if importance_cap is not None:
             is_clipped = ratio > importance_cap
-        mismatch = ratio - log_ratio - 1  # k3 of KL(sampler ‖ policy): 0 when both are one model
+        # k3 of KL(sampler ‖ policy): 0 when both are one model, and below 0 by rounding only.
+        mismatch = (log_ratio.expm1() - log_ratio).clamp(min=0)
     return LossOutputs(
         loss=-total / (denominator if denominator is not None else max(1, inputs.tokens)),
         tokens=int(inputs.mask.sum()),
