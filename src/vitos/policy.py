@@ -126,9 +126,8 @@ class SparseVLM:
             loaded = [load_image_facts(Path(str(image))) for image in images]
             pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
         with watch.stage("vision"):
-            visuals = method.visuals(self, pictures)
-        watch.count("vision", sum(v.grid.num_tokens for v in visuals))
-        scan = Scan(visuals, pictures=pictures, reduced=method.name == "coarse")
+            scan = method.scan(self, pictures)
+        watch.count("vision", sum(v.grid.num_tokens for v in scan.visuals))
         if facts:
             scan = scan.of_files(facts)
         if images and not self.backbone.cache_refusal:

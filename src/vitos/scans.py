@@ -98,8 +98,7 @@ class ScanStore:
         """Scans of several records' images."""
         loaded = [[load_image_facts(path) for path in paths] for paths in groups]
         if self._reduced:
-            coarse = PLANS["coarse"]
-            scans = [Scan(coarse.visuals(self._policy, [p for p, _ in i]), reduced=True) for i in loaded]
+            scans = [PLANS["coarse"].scan(self._policy, [picture for picture, _ in images]) for images in loaded]
         elif self._cache is None:
             scans = self._policy.encode_many([[picture for picture, _ in images] for images in loaded])
         else:

@@ -92,6 +92,7 @@ class ModelShape:
         largest_matrix: entries of the language model's largest weight.
         adapted_widths: inputs and outputs of all linear layers of the language model, summed: adapters of rank r have
             r times as many parameters.
+        shares_prompt: siblings read one copy of their prompt's keys, as full attention in all layers allows.
         visual_tokens: of the largest image that the pixel limits let through.
     """
 
@@ -151,6 +152,7 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
     from transformers import AutoModelForImageTextToText
 
     from vitos.backbones import FAMILIES
+    from vitos.backbones.base import layer_kinds
 
     if config.model_type not in FAMILIES:
         raise ValueError(f"no backbone for model type {config.model_type!r}; known: {', '.join(FAMILIES)}")
@@ -178,6 +180,6 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in inner.language_model.layers),
         largest_matrix=max(p.numel() for p in own.values()),
         adapted_widths=sum(m.in_features + m.out_features for m in linears),
-        shares_prompt=set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"},
+        shares_prompt=layer_kinds(text) == {"full_attention"},
         visual_tokens=FAMILIES[config.model_type].most_visual_tokens(config, max_pixels),
     )

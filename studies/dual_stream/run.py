@@ -33,9 +33,16 @@ VARIANTS: dict[str, list[str]] = {
     "plan gather": ["sparsify.plan=gather"],
 }
 # Plan coarse asks for boxes of more than a cell of the reduced image: on 128 px all fall back. One seed of each.
-LARGE = ["data.train=runs/phantom256/train.json", "data.eval=runs/phantom256/test.json"]
-VARIANTS |= {f"256 px, {plan}": [f"sparsify.plan={plan}", *LARGE] for plan in ("coarse", "two_pass")}
-SEEDS_OF_LARGE = 1
+LARGE = {
+    f"256 px, {plan}": [
+        f"sparsify.plan={plan}",
+        "data.train=runs/phantom256/train.json",
+        "data.eval=runs/phantom256/test.json",
+    ]
+    for plan in ("coarse", "two_pass")
+}
+ALIKE = [variant for variant in VARIANTS if variant not in ("staged", "RL without pruning")]
+VARIANTS |= LARGE
 COLUMNS = {
     "sparse": "sparse_accuracy",
     "localization": "localization_accuracy",
@@ -51,18 +58,14 @@ COLUMNS = {
 
 # Differences in points: (variant, its condition in cases.jsonl) against another.
 COMPARED = [
-    *(
-        (("staged", "sparse"), (variant, "sparse"))
-        for variant in VARIANTS
-        if variant not in ("staged", "RL without pruning") and not variant.startswith("256")
-    ),
+    *((("staged", "sparse"), (variant, "sparse")) for variant in ALIKE),
     (("staged", "sparse"), ("RL without pruning", "dense")),
     (("staged", "sparse"), ("RL without pruning", "localization")),
     *(((variant, "sparse"), (variant, "untrained_sparse")) for variant in VARIANTS),
     (("staged", "localization"), ("staged", "base_dense")),
     (("RL without pruning", "localization"), ("RL without pruning", "base_dense")),
     (("RL without pruning", "dense"), ("RL without pruning", "base_dense")),
-    *(((variant, "sparse"), (variant, "dense")) for variant in ("staged", "plan gather", *list(VARIANTS)[-2:])),
+    *(((variant, "sparse"), (variant, "dense")) for variant in ("staged", "plan gather", *LARGE)),
     (("256 px, two_pass", "sparse"), ("256 px, coarse", "sparse")),
 ]
 STYLE = {"random": ("#999999", "x"), "dense": ("#0072B2", "s"), "sparse": ("#D55E00", "o")}
@@ -84,7 +87,7 @@ def run_one(variant: str, seed: int) -> None:
 
 
 def seeds_of(variant: str, seeds: int) -> int:
-    return min(seeds, SEEDS_OF_LARGE) if variant.startswith("256") else seeds
+    return min(seeds, 1) if variant in LARGE else seeds
 
 
 def folder_of(variant: str, seed: int) -> Path:

@@ -214,9 +214,7 @@ class Backbone(ABC):
 
         With sliding-window attention it holds the last tokens only, and counts places in it instead of positions.
         """
-        config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+        kinds = layer_kinds(self.model.config.get_text_config())
         if others := ", ".join(sorted(kinds - {"full_attention"})):
             return (
                 f"{type(self).__name__} has layers of {others}, whose cache does not hold every token: none can be "
@@ -328,3 +326,9 @@ def _scales(visual: VisualTokens, style: CoordinateStyle) -> tuple[int, int, int
         return (1, 1, 1, 1)
     width, height = (1000, 1000) if style == "per_mille" else visual.resized
     return (width, height, width, height)
+
+
+def layer_kinds(config: Any) -> set[str]:
+    """The kinds of attention that a text config's layers have, by the library's names."""
+    window = getattr(config, "sliding_window", None)
+    return set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])

@@ -190,11 +190,8 @@ def _for_plan(policy: SparseVLM, queries: Sequence[Query], watch: Stopwatch) -> 
     if policy.spec.plan != "coarse":
         return list(queries)
     with watch.stage("vision"):
-        visuals = [PLANS["coarse"].visuals(policy, query.scan.pictures) for query in queries]
-    return [
-        replace(query, scan=replace(query.scan, visuals=tokens, reduced=True).of_files(query.scan.images))
-        for query, tokens in zip(queries, visuals, strict=True)
-    ]
+        scans = [PLANS["coarse"].scan(policy, query.scan.pictures) for query in queries]
+    return [replace(query, scan=scan.of_files(query.scan.images)) for query, scan in zip(queries, scans, strict=True)]
 
 
 def _answer(

@@ -27,7 +27,7 @@ from vitos.engines.base import Completion
 from vitos.geometry import Box
 from vitos.nano.build import NANO_SPEC
 from vitos.plans import PLANS, Limits, answer
-from vitos.policy import Query, Rollout, Scan, SparseVLM, Stopwatch
+from vitos.policy import Query, Rollout, SparseVLM, Stopwatch
 from vitos.response import parse_localization
 
 QUESTION = "<image>What is in the upper left quadrant?\nA. cyst\nB. mass"  # one token a word, for nano's tokenizer
@@ -183,9 +183,9 @@ def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], setting
     queries = []
     for picture in pictures:
         with watch.stage("vision"):
-            visuals = plan.visuals(policy, [picture])
-        watch.count("vision", visuals[0].grid.num_tokens)
-        queries.append(Query(Scan(visuals, pictures=(picture,), reduced=name == "coarse"), QUESTION))
+            scan = plan.scan(policy, [picture])
+        watch.count("vision", scan.visuals[0].grid.num_tokens)
+        queries.append(Query(scan, QUESTION))
     if name == "gather":  # as it would itself; here to know their size
         queries = policy.with_prefixes(queries, watch)
     outcomes = answer(policy, queries, limits, watch)

@@ -6,7 +6,6 @@ one scan; the answers are then compared with those of every question asked alone
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from vitos.benchmarks.inference import GivenEvidence, device_name, middle, noise
 from vitos.benchmarks.inference_models import build_model
 from vitos.data.files import write_json_atomic, write_text_atomic
-from vitos.finding import Finding
+from vitos.finding import Finding, Stopwatch
 from vitos.plans import PLANS, Limits
 from vitos.spec import PlanName
 
@@ -85,7 +84,7 @@ def run_questions(asked: Questions, progress: Callable[[str], object] = lambda _
             "seconds_of_one": median(one for one, _ in pairs[1:]),
             "seconds_of_all": median(many for _, many in pairs[1:]),
             "ratio": [median(ratios), min(ratios), max(ratios)],
-            "same_texts": sum(map(_same, together, alone)),
+            "same_texts": sum(_written(a) == _written(b) for a, b in zip(together, alone, strict=True)),
             "distinct_texts": len({found.reasoning.completion.text for found in alone}),
         }
     machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -133,22 +132,13 @@ def _ask(
 ) -> tuple[float, list[Finding]]:
     """Seconds from pixels to answers, and the findings."""
     name, limits = cast(PlanName, plan), Limits(asked.reasoning_tokens, asked.evidence_tokens)
-    started = _now(vlm)
-    scan = vlm.encode(picture, plan=name)
-    findings = vlm.ask_many([scan] * len(texts), texts, plan=name, limits=limits)
-    return _now(vlm) - started, findings
+    watch = Stopwatch()
+    with watch.stage("all"):
+        scan = vlm.encode(picture, plan=name)
+        findings = vlm.ask_many([scan] * len(texts), texts, plan=name, limits=limits)
+    return watch.seconds["all"], findings
 
 
-def _now(vlm: GivenEvidence) -> float:
-    if vlm.backbone.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _same(first: Finding, second: Finding) -> bool:
-    if (first.localization is None) != (second.localization is None):
-        return False
-    branches = [(first.reasoning, second.reasoning)]
-    if first.localization is not None and second.localization is not None:
-        branches.append((first.localization, second.localization))
-    return all(a.completion.token_ids.tolist() == b.completion.token_ids.tolist() for a, b in branches)
+def _written(found: Finding) -> list[list[int]]:
+    """The tokens of its branches."""
+    return [r.completion.token_ids.tolist() for r in (found.localization, found.reasoning) if r is not None]

@@ -96,8 +96,7 @@ class UnsharedEngine(OwnPromptsEngine):
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
     ) -> Scores:
-        localizing = {id(prompt) in self._localizing for prompt in prompts}
-        if localizing != {True}:
+        if not all(id(prompt) in self._localizing for prompt in prompts):
             return super().score(prompts, completions, temperature)
         times = self.num_reasonings
         scores = super().score(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitos.backbones.base import layer_kinds
 from vitos.prompt import Prompt, PromptBatch, pad_prompts
 
 
@@ -142,7 +143,7 @@ def attention_masks(
             'load the model with attn_implementation "sdpa"'
         )
     window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    kinds = layer_kinds(config)
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"{config.model_type} has {', '.join(sorted(unknown))}, which no block mask can express")
     masks = {kind: packed.visible(window if kind == "sliding_attention" else None, visual) for kind in kinds}

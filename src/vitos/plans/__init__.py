@@ -84,7 +84,7 @@ def start(vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopw
     plan = PLANS[vlm.spec.plan]
     if refusal := plan.refusal(vlm.backbone):
         raise ValueError(refusal)
-    if any(query.scan.reduced != (plan.name == "coarse") for query in queries):
+    if any(query.scan.reduced != plan.reduced for query in queries):
         raise ValueError(f'a scan was made for another plan than {plan.name}; use encode(…, plan="{plan.name}")')
     return plan.steps(vlm, queries, limits, watch)
 

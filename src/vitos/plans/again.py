@@ -60,6 +60,7 @@ class Coarse(Plan):
     """
 
     name: ClassVar[PlanName] = "coarse"
+    reduced: ClassVar[bool] = True
 
     def refusal(self, backbone: Backbone) -> str:
         if backbone.capabilities.any_resolution:
@@ -98,13 +99,17 @@ class Coarse(Plan):
         self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
     ) -> list[Look]:
         _need_pictures(queries, self.name)
+        wholes: dict[int, Look] = {}  # a question stands here once for each of its localizations
+        out = []
         with watch.stage("vision"):
-            return [
-                self._look_whole(vlm, query, watch)
-                if self._problem(query, response.boxes)
-                else self._look(vlm, query, response.boxes, watch)
-                for query, response in zip(queries, responses, strict=True)
-            ]
+            for query, response in zip(queries, responses, strict=True):
+                if not self._problem(query, response.boxes):
+                    out.append(self._look(vlm, query, response.boxes, watch))
+                    continue
+                if id(query) not in wholes:
+                    wholes[id(query)] = self._look_whole(vlm, query, watch)
+                out.append(wholes[id(query)])
+        return out
 
     @staticmethod
     def _look_whole(vlm: SparseVLM, query: Query, watch: Stopwatch) -> Look:

@@ -12,7 +12,7 @@ from PIL import Image
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.prefix import Prefix
-from vitos.finding import Query, Rollout, Stopwatch
+from vitos.finding import Query, Rollout, Scan, Stopwatch
 from vitos.geometry import BoolArray, TokenGrid
 from vitos.prompt import Prompt, VisualTokens
 from vitos.response import Response
@@ -96,6 +96,8 @@ class Plan(ABC):
     """One way to answer. It holds no state."""
 
     name: ClassVar[PlanName]
+    reduced: ClassVar[bool] = False
+    """A scan begins with a reduced image."""
 
     def refusal(self, backbone: Backbone) -> str:
         """Why a family cannot follow the plan, and which it can; empty if it can."""
@@ -105,6 +107,10 @@ class Plan(ABC):
         """The visual tokens that a scan for this plan begins with."""
         return vlm.encode_many([pictures])[0].visuals
 
+    def scan(self, vlm: SparseVLM, pictures: Sequence[Image.Image]) -> Scan:
+        """The images as this plan begins with them."""
+        return Scan(self.visuals(vlm, pictures), pictures=tuple(pictures), reduced=self.reduced)
+
     def looks(
         self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
     ) -> list[Look]:
@@ -113,7 +119,7 @@ class Plan(ABC):
         Raises:
             ValueError: for a plan that no model is trained under.
         """
-        raise ValueError(f"reasoning is trained under plan two_pass, gather or coarse, not {self.name}")
+        raise ValueError(f"no model is trained under plan {self.name}")
 
     @abstractmethod
     def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
