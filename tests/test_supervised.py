@@ -9,6 +9,7 @@ from vitos.data.record import Record
 from vitos.engines.torch_engine import TorchEngine
 from vitos.geometry import Box
 from vitos.response import parse_localization, parse_reasoning
+from vitos.sparsify import Fusion
 from vitos.spec import VitosSpec
 from vitos.supervised import Exercise, Lesson, record_lesson, supervised_loss, train_supervised
 
@@ -62,6 +63,21 @@ def test_loss_is_cross_entropy_of_every_exercise_alone(name, answer_weight, requ
     ours, theirs = (torch.autograd.grad(value, parameters) for value in (loss, expected))
     for got, wanted in zip(ours, theirs, strict=True):
         assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_a_lesson_of_some_tokens_is_scored_from_these_alone(nano, picture):
+    """As if the others had never been in the prompt, at the positions of the dense one."""
+    exercise = Exercise(f"{QUESTION}\nAnswer.", "<answer>B</answer>")
+    (visual,) = nano.encode([picture(64, 48)])
+    mask = torch.arange(visual.grid.num_tokens) % 3 == 0
+    lesson = Lesson((visual,), (exercise,), kept=(mask,))
+    target = torch.tensor([*nano.tokenizer(exercise.target)["input_ids"], nano.tokenizer.eos_token_id])
+    engine = TorchEngine(nano)
+    prompt = nano.build_prompt(exercise.text, [visual]).sparse([mask], Fusion("none"))
+    expected = -engine.score([prompt], [[target]]).logprobs.mean()
+    assert supervised_loss(engine, [lesson]).item() == pytest.approx(expected.item(), rel=1e-6)
+    dense = supervised_loss(engine, [Lesson((visual,), (exercise,))])
+    assert abs(dense.item() - expected.item()) > 1e-4
 
 
 def test_lessons_whose_exercises_differ_before_the_image_are_refused(nano, picture):

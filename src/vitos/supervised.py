@@ -24,6 +24,7 @@ from vitos.engines.torch_engine import TorchEngine
 from vitos.geometry import WHOLE_IMAGE, Rect
 from vitos.prompt import Prompt, VisualTokens
 from vitos.response import format_box_list, format_localization, format_reasoning
+from vitos.sparsify import Fusion
 from vitos.spec import VitosSpec
 
 
@@ -37,10 +38,15 @@ class Exercise:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Images, or their visual tokens where the encoder is frozen, and the exercises that share them."""
+    """Images, or their visual tokens where the encoder is frozen, and the exercises that share them.
+
+    Attributes:
+        kept: for every image which visual tokens are shown, bool (N,), the others left out; None: all of them.
+    """
 
     images: tuple[Image.Image | VisualTokens, ...]
     exercises: tuple[Exercise, ...]
+    kept: tuple[Tensor, ...] | None = None
 
 
 def record_lesson(
@@ -127,6 +133,8 @@ def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTok
         before, tag, answer = exercise.target.partition("<answer>")
         letter = len(question) + target.char_to_token(len(before + tag)) if answer else -1
         rows.append(_Row(torch.cat([question, torch.tensor(ids)]), len(question), letter))
+    if lesson.kept is not None:
+        prefix = prefix.sparse(lesson.kept, Fusion("none"))
     return prefix, rows
 
 

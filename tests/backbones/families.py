@@ -15,7 +15,7 @@ from __future__ import annotations
 from tests.backbones.family import Family
 from tests.backbones.family_gemma3 import gemma3, gemma3_panning, gemma3_processor
 from tests.backbones.family_internvl import internvl, internvl3_5, internvl_processor
-from tests.backbones.family_llava import huatuo_vision, llava_1_5, llava_med, llava_processor
+from tests.backbones.family_llava import huatuo_vision, llava_1_5, llava_dinov2, llava_med, llava_processor
 from tests.backbones.family_qwen import (
     nano,
     qwen2_5_vl,
@@ -35,6 +35,7 @@ FAMILIES = (
     Family("llava, LLaVA-1.5", llava_1_5, llava_processor, ((401, 600), (250, 40), (128, 128))),
     Family("llava, HuatuoGPT-Vision", huatuo_vision, llava_processor, ((401, 600), (250, 41), (17, 200))),
     Family("llava, LLaVA-Med", llava_med, llava_processor, ((350, 301), (250, 40), (40, 333))),
+    Family("llava, DINOv2", llava_dinov2, llava_processor, ((350, 301), (250, 40), (40, 333))),
     Family("gemma3", gemma3, gemma3_processor),
     Family("gemma3, pan-and-scan", gemma3_panning, gemma3_processor, sizes=((600, 301), (299, 310), (258, 800))),
     Family("internvl", internvl, internvl_processor, sizes=((460, 225), (33, 97), (226, 223), (700, 100))),

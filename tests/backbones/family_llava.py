@@ -1,4 +1,4 @@
-"""Tiny LLaVA models: LLaVA-1.5, HuatuoGPT-Vision and LLaVA-Med but for width and depth."""
+"""Tiny LLaVA models: LLaVA-1.5, HuatuoGPT-Vision, LLaVA-Med and nano-real but for width and depth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tests.backbones.family import redraw, stand_in_tokenizer
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -29,15 +30,21 @@ HUATUO_TEMPLATE = (
 )
 
 
-def _llava(text: dict[str, Any], tokenizer: Any, processor: Any, seed: int) -> Llava:
-    """CLIP ViT-L/14-336 but for width and depth, with a small language model."""
+CLIP = {"model_type": "clip_vision_model", "image_size": 336, "projection_dim": 64}
+# Positions of 13 x 13 patches, fitted to the 10 x 10 that the image processor makes.
+DINOV2 = {"model_type": "dinov2", "image_size": 182, "mlp_ratio": 2}
+
+
+def _llava(text: dict[str, Any], tokenizer: Any, processor: Any, seed: int, tower: dict[str, Any] = CLIP) -> Llava:
+    """CLIP ViT-L/14-336 or DINOv2-S/14 but for width and depth, with a small language model."""
     width = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-    vision = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "num_hidden_layers": 3}
+    vision = tower | {"patch_size": 14, "num_hidden_layers": 3}
     small = {"vocab_size": 400, "num_hidden_layers": 3, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     config = LlavaConfig(
-        vision_config=vision | width | {"projection_dim": 64},
+        vision_config=vision | width,
         text_config=small | width | text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1 if tower is DINOV2 else -2,
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
@@ -76,6 +83,14 @@ def llava_med() -> Llava:
     tokenizer = stand_in_tokenizer(special, ["<image>"], template)
     text = {"model_type": "mistral", "sliding_window": None}
     return _llava(text, tokenizer, LlavaImageProcessorPil(**SQUARE_336, do_pad=True), seed=7)
+
+
+def llava_dinov2() -> Llava:
+    """nano-real: DINOv2, the image stretched to a square that the encoder was not made for."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    tokenizer = stand_in_tokenizer(special, ["<image>"], VICUNA_TEMPLATE)
+    processor = BitImageProcessorPil(size={"height": 140, "width": 140}, do_center_crop=False)
+    return _llava({"model_type": "llama"}, tokenizer, processor, seed=8, tower=DINOV2)
 
 
 def llava_processor(backbone: Backbone) -> Any:

@@ -41,10 +41,12 @@ def test_language_model_weights_are_the_library_s(name, query, picture):
 
 
 def library_attention(backbone, image):
-    """Weights (heads, T, T) of the eager CLIP encoder's wanted layer."""
+    """Weights (heads, T, T) of the eager encoder's wanted layer."""
     tower = copy.deepcopy(backbone.model.model.vision_tower)
     tower.config._attn_implementation = "eager"
-    layer = tower.encoder.layers[backbone.model.config.vision_feature_layer].self_attn
+    last = list(getattr(tower.encoder, "layers", None) or tower.encoder.layer)  # CLIP's name or DINOv2's
+    layer = last[backbone.model.config.vision_feature_layer]
+    layer = getattr(layer, "self_attn", None) or layer.attention
     seen = []
     layer.register_forward_hook(lambda module, args, out: seen.append(out[1][0]))
     with torch.no_grad():
@@ -53,7 +55,7 @@ def library_attention(backbone, image):
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES_BY_NAME if n.startswith("llava")])
-def test_clip_s_cls_token_looks_where_the_library_says(name, picture):
+def test_the_cls_token_looks_where_the_library_says(name, picture):
     backbone, image = FAMILIES_BY_NAME[name].backbone(), picture(90, 131)
     found = backbone.encoder_attention(image)
     torch.testing.assert_close(found.received, library_attention(backbone, image).mean(0)[0, 1:], atol=1e-6, rtol=1e-5)

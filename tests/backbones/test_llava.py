@@ -48,3 +48,15 @@ def test_a_processor_of_another_size_is_refused(cropping):
 def test_padding_and_crop_are_part_of_the_geometry(cropping, padding):
     assert padding.geometry.rules == {"pad_to_square": True, "centre_crop": True, "resize_shortest_edge": 336}
     assert cropping.geometry.rules == padding.geometry.rules | {"pad_to_square": False}
+
+
+def test_dinov2_takes_any_square_of_whole_patches(picture):
+    stretching = FAMILIES_BY_NAME["llava, DINOv2"].backbone()
+    (view,) = grid_of(stretching, picture(200, 100)).views
+    assert (view.rows, view.cols) == (10, 10)
+    assert view.rect.as_tuple() == (0, 0, 1, 1)
+    assert stretching.geometry.max_pixels == 140 * 140
+    for width, height in ((140, 126), (150, 150)):
+        other = type(stretching.image_processor)(size={"height": height, "width": width}, do_center_crop=False)
+        with pytest.raises(ValueError, match=f"makes {width} x {height} pixels, but dinov2 needs a square"):
+            type(stretching)(stretching.model, stretching.tokenizer, other)

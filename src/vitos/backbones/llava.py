@@ -2,7 +2,8 @@
 
 CLIP sees one square of fixed size (ViT-L/14-336: 24 x 24 tokens, the CLS token dropped), an MLP maps each patch to one
 visual token, and the language model (Llama, Mistral, Qwen2) has ordinary 1-D positions, which keep their gaps after
-pruning.
+pruning. SigLIP (no CLS token) and DINOv2 are taken, too; DINOv2 fits its positions to any square of whole patches, so
+the image processor alone decides the size.
 
 What is peculiar is how an image becomes that square, and the checkpoint's image processor decides it:
 
@@ -29,6 +30,9 @@ from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
 from vitos.geometry import Rect, TokenGrid
 from vitos.prompt import PromptBatch, VisualTokens
 
+DINOV2 = "dinov2"
+CLS_FIRST = ("clip_vision_model", DINOV2)  # towers whose first token is no patch
+
 
 class Llava(Backbone):
     """`LlavaForConditionalGeneration` behind the package's protocol.
@@ -43,15 +47,21 @@ class Llava(Backbone):
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         super().__init__(model, tokenizer, image_processor)
         config, vision = model.config, model.config.vision_config
-        has_cls = vision.model_type == "clip_vision_model"
+        has_cls = vision.model_type in CLS_FIRST
         if has_cls != (config.vision_feature_select_strategy == "default"):
             raise ValueError(
                 f"vision tower {vision.model_type!r} with vision_feature_select_strategy "
                 f"{config.vision_feature_select_strategy!r}: its tokens are no grid of patches. "
-                "CLIP needs 'default' (its CLS token is dropped), SigLIP needs 'full'."
+                "CLIP and DINOv2 need 'default' (their CLS token is dropped), SigLIP needs 'full'."
             )
         made = self._encoder_size()
-        if made != (vision.image_size, vision.image_size):
+        if vision.model_type == DINOV2:
+            if made[0] != made[1] or made[0] < 1 or made[0] % vision.patch_size:
+                raise ValueError(
+                    f"the image processor makes {made[0]} x {made[1]} pixels, but {DINOV2} needs a square of whole "
+                    f"patches of {vision.patch_size}; correct size or crop_size in preprocessor_config.json"
+                )
+        elif made != (vision.image_size, vision.image_size):
             raise ValueError(
                 f"the image processor makes {made[0]} x {made[1]} pixels, but the vision tower takes "
                 f"{vision.image_size} x {vision.image_size}; correct size or crop_size in preprocessor_config.json"
@@ -60,13 +70,15 @@ class Llava(Backbone):
     @property
     def geometry(self) -> VisionGeometry:
         vision, processor = self.model.config.vision_config, self.image_processor
-        pixels = vision.image_size**2
+        pixels = self._encoder_size()[0] ** 2
         rules: dict[str, int | bool] = {"pad_to_square": self._pads, "centre_crop": bool(processor.do_center_crop)}
         rules |= {f"resize_{name}": int(value) for name, value in dict(processor.size).items() if value}
         return VisionGeometry(vision.patch_size, 1, pixels, pixels, rules)
 
     @classmethod
     def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
+        if config.vision_config.model_type == DINOV2:
+            return int(config.image_seq_length)
         return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2)
 
     @property
@@ -80,7 +92,7 @@ class Llava(Backbone):
         dtype = self.model.model.multi_modal_projector.linear_1.weight.dtype
         features = self.model.model.get_image_features(pixels.to(self.device, dtype), return_dict=True).pooler_output
         vision = self.model.config.vision_config
-        side = vision.image_size // vision.patch_size
+        side = self._encoder_size()[0] // vision.patch_size
         seen = [self._seen(*image.size) for image in images]
         return [
             VisualTokens(tokens, TokenGrid.single(side, side, rect), resized)
@@ -88,7 +100,7 @@ class Llava(Backbone):
         ]
 
     def encoder_attention(self, image: Image.Image) -> Attention:
-        """What the CLS token gives (CLIP), or all patches give on average (SigLIP), in the layer whose output is used.
+        """What the CLS token gives, or all patches give on average (SigLIP), in the layer whose output is used.
 
         Raises:
             ValueError: if the visual tokens are made of several layers.
@@ -104,7 +116,8 @@ class Llava(Backbone):
         def run() -> None:
             self.model.model.get_image_features(pixels.to(self.device, tower.dtype))
 
-        module = tower.encoder.layers[layer].self_attn
+        dino = config.vision_config.model_type == DINOV2
+        module = tower.encoder.layer[layer].attention if dino else tower.encoder.layers[layer].self_attn
         seen = observe_attention(tower, module, run, query=0 if has_cls else None)
         return Attention(seen.received[1:], seen.keys[1:]) if has_cls else seen
 

@@ -1,20 +1,28 @@
-"""The embedded tiny model: real Qwen2.5-VL code and files, small enough to ship (see `weights/README.md`)."""
+"""The embedded small models: `nano`, whole, for phantoms, and `nano-real` for real images, without its encoder."""
 
 from pathlib import Path
 
 NANO = "nano"
+NANO_REAL = "nano-real"
 NANO_PATH = Path(__file__).parent / "weights"
 
 
 def resolve_model_path(path: str | Path) -> str | Path:
-    """`"nano"` stands for the embedded model; anything else is a folder or a hub id.
+    """`"nano"` and `"nano-real"` stand for the embedded models; anything else is a folder or a hub id.
 
     Raises:
         FileNotFoundError: for what can only be a folder (a hub id is `name` or `owner/name`) and is none.
+        OSError: if nano-real's vision encoder is not at hand.
     """
     text = str(path)
     if text == NANO:
         return NANO_PATH
+    if text == NANO_REAL:
+        from vitos.nano.real import nano_real_path  # loads transformers
+
+        return nano_real_path()
     if (text.count("/") > 1 or text.startswith((".", "/", "~"))) and not Path(text).is_dir():
-        raise FileNotFoundError(f"{text}: there is no such folder; name a checkpoint's folder, a hub id or {NANO}")
+        raise FileNotFoundError(
+            f"{text}: there is no such folder; name a checkpoint's folder, a hub id, {NANO} or {NANO_REAL}"
+        )
     return path

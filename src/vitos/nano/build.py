@@ -61,8 +61,8 @@ WORDS = (
 )
 
 
-def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the phantoms' text; numbers with two decimals and tags are single tokens."""
+def build_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a model's own text; numbers with two decimals and tags are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"\d\.\d\d| ?[A-Za-z]+|\[\[|\]\]|, | ?\d|\n|[^\sA-Za-z\d]| ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -78,7 +78,7 @@ def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=_as_text(tokenizer, TAGS),
         eos_token="<|im_end|>",
@@ -105,7 +105,7 @@ def build_nano(seed: int = 0) -> Qwen25VL:
     positions, but leaves no slow rotary pair: attention can no longer match content at any distance, and names stay
     at chance. The encoder writes row and column into its tokens instead (`scripts/make_nano.py`).
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(_corpus())
     ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}
     width, vision_width, depth = 128, 96, 4
     config = Qwen2_5_VLConfig(
@@ -143,7 +143,8 @@ def build_nano(seed: int = 0) -> Qwen25VL:
     )
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config)
-    _structured_start(model, [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)])
+    _scatter_vision(model)
+    structured_start(model, [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)])
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
@@ -167,11 +168,19 @@ def _as_text(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
 
 
 @torch.no_grad()
-def _structured_start(model: Qwen2_5_VLForConditionalGeneration, number_ids: list[int]) -> None:
-    """Biases and number embeddings as `build_nano` says; random numbers from torch's global generator."""
+def _scatter_vision(model: Qwen2_5_VLForConditionalGeneration) -> None:
     for name, parameter in model.model.visual.named_parameters():
         if name.endswith("qkv.bias"):  # queries, keys, values in one
             parameter[: 2 * len(parameter) // 3].normal_(0, 2)
+
+
+@torch.no_grad()
+def structured_start(model: Any, number_ids: list[int]) -> None:
+    """Look-back heads and number embeddings as `build_nano` says; random numbers from torch's global generator.
+
+    Args:
+        model: with a language model of two query heads a key-value head, biases and tied embeddings.
+    """
     _look_back(model.model.language_model.layers[0].self_attn)
     table = model.lm_head.weight  # tied to the input embeddings
     width = int(table.shape[1])

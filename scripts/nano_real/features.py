@@ -1,0 +1,73 @@
+"""Scenes and what the frozen encoder sees in them, made once: `scenes.json` and `features.npy` (N, 256, 384)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from nano_real.scenes import Fact, Pixels, Scene, Source, corners, make_scene, patches
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel
+
+COUNTS = {"brain_tumor_mri": 3200, "blood_cells": 2600, "nuclei": 2400}
+BATCH = 16
+
+
+@torch.no_grad()
+def encode(model: torch.nn.Module, pixels: list[Pixels], mean: Tensor, std: Tensor) -> NDArray[np.float16]:
+    """What LLaVA takes of the encoder: the last layer's output before the final norm, without the class token."""
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    seen = model((x - mean.view(3, 1, 1)) / std.view(3, 1, 1), output_hidden_states=True).hidden_states[-1]
+    return np.asarray(seen[:, 1:].half())
+
+
+def make_features(sources: list[Source], vision: Path, folder: Path, seed: int, share: float = 1.0) -> None:
+    """Scenes of the sources that are not held out, in random order of the sets.
+
+    Args:
+        vision: DINOv2's folder.
+        share: of the usual number of scenes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    fit = [source for source in sources if not source.held_out]
+    pool = patches(fit)
+    order: list[Source] = []
+    for name, count in COUNTS.items():
+        own = [source for source in fit if source.scene.domain == name]
+        order += [own[i % len(own)] for i in range(round(share * count))]
+    order = [order[i] for i in rng.permutation(len(order))]
+    model = AutoModel.from_pretrained(vision, dtype="float32").eval()
+    processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
+    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    partial = folder / ".features.npy"
+    table = np.lib.format.open_memmap(partial, "w+", np.float16, (len(order), 256, 384))
+    scenes: list[Scene] = []
+    for start in track(range(0, len(order), BATCH), "encoding scenes"):
+        made = [make_scene(source, pool[source.scene.domain], rng) for source in order[start : start + BATCH]]
+        table[start : start + len(made)] = encode(model, [pixels for pixels, _ in made], mean, std)
+        scenes += [scene for _, scene in made]
+    table.flush()
+    save_scenes(scenes, folder)
+    partial.rename(folder / "features.npy")
+
+
+def save_scenes(scenes: list[Scene], folder: Path) -> None:
+    rows = [{**dataclasses.asdict(scene), "complete": sorted(scene.complete)} for scene in scenes]
+    (folder / "scenes.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def load_features(folder: Path) -> tuple[list[Scene], NDArray[np.float16]]:
+    scenes = []
+    for row in json.loads((folder / "scenes.json").read_text(encoding="utf-8")):
+        findings = tuple((kind, corners(box)) for kind, box in row["findings"])
+        facts = tuple(
+            Fact(f["template"], corners(f["place"]), corners(f["evidence"]), f["truth"]) for f in row["facts"]
+        )
+        scenes.append(Scene(row["domain"], findings, frozenset(row["complete"]), facts))
+    return scenes, np.load(folder / "features.npy", mmap_mode="r")

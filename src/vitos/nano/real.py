@@ -1,0 +1,114 @@
+"""`nano-real`: the decoder that ships with the package, put together with a DINOv2-S that the user has or loads.
+
+The vision encoder's weights (Meta AI, Apache-2.0) are not in the package. Once they are at hand, both become one
+ordinary checkpoint in the user's cache, which everything else then takes like any other folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
+
+from vitos.nano import NANO_REAL
+
+DECODER_PATH = Path(__file__).parent / "real"
+DECODER_FILE = "decoder.safetensors"
+VISION_VARIABLE = "VITOS_DINOV2"
+VISION_ON_HUB = "facebook/dinov2-small"
+TOWER = "model.vision_tower."
+PROBE = "vision_probe"
+PROBE_SIDE = 56
+# Cosine between what the encoder sees in a test picture here and where the decoder was trained. Two roundings of the
+# same weights agree to 0.999998.
+LEAST_ALIKE = 0.999
+
+
+def nano_real_path() -> Path:
+    """The folder of the whole checkpoint, made at the first call.
+
+    DINOv2-S is taken from the folder or hub id in the environment variable VITOS_DINOV2, else from
+    `facebook/dinov2-small` on the hub.
+
+    Raises:
+        OSError: if it is found in neither; it says what to do.
+    """
+    source = os.environ.get(VISION_VARIABLE) or VISION_ON_HUB
+    key = hashlib.sha256(source.encode() + (DECODER_PATH / DECODER_FILE).read_bytes()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitos"
+    target = cache / f"{NANO_REAL}-{key}"
+    if not target.is_dir():
+        tower = _load_vision(source)
+        cache.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{NANO_REAL}-", dir=cache))
+        try:
+            _assemble(tower, staging)
+            staging.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def save_decoder(checkpoint: Path, folder: Path) -> None:
+    """Write what ships of a whole `nano-real` checkpoint: all but the vision encoder, rounded to float16."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "COMPLETE", ".*"))
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype="float32")
+    weights = {name: t.half() for name, t in model.state_dict().items() if not name.startswith(TOWER)}
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    save_file({**weights, PROBE: vision_probe(model.model.vision_tower)}, folder / DECODER_FILE, {"format": "pt"})
+
+
+@torch.no_grad()
+def vision_probe(tower: torch.nn.Module) -> Tensor:
+    """What an encoder sees in a coloured ramp, (1 + 16, hidden) for patches of 14: a fingerprint of its weights."""
+    ramp = torch.linspace(-2, 2, PROBE_SIDE)
+    picture = torch.stack(
+        [ramp.expand(PROBE_SIDE, -1), ramp[:, None].expand(-1, PROBE_SIDE), ramp.flip(0).outer(ramp)]
+    )
+    seen: Tensor = tower.eval()(picture[None]).last_hidden_state[0]
+    return seen.contiguous()
+
+
+def _load_vision(source: str) -> torch.nn.Module:
+    try:
+        tower: torch.nn.Module = AutoModel.from_pretrained(source, dtype="float32")
+    except OSError as error:
+        raise OSError(
+            f"{NANO_REAL} needs the vision encoder DINOv2-S, which could not be loaded from {source!r}: {error}\n"
+            f"With access to the Hugging Face hub it is fetched from {VISION_ON_HUB}; without, set {VISION_VARIABLE} "
+            "to a folder that holds it (config.json and model.safetensors of a Dinov2Model)."
+        ) from error
+    return tower
+
+
+def _assemble(tower: torch.nn.Module, folder: Path) -> None:
+    """Fill a folder with the whole checkpoint."""
+    weights = {name: t.float() for name, t in load_file(DECODER_PATH / DECODER_FILE).items()}
+    expected, seen = weights.pop(PROBE), vision_probe(tower)
+    alike = torch.nn.functional.cosine_similarity(expected, seen, dim=-1).min() if expected.shape == seen.shape else 0
+    if alike < LEAST_ALIKE:
+        warnings.warn(
+            f"this vision encoder is not the one that {NANO_REAL} was trained with (cosine {float(alike):.4f} on a "
+            "test picture): its figures do not hold for what is put together here",
+            stacklevel=2,
+        )
+    model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(DECODER_PATH))
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.startswith(TOWER) and name != "lm_head.weight"]
+    if missing or unknown:
+        raise OSError(f"{DECODER_PATH / DECODER_FILE} is damaged: missing {missing}, unknown {unknown}")
+    shutil.copytree(DECODER_PATH, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(folder)
