@@ -55,7 +55,11 @@ def write_splits(data: Path, sources: Sequence[Source], folder: Path) -> None:
 
 
 def train_language(
-    policy: SparseVLM, lessons: Iterable[Sequence[Lesson]], steps: int, matrix_rate: float, report: Callable[..., None]
+    policy: SparseVLM,
+    lessons: Iterable[Sequence[Lesson]],
+    steps: int,
+    report: Callable[..., None],
+    answer_weight: float = 1.0,
 ) -> None:
     """Teach the decoder and the projector behind the frozen encoder."""
     backbone = policy.backbone
@@ -66,7 +70,8 @@ def train_language(
         lessons,
         steps=steps,
         learning_rate=1e-3,
-        optimizers=make_optimizers(backbone, 1e-3, matrix_rate),
+        optimizers=make_optimizers(backbone, 1e-3, 0.02),
+        answer_weight=answer_weight,
         on_step=report,
     )
 
@@ -107,15 +112,15 @@ def make(args: argparse.Namespace) -> None:
 
     def names(policy: SparseVLM) -> None:
         teacher = Teacher(policy.backbone, features, scenes, SPEC, full=0.1, seed=args.seed)
-        train_language(policy, teacher.name_batches(24), args.name_steps, 0.02, partial(report, "names"))
+        train_language(policy, teacher.name_batches(24), args.name_steps, partial(report, "names"))
 
     def sparse(policy: SparseVLM) -> None:
         teacher = Teacher(policy.backbone, features, scenes, SPEC, full=0.1, seed=args.seed + 1)
-        train_language(policy, teacher.batches(12), args.sparse_steps, 0.02, partial(report, "sparse"))
+        train_language(policy, teacher.batches(12), args.sparse_steps, partial(report, "sparse"))
 
     def dense(policy: SparseVLM) -> None:
         teacher = Teacher(policy.backbone, features, scenes, SPEC, full=0.8, seed=args.seed + 2)
-        train_language(policy, teacher.batches(12), args.dense_steps, 0.015, partial(report, "dense"))
+        train_language(policy, teacher.batches(12), args.dense_steps, partial(report, "dense"), answer_weight=4.0)
 
     leg("names", "projector", names)
     leg("sparse", "names", sparse)

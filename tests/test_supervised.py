@@ -20,7 +20,7 @@ QUESTION = "<image>What is it?\nA. cyst\nB. mass"
 def lessons(picture):
     """Several exercises about one image, two images, and a lesson without any."""
     first = (
-        Exercise(f"{QUESTION}\nAnswer.", "<answer>B</answer>"),
+        Exercise(f"{QUESTION}\nAnswer.", "<answer>mass and cyst</answer>"),
         Exercise("<image>List all findings.", "mass [[0.10, "),
     )
     both = (
@@ -47,14 +47,15 @@ def test_loss_is_cross_entropy_of_every_exercise_alone(name, answer_weight, requ
             logits = backbone.model(**inputs).logits[0, -len(target) - 1 : -1]
             logits = logits.index_fill(-1, torch.tensor(banned), float("-inf"))  # as when they are sampled
             texts = [backbone.tokenizer.decode(target[: end + 1]) for end in range(len(target))]
-            behind = [end for end, text in enumerate(texts) if text.partition("<answer>")[2]]
+            said = [text.partition("<answer>")[2] for text in texts]
+            answer = [end for end, text in enumerate(said) if text and "mass and cyst".startswith(text)]
             weight = torch.ones(len(target), dtype=torch.float64)
-            weight[behind[:1]] = answer_weight
+            weight[answer] = answer_weight
             nats.append(
                 weight @ torch.nn.functional.cross_entropy(logits.double(), torch.tensor(target), reduction="none")
             )
-            total, answers = total + weight.sum(), answers + len(behind[:1])
-    assert answers == 1
+            total, answers = total + weight.sum(), answers + len(answer)
+    assert answers > 2
     expected = sum(nats) / total
     loss = supervised_loss(TorchEngine(backbone), lessons, answer_weight)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)

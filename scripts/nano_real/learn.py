@@ -23,10 +23,8 @@ from vitos.supervised import Exercise, Lesson
 
 GRID = TokenGrid.single(16, 16)
 RESIZED = (224, 224)
-OFTEN = {"tumour_box": 1.5, "tumour_size": 1.5, "nuclei_count": 1.5}  # templates that are learned last
 OUTPUT_RMS = 0.2  # of the projected tokens: small beside what the layers add
 LISTED = 6  # boxes that a short answer lists at most
-ASKED = 4  # questions about a scene, each for one branch
 
 
 # --- the projector --------------------------------------------------------------------------------------------------
@@ -214,9 +212,7 @@ class Teacher:
             kind, box = scene.findings[i]
             x, y = np.clip(np.array(middle(box)) + rng.uniform(-0.02, 0.02, 2), 0, 1)
             out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {self.boxes_text([box])} {kind}"))
-        weights = np.array([OFTEN.get(name, 1.0) for name in self.templates])
-        names = rng.choice(list(self.templates), len(weights), replace=False, p=weights / weights.sum())
-        asked = [q for name in names if (q := self.templates[name](scene, rng)) is not None][:ASKED]
+        asked = [q for template in self.templates.values() if (q := template(scene, rng)) is not None]
         for q in asked:
             out.append(self.localize_exercise(q) if rng.random() < 0.5 else self.reason_exercise(q))
         return out, [box for q in asked for box in q.evidence]

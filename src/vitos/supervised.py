@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -82,20 +83,20 @@ class _Row:
     Attributes:
         ids: shape (L,), the rest of the question and the target with its end token.
         asked: tokens of the question among them.
-        letter: place of the token behind the target's `<answer>`, or -1 without one.
+        answer: first and last place of the tokens between the target's `<answer>` and `</answer>`; (0, -1) without.
     """
 
     ids: Tensor
     asked: int
-    letter: int
+    answer: tuple[int, int]
 
 
 def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weight: float = 1.0) -> Tensor:
     """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
 
     Args:
-        answer_weight: weight of the token behind `<answer>`; all others weigh 1. One token in twenty, it would
-            otherwise hardly be heard.
+        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others weigh 1. One token in
+            twenty, a letter would otherwise hardly be heard.
     """
     backbone = engine.backbone
     given = [image for lesson in lessons for image in lesson.images]
@@ -105,12 +106,12 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
     rows = [row for _, siblings in packed for row in siblings]
     place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
-    asked, letters = (
-        torch.tensor([[value] for value in values], device=place.device)
-        for values in ([row.asked for row in rows], [row.letter for row in rows])
+    asked, first, last = (
+        torch.tensor(values, device=place.device)[:, None]
+        for values in zip(*((row.asked, *row.answer) for row in rows), strict=True)
     )
     learned = scores.mask & (place >= asked)
-    weight = torch.where(place == letters, answer_weight, 1.0)[learned]
+    weight = torch.where((place >= first) & (place <= last), answer_weight, 1.0)[learned]
     return -(weight * scores.logprobs[learned]).sum() / weight.sum()
 
 
@@ -130,12 +131,24 @@ def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTok
         question = prompt.input_ids[shared:].cpu()
         target = backbone.tokenizer(exercise.target, add_special_tokens=False)
         ids = [*target["input_ids"], backbone.tokenizer.eos_token_id]
-        before, tag, answer = exercise.target.partition("<answer>")
-        letter = len(question) + target.char_to_token(len(before + tag)) if answer else -1
-        rows.append(_Row(torch.cat([question, torch.tensor(ids)]), len(question), letter))
+        rows.append(
+            _Row(
+                torch.cat([question, torch.tensor(ids)]), len(question), _answer_span(target, exercise, len(question))
+            )
+        )
     if lesson.kept is not None:
         prefix = prefix.sparse(lesson.kept, Fusion("none"))
     return prefix, rows
+
+
+def _answer_span(target: Any, exercise: Exercise, asked: int) -> tuple[int, int]:
+    """Where an answer's tokens stand in a row whose target begins at `asked`."""
+    before, tag, answer = exercise.target.partition("<answer>")
+    text = answer.partition("</answer>")[0]
+    if not text:
+        return (0, -1)
+    start = len(before + tag)
+    return (asked + target.char_to_token(start), asked + target.char_to_token(start + len(text) - 1))
 
 
 def train_supervised(

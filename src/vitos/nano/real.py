@@ -42,6 +42,8 @@ def nano_real_path() -> Path:
         OSError: if it is found in neither; it says what to do.
     """
     source = os.environ.get(VISION_VARIABLE) or VISION_ON_HUB
+    if Path(source).is_dir():
+        source = str(Path(source).resolve())
     key = hashlib.sha256(source.encode() + (DECODER_PATH / DECODER_FILE).read_bytes()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitos"
     target = cache / f"{NANO_REAL}-{key}"
