@@ -122,9 +122,14 @@ def make(args: argparse.Namespace) -> None:
         teacher = Teacher(policy.backbone, features, scenes, SPEC, full=0.8, seed=args.seed + 2)
         train_language(policy, teacher.batches(12), args.dense_steps, partial(report, "dense"), answer_weight=4.0)
 
+    def places(policy: SparseVLM) -> None:
+        teacher = Teacher(policy.backbone, features, scenes, SPEC, full=0.5, seed=args.seed + 3)
+        train_language(policy, teacher.batches(12), args.place_steps, partial(report, "places"), answer_weight=4.0)
+
     leg("names", "projector", names)
     leg("sparse", "names", sparse)
     leg("dense", "sparse", dense)
+    leg("places", "dense", places)
 
 
 def main() -> None:
@@ -136,6 +141,7 @@ def main() -> None:
     parser.add_argument("--name-steps", type=int, default=400)
     parser.add_argument("--sparse-steps", type=int, default=1200)
     parser.add_argument("--dense-steps", type=int, default=1200)
+    parser.add_argument("--place-steps", type=int, default=1300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

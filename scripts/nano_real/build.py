@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from vitos.backbones.llava import Llava
 from vitos.nano.build import NANO_SPEC, SPECIAL, build_tokenizer, structured_start
+from vitos.sparsify import KeepRule
 
-SPEC = NANO_SPEC  # prompts of few tokens, answers by an option's text
+# Prompts of few tokens, answers by an option's text; a cell is large beside a platelet, so one more around boxes.
+SPEC = dataclasses.replace(NANO_SPEC, keep=KeepRule(margin=1))
 WIDTH, DEPTH, HEADS, PIXELS = 192, 4, 6, 224
 KINDS = (*TUMOURS, *CELLS, NUCLEUS)
 

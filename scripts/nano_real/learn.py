@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from nano_real.build import KINDS
-from nano_real.questions import Question, area, make_templates, middle
+from nano_real.questions import Question, area, known_window, make_templates, middle, numbers
 from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Scene
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ GRID = TokenGrid.single(16, 16)
 RESIZED = (224, 224)
 OUTPUT_RMS = 0.2  # of the projected tokens: small beside what the layers add
 LISTED = 6  # boxes that a short answer lists at most
+ASKED = 3  # questions of the templates about a scene, each for one branch
+NOTHING = "nothing"
 
 
 # --- the projector --------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Teacher:
         """Names, points and templates, the latter for both branches."""
         while True:
             chosen = self.rng.choice(len(self.scenes), count, replace=False)
-            yield self.lessons(chosen, self.mixture)
+            yield [*self.lessons(chosen, self.mixture), self.copying()]
 
     def lessons(
         self, chosen: NDArray[np.int64], exercises: Callable[[Scene], tuple[list[Exercise], list[Corners]]]
@@ -206,16 +208,50 @@ class Teacher:
         return out
 
     def mixture(self, scene: Scene) -> tuple[list[Exercise], list[Corners]]:
+        """Names, short questions about places, most to be learned per token, and some of the templates."""
         rng = self.rng
-        out = self.name_exercises(scene)
-        for i in rng.permutation(len(scene.findings))[:2]:
-            kind, box = scene.findings[i]
-            x, y = np.clip(np.array(middle(box)) + rng.uniform(-0.02, 0.02, 2), 0, 1)
-            out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {self.boxes_text([box])} {kind}"))
+        out, places = self.name_exercises(scene), []
+        for (x, y), what in self.points(scene):
+            places.append((x - 0.01, y - 0.01, x + 0.01, y + 0.01))
+            out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {what}"))
+        for _ in range(3):
+            if (window := known_window(scene, rng)) is not None:
+                places.append(window.place)
+                out.append(Exercise(f"<image>platelet in {numbers(window.place)}?", f" {window.truth}"))
         asked = [q for template in self.templates.values() if (q := template(scene, rng)) is not None]
-        for q in asked:
-            out.append(self.localize_exercise(q) if rng.random() < 0.5 else self.reason_exercise(q))
-        return out, [box for q in asked for box in q.evidence]
+        for i in rng.permutation(len(asked))[:ASKED]:
+            out.append(self.localize_exercise(asked[i]) if rng.random() < 0.5 else self.reason_exercise(asked[i]))
+            places += asked[i].evidence
+        return out, places
+
+    def points(self, scene: Scene) -> list[tuple[tuple[float, float], str]]:
+        """Places and the kind there, or "nothing" where all findings are known."""
+        rng, out = self.rng, []
+        kinds = sorted({kind for kind, _ in scene.findings})
+        for _ in range(3 if kinds else 0):
+            own = scene.of(kinds[rng.integers(len(kinds))])
+            box = own[rng.integers(len(own))]
+            size = np.array([box[2] - box[0], box[3] - box[1]])
+            x, y = np.clip(np.array(middle(box)) + 0.15 * size * rng.normal(0, 1, 2), 0.01, 0.99)
+            out.append(((float(x), float(y)), next(kind for kind, other in scene.findings if other == box)))
+        said = {"yes": NUCLEUS, "no": NOTHING}
+        out += [(middle(f.place), said[f.truth]) for f in scene.facts if f.template == "point_on_nucleus"]
+        if set(domain_kinds(scene)) <= scene.complete:
+            for x, y in rng.uniform(0.02, 0.98, (3, 2)):
+                if not any(b[0] - 0.04 < x < b[2] + 0.04 and b[1] - 0.04 < y < b[3] + 0.04 for _, b in scene.findings):
+                    out.append(((float(x), float(y)), NOTHING))
+        return out
+
+    def copying(self) -> Lesson:
+        """Which option says it? Without an image: the box is told, a little off."""
+        exercises, tumours = [], [s for s in self.scenes if s.domain == "brain_tumor_mri"]
+        while len(exercises) < 6:
+            q = self.templates["tumour_box"](tumours[self.rng.integers(len(tumours))], self.rng)
+            if q is not None:
+                told = np.clip(np.array(q.evidence[0]) + self.rng.normal(0, 0.02, 4), 0, 1)
+                text = f"The tumour is at {numbers(told)}. " + q.text.removeprefix("<image>")
+                exercises.append(Exercise(self.spec.reason_text(text), format_reasoning("it is there", q.truth)))
+        return Lesson((), tuple(exercises))
 
     def localize_exercise(self, q: Question) -> Exercise:
         """Where to look, the boxes, and the answer read off them: a name is not guessed before looking."""

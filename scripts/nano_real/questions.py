@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ def area(box: Corners) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def numbers(values: Sequence[float]) -> str:
+def numbers(values: Iterable[float]) -> str:
     return "[" + ", ".join(f"{v:.2f}" for v in values) + "]"
 
 
@@ -108,7 +108,10 @@ def tumour_size(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def tumour_box(scene: Scene, rng: np.random.Generator, others: Sequence[Corners]) -> Question | None:
-    """The other boxes are tumours of other slices."""
+    """The other boxes are tumours of other slices.
+
+    Options are a little off the boxes: the answer has to be copied from them, not from the evidence just written.
+    """
     if (found := only_tumour(scene)) is None:
         return None
     chosen = [found[1]]
@@ -118,7 +121,7 @@ def tumour_box(scene: Scene, rng: np.random.Generator, others: Sequence[Corners]
     if len(chosen) < 4:
         return None
     text = "Which box [x1, y1, x2, y2], in fractions of the image width and height, encloses the tumour?"
-    options = [numbers(box) for box in chosen]
+    options = [numbers(np.clip(np.array(box) + rng.normal(0, 0.015, 4), 0, 1)) for box in chosen]
     return ask("tumour_box", text, options, options[0], [found[1]], "the tumour", rng)
 
 

@@ -1,0 +1,206 @@
+"""The dual stream on real images, from nano-real: `python studies/nano_real/run.py [--seeds 3]`.
+
+Trains and evaluates `recipes/nano-real.yaml` once a seed, in `runs/nano-real-SEED`; finished runs are kept. Writes
+beside this file `results.json`, `table.md` (per template, means over the seeds, paired differences), `curves.svg` and
+`cases.jpg`: twenty test questions of seed 0, ten that the sparse branch answers right and ten wrong, in the order of
+the SHA-256 of image and question, at most two of a template in each ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vitos.data.images import load_image
+from vitos.data.record import parse_options
+from vitos.geometry import Box, Rect, TokenGrid
+from vitos.reports.curves import training_curves
+from vitos.reports.overlay import draw_overlay
+
+HERE = Path(__file__).parent
+RECIPE = "recipes/nano-real.yaml"
+CONDITIONS = {
+    "base, dense": "base_dense",
+    "base, own boxes": "untrained_sparse",
+    "localization": "localization",
+    "sparse": "sparse",
+    "dense": "dense",
+    "random": "random",
+    "shifted": "shifted",
+    "gold boxes": "oracle",
+}
+COMPARED = [
+    ("sparse", "base_dense"),
+    ("sparse", "untrained_sparse"),
+    ("sparse", "dense"),
+    ("sparse", "random"),
+    ("sparse", "shifted"),
+    ("oracle", "sparse"),
+    ("localization", "base_dense"),
+]
+PLACES = (  # templates that need the place which question or box names (README of the data)
+    "tumour_quadrant",
+    "tumour_box",
+    "wbc_quadrant",
+    "cell_type_at_point",
+    "point_on_nucleus",
+    "platelet_in_window",
+)
+ROWS = {
+    "brain_tumor_mri": ("tumour_box", "tumour_quadrant", "tumour_size", "tumour_type"),
+    "blood_cells": ("cell_type_at_point", "platelet_count", "platelet_in_window", "wbc_quadrant"),
+    "nuclei": ("densest_quadrant", "largest_nucleus_quadrant", "nuclei_count", "point_on_nucleus"),
+}
+
+Case = dict[str, Any]
+
+
+def folder_of(seed: int) -> Path:
+    return Path(f"runs/nano-real-{seed}")
+
+
+def run_one(seed: int) -> None:
+    folder = folder_of(seed)
+    if not (folder / "results.json").is_file():
+        sets = (f"seed={seed}", f"output_dir={folder}")
+        command = [sys.executable, "-m", "vitos", "train", RECIPE, "--resume"]
+        subprocess.run(command + [part for value in sets for part in ("--set", value)], check=True)
+
+
+def read_cases(seed: int) -> list[Case]:
+    return [json.loads(line) for line in (folder_of(seed) / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def values(runs: Sequence[Sequence[Case]], condition: str, key: str, chosen: Sequence[int]) -> np.ndarray:
+    """A figure of the chosen questions, mean over the seeds; NaN where a condition is not defined in all of them."""
+    rows = [[run[i]["conditions"].get(condition, {}).get(key) for i in chosen] for run in runs]
+    return np.array(rows, dtype=float).mean(0)
+
+
+def table(runs: Sequence[Sequence[Case]]) -> str:
+    """Accuracy by condition, IoU and kept share for every template, set and all of them."""
+    templates = [case["template"] for case in runs[0]]
+    lines = ["| template | questions | " + " | ".join(CONDITIONS) + " | IoU, base | IoU | kept | fallback |"]
+    lines.append("| --- " * (len(CONDITIONS) + 6) + "|")
+    groups = {name: (name,) for names in ROWS.values() for name in names} | {f"**{k}**": v for k, v in ROWS.items()}
+    groups["**all**"] = tuple(name for names in ROWS.values() for name in names)
+    for name, members in groups.items():
+        chosen = [i for i, template in enumerate(templates) if template in members]
+        cells = [np.nanmean(values(runs, c, "correct", chosen)) for c in CONDITIONS.values()]
+        cells.append(np.nanmean(values(runs, "untrained_localization", "iou", chosen)))
+        cells.append(np.nanmean(values(runs, "localization", "iou", chosen)))
+        cells += [np.nanmean(values(runs, "sparse", key, chosen)) for key in ("kept_ratio", "fallback")]
+        lines.append(f"| {name} | {len(chosen)} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(runs: Sequence[Sequence[Case]], resamples: int = 10_000) -> str:
+    """Paired differences in points over questions, seeds averaged first, with 95 % bootstrap intervals."""
+    lines = ["| accuracy of | minus | questions | points | 95 % interval |", "| --- | --- | --- | --- | --- |"]
+    every = list(range(len(runs[0])))
+    needing = [i for i in every if runs[0][i]["template"] in PLACES]
+    for name, chosen in (("", every), (", templates that need the place", needing)):
+        for a, b in COMPARED:
+            gained = 100 * (values(runs, a, "correct", chosen) - values(runs, b, "correct", chosen))
+            gained = gained[~np.isnan(gained)]
+            index = np.random.default_rng(0).integers(0, len(gained), (resamples, len(gained)))
+            low, high = np.percentile(gained[index].mean(1), (2.5, 97.5))
+            lines.append(f"| {a}{name} | {b} | {len(gained)} | {gained.mean():+.1f} | {low:+.1f} to {high:+.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_seed(seeds: Sequence[int]) -> str:
+    keys = (
+        "base_dense_accuracy",
+        "control_untrained_sparse_accuracy",
+        "sparse_accuracy",
+        "dense_accuracy",
+        "control_random_accuracy",
+        "control_shifted_accuracy",
+        "control_oracle_accuracy",
+        "mean_iou_before",
+        "mean_iou",
+        "kept_ratio",
+        "fallback_rate",
+    )
+    lines = ["| seed | " + " | ".join(keys) + " |", "| --- " * (len(keys) + 1) + "|"]
+    for seed in seeds:
+        results = json.loads((folder_of(seed) / "results.json").read_text(encoding="utf-8"))
+        lines.append(f"| {seed} | " + " | ".join(f"{results[key]:.3f}" for key in keys) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def drawn_cases(cases: Sequence[Case], count: int = 10) -> tuple[list[Case], list[Case]]:
+    """Right and wrong ones by the rule above."""
+
+    def place(case: Case) -> str:
+        return hashlib.sha256(f"{Path(case['image']).name} {case['question']}".encode()).hexdigest()
+
+    out: tuple[list[Case], list[Case]] = ([], [])
+    seen: Counter[tuple[str, bool]] = Counter()
+    for case in sorted(cases, key=place):
+        right = bool(case["conditions"]["sparse"]["correct"])
+        group, key = out[0] if right else out[1], (case["template"], right)
+        if len(group) < count and seen[key] < 2:
+            seen[key] += 1
+            group.append(case)
+    return out
+
+
+def picture(cases: Sequence[Case]) -> Figure:
+    """Kept tokens bright, own boxes orange, gold boxes blue; the answer given below, and the right one if another."""
+    columns = 5
+    rows = -(-len(cases) // columns)
+    figure = Figure(figsize=(3 * columns, 3.5 * rows), layout="constrained")
+    for axes, case in zip(figure.subplots(rows, columns).flat, cases, strict=False):
+        (view,) = case["grid"]
+        grid = TokenGrid.single(view["rows"], view["cols"], Rect(*view["rect"]))
+        sparse, own = case["conditions"]["sparse"], case["conditions"]["localization"]["boxes"]
+        overlay = draw_overlay(
+            load_image(Path(case["image"])),
+            grid,
+            sparse["kept"],
+            [Box(*box) for box in own],
+            [Box(*box) for box in case["gold_boxes"]],
+        )
+        axes.imshow(overlay, aspect="auto" if overlay.width != overlay.height else "equal")
+        options = parse_options(case["question"])
+        given = options.get(sparse["answer"], "no answer")
+        told = f"{given}" if sparse["correct"] else f"{given}; right: {options[case['gold']]}"
+        axes.set_title(case["template"], fontsize=9)
+        axes.set_xlabel(told, fontsize=8, color="#117733" if sparse["correct"] else "#882255")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    for seed in range(args.seeds):
+        run_one(seed)
+    runs = [read_cases(seed) for seed in range(args.seeds)]
+    tables = f"{table(runs)}\n{differences(runs)}\n{by_seed(range(args.seeds))}"
+    (HERE / "table.md").write_text(tables, encoding="utf-8")
+    first = folder_of(0)
+    (HERE / "results.json").write_text((first / "results.json").read_text(encoding="utf-8"), encoding="utf-8")
+    metrics = [json.loads(line) for line in (first / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    training_curves(metrics).savefig(HERE / "curves.svg")
+    right, wrong = drawn_cases(runs[0])
+    picture([*right, *wrong]).savefig(HERE / "cases.jpg", dpi=80, pil_kwargs={"quality": 85})
+    print(tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`nano-real` is put together once from what ships and a vision encoder that the user has."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, Dinov2Config, Dinov2Model
+
+from vitos.data.readers import read_records
+from vitos.geometry import matched_iou
+from vitos.nano import resolve_model_path
+from vitos.nano.real import DECODER_PATH, VISION_VARIABLE
+from vitos.policy import SparseVLM
+
+REAL_VISION = Path(__file__).parents[2] / "shared" / "models" / "dinov2-small"
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "blood_cells"
+needs_vision = pytest.mark.skipif(not REAL_VISION.is_dir(), reason=f"{REAL_VISION} is not on this machine")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(VISION_VARIABLE, str(REAL_VISION))
+
+
+def test_what_ships_is_small():
+    assert sum(path.stat().st_size for path in DECODER_PATH.iterdir()) < 10_000_000
+
+
+def test_a_missing_vision_encoder_says_what_to_do(monkeypatch):
+    monkeypatch.setenv(VISION_VARIABLE, "/nowhere/dinov2")
+    with pytest.raises(OSError, match="set VITOS_DINOV2 to a folder"):
+        resolve_model_path("nano-real")
+
+
+def test_another_vision_encoder_is_not_taken_in_silence(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518)
+    Dinov2Model(config).save_pretrained(tmp_path / "other")
+    monkeypatch.setenv(VISION_VARIABLE, str(tmp_path / "other"))
+    with pytest.warns(UserWarning, match="not the one that nano-real was trained with"):
+        folder = resolve_model_path("nano-real")
+    assert (folder / "model.safetensors").is_file()
+
+
+@needs_vision
+def test_the_whole_checkpoint_is_an_ordinary_one(recwarn):
+    folder = resolve_model_path("nano-real")
+    assert not [w for w in recwarn if "trained with" in str(w.message)]
+    assert resolve_model_path("nano-real") == folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    policy = SparseVLM.from_pretrained(folder)
+    tower = policy.backbone.model.model.vision_tower.state_dict()
+    for name, weight in AutoModel.from_pretrained(REAL_VISION, dtype="float32").state_dict().items():
+        assert torch.equal(weight, tower[name]), name
+    assert {p.dtype for p in policy.backbone.model.parameters()} == {torch.float32}
+
+
+@needs_vision
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"{REAL_DATA} is not on this machine")
+def test_it_finds_a_white_blood_cell():
+    """A question of the train split."""
+    record = next(r for r in read_records(REAL_DATA / "train.json") if r.meta["template"] == "wbc_quadrant")
+    policy = SparseVLM.from_pretrained("nano-real")
+    finding = policy.ask(policy.encode(record.image_paths[0]), record.question, max_tokens=64)
+    assert finding.localization.response.well_formed
+    assert matched_iou(finding.boxes, record.boxes) > 0.3
+    assert finding.answer == record.answer
