@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nano_real.build import KINDS
 from nano_real.questions import Question, area, known_window, make_templates, middle, numbers
-from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Scene
+from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Scene, clipped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -193,7 +193,8 @@ class Teacher:
 
     def shown(self, scene: Scene, places: Sequence[Corners]) -> Tensor:
         """All findings and what the questions are about, and a random part of the rest, at times none of it."""
-        boxes = [Box(*b) for b in [box for _, box in scene.findings] + list(places) if b[0] < b[2] and b[1] < b[3]]
+        seen = map(clipped, [box for _, box in scene.findings] + list(places))
+        boxes = [Box(*b) for b in seen if b[0] < b[2] and b[1] < b[3]]
         mask = GRID.overlapping(boxes, int(self.rng.integers(2))) if boxes else np.zeros(256, dtype=bool)
         share = self.rng.choice([0.0, 0.2, 0.4])
         mask |= self.rng.random(256) < share
