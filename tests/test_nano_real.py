@@ -8,8 +8,8 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from vitos.data.readers import read_records
 from vitos.geometry import matched_iou
-from vitos.nano import resolve_model_path
-from vitos.nano.real import DECODER_PATH, VISION_VARIABLE
+from vitos.nano import DECODER_PATH, resolve_model_path
+from vitos.nano.real import VISION_VARIABLE
 from vitos.policy import SparseVLM
 
 REAL_VISION = Path(__file__).parents[2] / "shared" / "models" / "dinov2-small"

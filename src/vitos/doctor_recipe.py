@@ -17,7 +17,7 @@ from vitos.config import Recipe
 from vitos.devices import DEVICES, Device, detected_device
 from vitos.doctor import GIB, Finding, render
 from vitos.estimate import Assumptions, Job, Memory, Seconds, batches, memory, seconds
-from vitos.nano import resolve_model_path
+from vitos.nano import config_folder
 from vitos.shapes import ModelShape, find_config, model_shape
 
 TEXT_TOKENS = 400  # of a prompt besides its image: chat template, instruction, question; measure yours
@@ -212,7 +212,7 @@ def _disk_findings(recipe: Recipe, shape: ModelShape, job: Job) -> Iterator[Find
 
 def _saved_limit(path: str) -> int | None:
     """The pixel limit that stands beside a local checkpoint."""
-    file = Path(resolve_model_path(path)) / "preprocessor_config.json"
+    file = Path(config_folder(path)) / "preprocessor_config.json"
     if not file.is_file():
         return None
     saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

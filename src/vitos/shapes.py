@@ -121,11 +121,11 @@ def find_config(path: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from vitos.nano import resolve_model_path
+    from vitos.nano import config_folder
 
-    name = Path(path).name
-    if path == "nano" or (Path(path) / "config.json").is_file():
-        return AutoConfig.from_pretrained(resolve_model_path(path))
+    name, folder = Path(path).name, config_folder(path)
+    if (Path(folder) / "config.json").is_file():
+        return AutoConfig.from_pretrained(folder)
     if name in KNOWN:
         config = {key: value for key, value in KNOWN[name].items() if key != "model_type"}
         return AutoConfig.for_model(KNOWN[name]["model_type"], **config)

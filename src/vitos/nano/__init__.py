@@ -5,6 +5,12 @@ from pathlib import Path
 NANO = "nano"
 NANO_REAL = "nano-real"
 NANO_PATH = Path(__file__).parent / "weights"
+DECODER_PATH = Path(__file__).parent / "real"  # of nano-real: all but the vision encoder's weights
+
+
+def config_folder(path: str | Path) -> str | Path:
+    """Where a model's small files stand: those of an embedded model are at hand without its weights."""
+    return {NANO: NANO_PATH, NANO_REAL: DECODER_PATH}.get(str(path), path)
 
 
 def resolve_model_path(path: str | Path) -> str | Path:

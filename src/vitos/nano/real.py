@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
-from vitos.nano import NANO_REAL
+from vitos.nano import DECODER_PATH, NANO_REAL
 
-DECODER_PATH = Path(__file__).parent / "real"
 DECODER_FILE = "decoder.safetensors"
 VISION_VARIABLE = "VITOS_DINOV2"
 VISION_ON_HUB = "facebook/dinov2-small"
