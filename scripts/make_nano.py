@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from muon import make_optimizers
 from PIL import Image
+from progress import reporter
 from torch import nn
 from torch.nn import functional as F
 
@@ -336,16 +336,7 @@ def train_language(
 
 def make(args: argparse.Namespace, legs: Path) -> None:
     """All parts that `legs` does not hold, and the model card."""
-    start = time.time()
-    seen: deque[tuple[float, ...]] = deque(maxlen=50)
-
-    def report(part: str, step: int, *figures: float) -> None:
-        if step == 1:
-            seen.clear()
-        seen.append(figures)
-        if step % 50 == 0:
-            means = "  ".join(f"{value:.3f}" for value in np.mean(seen, axis=0))
-            print(f"{part} {step}  {means}  {(time.time() - start) / 60:.1f} min", flush=True)
+    start, report = time.time(), reporter()
 
     scenes, images = make_scenes(args.scenes, args.seed)
     if not is_complete(legs / "names"):

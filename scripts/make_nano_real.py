@@ -17,25 +17,24 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from muon import make_optimizers
 from nano_real.build import SPEC, build_nano_real
 from nano_real.features import load_features, make_features
 from nano_real.learn import Teacher, train_projector
 from nano_real.scenes import SETS, Source, read_sources
+from progress import reporter
 from rich.progress import track
 
 from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
 from vitos.benchmarks.results import summarize
-from vitos.data.files import write_json_atomic
+from vitos.data.files import atomic_folder, write_json_atomic
 from vitos.data.readers import read_records
 from vitos.nano.real import save_decoder
 from vitos.policy import SparseVLM
@@ -101,8 +100,9 @@ def write_splits(data: Path, sources: Sequence[Source], folder: Path) -> None:
         for record, template in zip(records, templates, strict=True):
             path = data / name / record["image_path"][0]
             target = folder / name / record["image_path"][0]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            if not target.exists():  # an image has several questions
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
             parts["val" if path in held_out else "fit"].append({**record, "template": template})
         for part, own in parts.items():
             write_json_atomic(folder / name / f"{part}.json", own)
@@ -131,21 +131,12 @@ def train_language(
 
 
 def make(args: argparse.Namespace) -> None:
-    start = time.time()
-    seen: deque[tuple[float, ...]] = deque(maxlen=50)
-
-    def report(part: str, step: int, *figures: float) -> None:
-        if step == 1:
-            seen.clear()
-        seen.append(figures)
-        if step % 50 == 0:
-            means = "  ".join(f"{value:.3f}" for value in np.mean(seen, axis=0))
-            print(f"{part} {step}  {means}  {(time.time() - start) / 60:.1f} min", flush=True)
-
+    report = reporter()
     work: Path = args.work
     sources = read_sources(args.data)
     if not (work / "splits").is_dir():
-        write_splits(args.data, sources, work / "splits")
+        with atomic_folder(work / "splits") as folder:
+            write_splits(args.data, sources, folder)
     if not (work / "features" / "features.npy").is_file():
         make_features(sources, args.vision, work / "features", args.seed)
     scenes, features = load_features(work / "features")

@@ -44,8 +44,10 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
     """The untrained model with tokenizer and image processor; DINOv2's weights are those of the folder."""
     tokenizer = build_tokenizer(corpus(scenes, seed))
     ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}
+    vision_config = AutoConfig.from_pretrained(vision, dtype="float32")
+    vision_config.name_or_path = ""  # a folder of this machine
     config = LlavaConfig(
-        vision_config=AutoConfig.from_pretrained(vision, dtype="float32"),
+        vision_config=vision_config,
         text_config={
             "model_type": "llama",
             "vocab_size": len(tokenizer),

@@ -26,12 +26,11 @@ def encode(model: torch.nn.Module, pixels: list[Pixels], mean: Tensor, std: Tens
     return np.asarray(seen[:, 1:].half())
 
 
-def make_features(sources: list[Source], vision: Path, folder: Path, seed: int, share: float = 1.0) -> None:
+def make_features(sources: list[Source], vision: Path, folder: Path, seed: int) -> None:
     """Scenes of the sources that are not held out, in random order of the sets.
 
     Args:
         vision: DINOv2's folder.
-        share: of the usual number of scenes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -40,7 +39,7 @@ def make_features(sources: list[Source], vision: Path, folder: Path, seed: int, 
     order: list[Source] = []
     for name, count in COUNTS.items():
         own = [source for source in fit if source.scene.domain == name]
-        order += [own[i % len(own)] for i in range(round(share * count))]
+        order += [own[i % len(own)] for i in range(count)]
     order = [order[i] for i in rng.permutation(len(order))]
     model = AutoModel.from_pretrained(vision, dtype="float32").eval()
     processor = AutoImageProcessor.from_pretrained(vision, backend="pil")

@@ -49,8 +49,7 @@ def cell_targets(scene: Scene) -> CellTargets:
     kinds = np.full((256, len(KINDS)), np.nan, dtype=np.float32)
     boxes = np.full((256, 4), -1, dtype=np.int64)
     for index, kind in enumerate(KINDS):
-        own = CELLS if kind in CELLS else TUMOURS if kind in TUMOURS else (NUCLEUS,)
-        if kind in scene.complete or not any(k in own for k in domain_kinds(scene)):
+        if kind in scene.complete or kind not in domain_kinds(scene):
             kinds[:, index] = 0
     for fact in scene.facts:
         if fact.template == "platelet_in_window" and fact.truth == "no":
@@ -94,12 +93,12 @@ def train_projector(
     kinds = torch.from_numpy(np.stack([t.kinds for t in targets]))
     boxes = torch.from_numpy(np.stack([t.boxes for t in targets]))
     ids = [backbone.tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
-    numbers = F.normalize(backbone.model.lm_head.weight[ids].detach().clone(), dim=-1)
-    width = numbers.shape[1]
+    codes = F.normalize(backbone.model.lm_head.weight[ids].detach().clone(), dim=-1)
+    width = codes.shape[1]
     projector = backbone.model.model.multi_modal_projector
     standardize(projector.linear_1, torch.from_numpy(features[:64].astype(np.float32)).flatten(0, 1))
     head = nn.Linear(width, len(KINDS) + 6 * width)
-    places = torch.tensor([[round(100 * v) for v in middle(cell.as_tuple())] for cell in GRID.views[0].cell_boxes()])
+    places = torch.from_numpy((100 * GRID.centres()).round().astype(np.int64))
     parameters = [*projector.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -110,10 +109,10 @@ def train_projector(
         seen = torch.from_numpy(features[index].astype(np.float32))
         kind, place, box = head(projector(seen)).split([len(KINDS), 2 * width, 4 * width], dim=-1)
         sure, found = ~kinds[index].isnan(), boxes[index][..., 0] >= 0
-        own, truth = 3 * box[found].view(-1, width) @ numbers.T, boxes[index][found].view(-1)
+        own, truth = 3 * box[found].view(-1, width) @ codes.T, boxes[index][found].view(-1)
         loss = (
             2 * F.binary_cross_entropy_with_logits(kind[sure], kinds[index][sure])
-            + 0.2 * F.cross_entropy(3 * place.reshape(-1, width) @ numbers.T, places.repeat(len(index), 1).view(-1))
+            + 0.2 * F.cross_entropy(3 * place.reshape(-1, width) @ codes.T, places.repeat(len(index), 1).view(-1))
             + 0.5 * F.cross_entropy(own, truth)
         )
         optimizer.zero_grad()
@@ -162,12 +161,13 @@ class Teacher:
         self.rng = np.random.default_rng(seed)
         tumours = [box for scene in scenes for kind, box in scene.findings if kind in TUMOURS]
         self.templates = make_templates(tumours)
-        self.named = [i for i, scene in enumerate(scenes) if self.name_exercises(scene)]
+        self.heads = [scene for scene in scenes if scene.domain == "brain_tumor_mri"]
 
     def name_batches(self, count: int) -> Iterator[list[Lesson]]:
         """Names only, the shortest form there is: the question is a kind, the answer its boxes."""
+        named = [i for i, scene in enumerate(self.scenes) if self.name_exercises(scene)]
         while True:
-            chosen = self.rng.choice(self.named, count, replace=False)
+            chosen = self.rng.choice(named, count, replace=False)
             yield self.lessons(chosen, lambda scene: (self.name_exercises(scene), []))
 
     def batches(self, count: int) -> Iterator[list[Lesson]]:
@@ -230,11 +230,12 @@ class Teacher:
         rng, out = self.rng, []
         kinds = sorted({kind for kind, _ in scene.findings})
         for _ in range(3 if kinds else 0):
-            own = scene.of(kinds[rng.integers(len(kinds))])
+            kind = kinds[rng.integers(len(kinds))]
+            own = scene.of(kind)
             box = own[rng.integers(len(own))]
             size = np.array([box[2] - box[0], box[3] - box[1]])
             x, y = np.clip(np.array(middle(box)) + 0.15 * size * rng.normal(0, 1, 2), 0.01, 0.99)
-            out.append(((float(x), float(y)), next(kind for kind, other in scene.findings if other == box)))
+            out.append(((float(x), float(y)), kind))
         said = {"yes": NUCLEUS, "no": NOTHING}
         out += [(middle(f.place), said[f.truth]) for f in scene.facts if f.template == "point_on_nucleus"]
         if set(domain_kinds(scene)) <= scene.complete:
@@ -245,9 +246,9 @@ class Teacher:
 
     def copying(self) -> Lesson:
         """Which option says it? Without an image: the box is told, a little off."""
-        exercises, tumours = [], [s for s in self.scenes if s.domain == "brain_tumor_mri"]
+        exercises: list[Exercise] = []
         while len(exercises) < 6:
-            q = self.templates["tumour_box"](tumours[self.rng.integers(len(tumours))], self.rng)
+            q = self.templates["tumour_box"](self.heads[self.rng.integers(len(self.heads))], self.rng)
             if q is not None:
                 told = np.clip(np.array(q.evidence[0]) + self.rng.normal(0, 0.02, 4), 0, 1)
                 text = f"The tumour is at {numbers(told)}. " + q.text.removeprefix("<image>")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vitos.benchmarks.statistics import bootstrap_mean
 from vitos.data.images import load_image
 from vitos.data.record import parse_options
 from vitos.geometry import Box, Rect, TokenGrid
@@ -104,7 +105,7 @@ def table(runs: Sequence[Sequence[Case]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def differences(runs: Sequence[Sequence[Case]], resamples: int = 10_000) -> str:
+def differences(runs: Sequence[Sequence[Case]]) -> str:
     """Paired differences in points over questions, seeds averaged first, with 95 % bootstrap intervals."""
     lines = ["| accuracy of | minus | questions | points | 95 % interval |", "| --- | --- | --- | --- | --- |"]
     every = list(range(len(runs[0])))
@@ -113,9 +114,9 @@ def differences(runs: Sequence[Sequence[Case]], resamples: int = 10_000) -> str:
         for a, b in COMPARED:
             gained = 100 * (values(runs, a, "correct", chosen) - values(runs, b, "correct", chosen))
             gained = gained[~np.isnan(gained)]
-            index = np.random.default_rng(0).integers(0, len(gained), (resamples, len(gained)))
-            low, high = np.percentile(gained[index].mean(1), (2.5, 97.5))
-            lines.append(f"| {a}{name} | {b} | {len(gained)} | {gained.mean():+.1f} | {low:+.1f} to {high:+.1f} |")
+            mean = bootstrap_mean(gained)
+            told = f"{mean.estimate:+.1f} | {mean.low:+.1f} to {mean.high:+.1f}"
+            lines.append(f"| {a}{name} | {b} | {len(gained)} | {told} |")
     return "\n".join(lines) + "\n"
 
 
