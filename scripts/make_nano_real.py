@@ -56,6 +56,7 @@ class Leg:
     answer_weight: float = 1.0
 
 
+KEPT_EVERY = 200  # updates
 LEGS = (Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0), Leg("places", 0.5, 4.0))
 CARD = """---
 license: apache-2.0
@@ -114,9 +115,17 @@ def train_language(
     steps: int,
     report: Callable[..., None],
     answer_weight: float = 1.0,
+    keep: Path | None = None,
 ) -> None:
-    """Teach the decoder and the projector behind the frozen encoder."""
+    """Teach the decoder and the projector behind the frozen encoder; `keep` holds the model as of a while ago."""
     backbone = policy.backbone
+
+    def on_step(step: int, loss: float) -> None:
+        report(step, loss)
+        if keep is not None and step % KEPT_EVERY == 0:
+            with staged_folder(keep) as folder:
+                policy.save_pretrained(folder)
+
     backbone.model.requires_grad_(True)
     backbone.model.model.vision_tower.requires_grad_(False)
     train_supervised(
@@ -126,7 +135,7 @@ def train_language(
         learning_rate=1e-3,
         optimizers=make_optimizers(backbone, 1e-3, 0.02),
         answer_weight=answer_weight,
-        on_step=report,
+        on_step=on_step,
     )
 
 
@@ -156,7 +165,8 @@ def make(args: argparse.Namespace) -> None:
             teacher = Teacher(policy.backbone, features, scenes, SPEC, full=leg.full, seed=args.seed + place)
             lessons = teacher.name_batches(24) if leg.name == "names" else teacher.batches(12)
             steps = getattr(args, f"{leg.name}_steps")
-            train_language(policy, lessons, steps, partial(report, leg.name), leg.answer_weight)
+            unfinished = work / f"{leg.name}-unfinished"  # to begin with (`--start`) after a crash, and to look at
+            train_language(policy, lessons, steps, partial(report, leg.name), leg.answer_weight, unfinished)
             with staged_folder(work / leg.name) as folder:
                 policy.save_pretrained(folder)
         before = work / leg.name
