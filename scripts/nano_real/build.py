@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nano_real.features import LAYERS
 from nano_real.questions import COUNTS, QUADRANTS, SIZES, make_templates
 from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Scene
 from transformers import AutoConfig, AutoModel, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -67,7 +68,7 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
         },
         image_token_id=ids["<|image_pad|>"],
         image_seq_length=(PIXELS // 14) ** 2,
-        vision_feature_layer=-1,
+        vision_feature_layer=list(LAYERS),
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
         dtype="float32",

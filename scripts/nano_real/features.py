@@ -1,4 +1,4 @@
-"""Scenes and what the frozen encoder sees in them, made once: `scenes.json` and `features.npy` (N, 256, 384)."""
+"""Scenes and what the frozen encoder sees in them, made once: `scenes.json` and `features.npy` (N, 256, 768)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from transformers import AutoImageProcessor, AutoModel
 
 COUNTS = {"brain_tumor_mri": 3200, "blood_cells": 2600, "nuclei": 2400}
 BATCH = 16
+# Hidden states that LLaVA joins. The last one says what a token sees, but hardly where it is: a linear probe finds
+# a token's own cell in 7 of 100 from it, in 81 from the first (120 images), and a place that is asked for cannot be
+# looked up without.
+LAYERS = (1, -1)
+HIDDEN = 384
 
 
 @torch.no_grad()
 def encode(model: torch.nn.Module, pixels: list[Pixels], mean: Tensor, std: Tensor) -> NDArray[np.float16]:
-    """What LLaVA takes of the encoder: the last layer's output before the final norm, without the class token."""
+    """What LLaVA takes of the encoder, (n, 256, 768): outputs of layers before the final norm, no class token."""
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    seen = model((x - mean.view(3, 1, 1)) / std.view(3, 1, 1), output_hidden_states=True).hidden_states[-1]
-    return np.asarray(seen[:, 1:].half())
+    seen = model((x - mean.view(3, 1, 1)) / std.view(3, 1, 1), output_hidden_states=True).hidden_states
+    return np.asarray(torch.cat([seen[layer][:, 1:] for layer in LAYERS], dim=-1).half())
 
 
 def make_features(sources: list[Source], vision: Path, folder: Path, seed: int) -> None:
@@ -45,7 +50,7 @@ def make_features(sources: list[Source], vision: Path, folder: Path, seed: int) 
     processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
     partial = folder / ".features.npy"
-    table = np.lib.format.open_memmap(partial, "w+", np.float16, (len(order), 256, 384))
+    table = np.lib.format.open_memmap(partial, "w+", np.float16, (len(order), 256, HIDDEN * len(LAYERS)))
     scenes: list[Scene] = []
     for start in track(range(0, len(order), BATCH), "encoding scenes"):
         made = [make_scene(source, pool[source.scene.domain], rng) for source in order[start : start + BATCH]]
@@ -62,6 +67,13 @@ def save_scenes(scenes: list[Scene], folder: Path) -> None:
 
 
 def load_features(folder: Path) -> tuple[list[Scene], NDArray[np.float16]]:
+    """
+    Raises:
+        ValueError: if the features are of other layers.
+    """
+    features = np.load(folder / "features.npy", mmap_mode="r")
+    if features.shape[-1] != HIDDEN * len(LAYERS):
+        raise ValueError(f"{folder} holds features of other layers than {LAYERS}; remove it to have them made anew")
     scenes = []
     for row in json.loads((folder / "scenes.json").read_text(encoding="utf-8")):
         findings = tuple((kind, corners(box)) for kind, box in row["findings"])
@@ -69,4 +81,4 @@ def load_features(folder: Path) -> tuple[list[Scene], NDArray[np.float16]]:
             Fact(f["template"], corners(f["place"]), corners(f["evidence"]), f["truth"]) for f in row["facts"]
         )
         scenes.append(Scene(row["domain"], findings, frozenset(row["complete"]), facts))
-    return scenes, np.load(folder / "features.npy", mmap_mode="r")
+    return scenes, features
