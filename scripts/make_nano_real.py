@@ -56,7 +56,7 @@ class Leg:
     answer_weight: float = 1.0
 
 
-KEPT_EVERY = 200  # updates
+KEPT_EVERY = 200  # updates after which an unfinished leg keeps its model
 LEGS = (Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0), Leg("places", 0.5, 4.0))
 CARD = """---
 license: apache-2.0
@@ -115,14 +115,19 @@ def train_language(
     steps: int,
     report: Callable[..., None],
     answer_weight: float = 1.0,
-    keep: Path | None = None,
+    *,
+    keep: Path,
 ) -> None:
-    """Teach the decoder and the projector behind the frozen encoder; `keep` holds the model as of a while ago."""
+    """Teach the decoder and the projector behind the frozen encoder.
+
+    Args:
+        keep: folder for the model of every `KEPT_EVERY`-th update.
+    """
     backbone = policy.backbone
 
     def on_step(step: int, loss: float) -> None:
         report(step, loss)
-        if keep is not None and step % KEPT_EVERY == 0:
+        if step % KEPT_EVERY == 0:
             with staged_folder(keep) as folder:
                 policy.save_pretrained(folder)
 
@@ -165,10 +170,11 @@ def make(args: argparse.Namespace) -> None:
             teacher = Teacher(policy.backbone, features, scenes, SPEC, full=leg.full, seed=args.seed + place)
             lessons = teacher.name_batches(24) if leg.name == "names" else teacher.batches(12)
             steps = getattr(args, f"{leg.name}_steps")
-            unfinished = work / f"{leg.name}-unfinished"  # to begin with (`--start`) after a crash, and to look at
-            train_language(policy, lessons, steps, partial(report, leg.name), leg.answer_weight, unfinished)
+            unfinished = work / f"{leg.name}-unfinished"  # to look at on the way or after a crash
+            train_language(policy, lessons, steps, partial(report, leg.name), leg.answer_weight, keep=unfinished)
             with staged_folder(work / leg.name) as folder:
                 policy.save_pretrained(folder)
+            shutil.rmtree(unfinished, ignore_errors=True)
         before = work / leg.name
     if args.out is not None:
         finish(SparseVLM.from_pretrained(before), Path(before), work / "splits", args.out)
@@ -201,7 +207,7 @@ def main() -> None:
     parser.add_argument("--sparse-steps", type=int, default=700)
     parser.add_argument("--dense-steps", type=int, default=1100)
     parser.add_argument("--places-steps", type=int, default=850)
-    parser.add_argument("--start", help="a whole model, such as nano-real, to begin the last leg with")
+    parser.add_argument("--start", help="a whole model of the same layers, to begin the last leg with")
     parser.add_argument("--out", type=Path, help="folder for the decoder that ships, with a model card")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
