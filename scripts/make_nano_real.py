@@ -5,11 +5,11 @@ tenth of which is held out for choices. Legs, each kept in the folder and skippe
 
 1. `splits`: the train questions as records, `fit.json` and `val.json` (held out), with their images.
 2. `features`: scenes (images changed so that boxes and answers stay true) and what DINOv2 sees in them.
-3. `projector`: says of every token which finding it sees, where it lies and how its box is written.
-4. `names`: the decoder learns to find a kind by its name, from the tokens of findings and a part of the others.
-5. `sparse`: all questions, from the evidence's tokens and a part of the others ("naming from gold tokens first").
-6. `dense`: all questions, mostly from all tokens.
-7. `places`: the same, from all tokens or a part of them; short questions about places teach to look there.
+3. `projector`: says of every token where it is, which finding it sees and how the finding's box is written.
+4. `look`: the decoder learns to look at a place, among a few tokens of many scenes, then among ever more of them.
+5. `names`: it learns to find a kind by its name, from the tokens of findings and a part of the others.
+6. `sparse`: all questions, from the evidence's tokens and a part of the others ("naming from gold tokens first").
+7. `dense`: all questions, mostly from all tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import torch
 from muon import make_optimizers
 from nano_real.build import SPEC, build_nano_real
 from nano_real.features import load_features, make_features
-from nano_real.learn import Teacher, train_projector
+from nano_real.learn import Teacher
+from nano_real.projector import PlacePath, hold_places, train_projector
 from nano_real.scenes import SETS, Source, read_sources
 from progress import reporter
 from rich.progress import track
@@ -57,7 +58,7 @@ class Leg:
 
 
 KEPT_EVERY = 200  # updates after which an unfinished leg keeps its model
-LEGS = (Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0), Leg("places", 0.5, 4.0))
+LEGS = (Leg("look", 0.0), Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0))
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -117,16 +118,19 @@ def train_language(
     answer_weight: float = 1.0,
     *,
     keep: Path,
+    path: PlacePath,
 ) -> None:
     """Teach the decoder and the projector behind the frozen encoder.
 
     Args:
+        path: of the projector, which stays as it is.
         keep: folder for the model of every `KEPT_EVERY`-th update.
     """
     backbone = policy.backbone
 
     def on_step(step: int, loss: float) -> None:
         report(step, loss)
+        path.restore()
         if step % KEPT_EVERY == 0:
             with staged_folder(keep) as folder:
                 policy.save_pretrained(folder)
@@ -168,10 +172,15 @@ def make(args: argparse.Namespace) -> None:
         if not is_complete(work / leg.name):
             policy = SparseVLM.from_pretrained(before)
             teacher = Teacher(policy.backbone, features, scenes, SPEC, full=leg.full, seed=args.seed + place)
-            lessons = teacher.name_batches(24) if leg.name == "names" else teacher.batches(12)
             steps = getattr(args, f"{leg.name}_steps")
+            lessons = {"look": teacher.look_batches(16, steps), "names": teacher.name_batches(24)}.get(
+                leg.name, teacher.batches(12)
+            )
             unfinished = work / f"{leg.name}-unfinished"  # to look at on the way or after a crash
-            train_language(policy, lessons, steps, partial(report, leg.name), leg.answer_weight, keep=unfinished)
+            path = hold_places(policy.backbone.model.model.multi_modal_projector, features)
+            train_language(
+                policy, lessons, steps, partial(report, leg.name), leg.answer_weight, keep=unfinished, path=path
+            )
             with staged_folder(work / leg.name) as folder:
                 policy.save_pretrained(folder)
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -202,11 +211,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps every leg")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vision", type=Path, default=Path("../shared/models/dinov2-small"), help="DINOv2-S")
-    parser.add_argument("--projector-steps", type=int, default=2500)
+    parser.add_argument("--projector-steps", type=int, default=5000)
+    parser.add_argument("--look-steps", type=int, default=600)
     parser.add_argument("--names-steps", type=int, default=400)
     parser.add_argument("--sparse-steps", type=int, default=700)
     parser.add_argument("--dense-steps", type=int, default=1100)
-    parser.add_argument("--places-steps", type=int, default=850)
     parser.add_argument("--start", help="a whole model of the same layers, to begin the last leg with")
     parser.add_argument("--out", type=Path, help="folder for the decoder that ships, with a model card")
     parser.add_argument("--seed", type=int, default=0)

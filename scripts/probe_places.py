@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nano_real.features import HIDDEN, LAYERS, load_features
-from nano_real.learn import GRID
+from nano_real.projector import GRID
 from torch import Tensor
 
 from vitos.policy import SparseVLM

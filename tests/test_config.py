@@ -236,7 +236,9 @@ def test_ranges_and_rules(write, override, key, expected):
     assert expected in line
 
 
-@pytest.mark.parametrize("wrong", ["data.cache=runs/cache", "train.schedule=dense", "train.sampler=vllm"])
+@pytest.mark.parametrize(
+    "wrong", ["data.cache=runs/cache", "train.schedule=dense", "train.sampler=vllm", "evaluate.budgets=[0.5]"]
+)
 def test_plan_coarse_looks_at_an_image_twice(write, wrong):
     (line,) = problems_of(write(MINIMAL), ["sparsify.plan=coarse", wrong])
     assert line.startswith(wrong.split("=")[0] + ": ")

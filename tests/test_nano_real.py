@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, Dinov2Config, Dinov2Model
@@ -12,8 +13,9 @@ from vitos.nano import DECODER_PATH, resolve_model_path
 from vitos.nano.real import VISION_VARIABLE
 from vitos.policy import SparseVLM
 
-REAL_VISION = Path(__file__).parents[2] / "shared" / "models" / "dinov2-small"
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "blood_cells"
+ROOT = Path(__file__).parents[1]
+REAL_VISION = ROOT.parent / "shared" / "models" / "dinov2-small"
+REAL_DATA = ROOT.parent / "shared" / "data" / "blood_cells"
 needs_vision = pytest.mark.skipif(not REAL_VISION.is_dir(), reason=f"{REAL_VISION} is not on this machine")
 
 
@@ -66,3 +68,43 @@ def test_it_finds_a_white_blood_cell():
     assert finding.localization.response.well_formed
     assert matched_iou(finding.boxes, record.boxes) > 0.3
     assert finding.answer == record.answer
+
+
+def test_the_decoder_starts_able_to_look_at_a_place(monkeypatch):
+    """Attention of an untrained Llama, by the unmodified library: at the named point, inside of the named window."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from nano_real.projector import GRID, OUTPUT_RMS, PLACE, PLACE_RMS, place_code
+    from nano_real.start import look_at_places
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=150, hidden_size=192, intermediate_size=576, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=3, attention_bias=True, initializer_range=0.08, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, attn_implementation="eager",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    look_at_places(model.model, model.lm_head.weight.data, list(range(101)))
+    visual = OUTPUT_RMS * torch.randn(256, 192)
+    centres = torch.from_numpy(GRID.centres()).float()
+    visual[:, :PLACE] = PLACE_RMS * 2**0.5 * place_code(centres)
+
+    def attention(text, head):
+        rows = torch.cat([visual, model.get_input_embeddings()(torch.tensor(text))])[None]
+        return model(inputs_embeds=rows, output_attentions=True).attentions[1][0, head, -1, :256]
+
+    rng = np.random.default_rng(0)
+    mark = iter(range(101, 150))
+    open_, x_, is_, comma, y_, close, begin, end = (next(mark) for _ in range(8))
+    with torch.no_grad():
+        for _ in range(40):
+            x, y = rng.integers(2, 99, 2)
+            looked = attention([open_, x_, is_, x, comma, y_, is_, y, close], 0)
+            off = (centres[looked.argmax()] - torch.tensor([x, y]) / 100).abs().max()
+            assert off < 1 / 16  # its own cell, or the next where the place is near the border of both
+            low = rng.integers(0, [75, 67])
+            window = [low[0], low[1], low[0] + 25, low[1] + 33]
+            looked = attention([begin, window[0], comma, window[1], comma, window[2], comma, window[3], end], 1)
+            hundredths = 100 * centres
+            inside = ((hundredths > torch.tensor(window[:2])) & (hundredths < torch.tensor(window[2:]))).all(-1)
+            assert looked[inside].sum() > 0.8 * looked.sum()

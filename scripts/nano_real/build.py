@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from nano_real.features import LAYERS
 from nano_real.questions import COUNTS, QUADRANTS, SIZES, make_templates
-from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Scene
+from nano_real.scenes import KINDS, TUMOURS, Scene
+from nano_real.start import look_at_places
 from transformers import AutoConfig, AutoModel, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
@@ -21,7 +22,6 @@ from vitos.sparsify import KeepRule
 # Prompts of few tokens, answers by an option's text; a cell is large beside a platelet, so one more around boxes.
 SPEC = dataclasses.replace(NANO_SPEC, keep=KeepRule(margin=1))
 WIDTH, DEPTH, HEADS, PIXELS = 192, 4, 6, 224
-KINDS = (*TUMOURS, *CELLS, NUCLEUS)
 
 
 def corpus(scenes: Sequence[Scene], seed: int) -> Iterable[str]:
@@ -59,6 +59,8 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
             "num_key_value_heads": HEADS // 2,
             "attention_bias": True,
             "max_position_embeddings": 4096,
+            # Slow pairs, in which a query meets a key at any distance: with 10,000 too few to tell a place.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
             "initializer_range": 0.08,
             "tie_word_embeddings": True,
             "dtype": "float32",
@@ -77,7 +79,9 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
     model = LlavaForConditionalGeneration(config)
     tower = AutoModel.from_pretrained(vision, dtype="float32")
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    structured_start(model, [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)])
+    numbers = [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
+    structured_start(model, numbers)
+    look_at_places(model.model.language_model, model.lm_head.weight, numbers)
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )

@@ -1,143 +1,27 @@
-"""What `nano-real` learns: first its projector, then its decoder, from scenes with unlimited questions."""
+"""What the decoder of `nano-real` learns: scenes with unlimited questions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from nano_real.build import KINDS
-from nano_real.questions import Question, area, known_window, make_templates, middle, numbers
+from nano_real.look import NOTHING, RESIZED, Soups, point_text, window_text
+from nano_real.projector import GRID, domain_kinds
+from nano_real.questions import Question, known_window, make_templates, middle, numbers
 from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Scene, clipped
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vitos.backbones.llava import Llava
-from vitos.geometry import Box, TokenGrid
+from vitos.geometry import Box
 from vitos.prompt import VisualTokens
 from vitos.response import format_box_list, format_localization, format_reasoning
 from vitos.spec import VitosSpec
 from vitos.supervised import Exercise, Lesson
 
-GRID = TokenGrid.single(16, 16)
-RESIZED = (224, 224)
-OUTPUT_RMS = 0.2  # of the projected tokens: small beside what the layers add
 LISTED = 6  # boxes that a short answer lists at most
 ASKED = 3  # questions of the templates about a scene, each for one branch
-NOTHING = "nothing"
-
-
-# --- the projector --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CellTargets:
-    """Of every token.
-
-    Attributes:
-        kinds: (256, 7), 1 or 0, NaN where nobody knows.
-        boxes: (256, 4), hundredths, of the finding that covers most of it; -1 for none.
-    """
-
-    kinds: NDArray[np.float32]
-    boxes: NDArray[np.int64]
-
-
-def cell_targets(scene: Scene) -> CellTargets:
-    kinds = np.full((256, len(KINDS)), np.nan, dtype=np.float32)
-    boxes = np.full((256, 4), -1, dtype=np.int64)
-    for index, kind in enumerate(KINDS):
-        if kind in scene.complete or kind not in domain_kinds(scene):
-            kinds[:, index] = 0
-    for fact in scene.facts:
-        if fact.template == "platelet_in_window" and fact.truth == "no":
-            kinds[covered(fact.place) > 0.5, KINDS.index(CELLS[2])] = 0
-        if fact.template == "point_on_nucleus":
-            x, y = middle(fact.place)
-            kinds[min(int(16 * y), 15) * 16 + min(int(16 * x), 15), KINDS.index(NUCLEUS)] = float(fact.truth == "yes")
-    most = np.full(256, 0.2)  # share of the cell; a sliver is not a finding
-    for kind, box in sorted(scene.findings, key=lambda f: -area(f[1])):  # small ones last: theirs are their best cells
-        share = covered(box)
-        best = share > np.minimum(most, 0.8 * share.max())
-        kinds[best] = np.where(np.arange(len(KINDS)) == KINDS.index(kind), 1, 0)
-        boxes[best] = [round(100 * v) for v in box]
-        most = np.where(best, share, most)
-    return CellTargets(kinds, boxes)
-
-
-def domain_kinds(scene: Scene) -> tuple[str, ...]:
-    return {"brain_tumor_mri": TUMOURS, "blood_cells": CELLS, "nuclei": (NUCLEUS,)}[scene.domain]
-
-
-def covered(box: Corners) -> NDArray[np.float64]:
-    """Share of every cell that a box covers, (256,)."""
-    edges = np.arange(17) / 16
-    x, y = (
-        np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * 16
-        for low, high in ((box[0], box[2]), (box[1], box[3]))
-    )
-    return np.outer(y, x).reshape(-1)
-
-
-def train_projector(
-    backbone: Llava, features: NDArray[np.float16], scenes: Sequence[Scene], steps: int, report: Callable[..., None]
-) -> None:
-    """Teach the projector to say of every token which finding it sees, where it lies and how the box is written.
-
-    Linear heads read it out and are thrown away. A box and the token's own place are read out as the embeddings of
-    their numbers, the code in which the language model has to write them.
-    """
-    targets = [cell_targets(scene) for scene in scenes]
-    kinds = torch.from_numpy(np.stack([t.kinds for t in targets]))
-    boxes = torch.from_numpy(np.stack([t.boxes for t in targets]))
-    ids = [backbone.tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
-    codes = F.normalize(backbone.model.lm_head.weight[ids].detach().clone(), dim=-1)
-    width = codes.shape[1]
-    projector = backbone.model.model.multi_modal_projector
-    standardize(projector.linear_1, torch.from_numpy(features[:64].astype(np.float32)).flatten(0, 1))
-    head = nn.Linear(width, len(KINDS) + 6 * width)
-    places = torch.from_numpy((100 * GRID.centres()).round().astype(np.int64))
-    parameters = [*projector.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2e-3, total_steps=steps, pct_start=0.05, cycle_momentum=False
-    )
-    for step in range(1, steps + 1):
-        index = np.sort(np.random.default_rng(step).choice(len(scenes), 16, replace=False))
-        seen = torch.from_numpy(features[index].astype(np.float32))
-        kind, place, box = head(projector(seen)).split([len(KINDS), 2 * width, 4 * width], dim=-1)
-        sure, found = ~kinds[index].isnan(), boxes[index][..., 0] >= 0
-        own, truth = 3 * box[found].view(-1, width) @ codes.T, boxes[index][found].view(-1)
-        loss = (
-            2 * F.binary_cross_entropy_with_logits(kind[sure], kinds[index][sure])
-            + 0.2 * F.cross_entropy(3 * place.reshape(-1, width) @ codes.T, places.repeat(len(index), 1).view(-1))
-            + 0.5 * F.cross_entropy(own, truth)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        right = (kind[found].argmax(-1) == kinds[index][found].nan_to_num().argmax(-1)).float().mean()
-        report(step, loss.item(), right.item(), ((own.argmax(-1) - truth).abs() <= 4).float().mean().item())
-    with torch.no_grad():
-        scale = OUTPUT_RMS / projector(seen).square().mean().sqrt()
-        projector.linear_2.weight.mul_(scale)
-        projector.linear_2.bias.mul_(scale)
-
-
-@torch.no_grad()
-def standardize(linear: nn.Linear, inputs: Tensor) -> None:
-    """A start from which a layer sees its inputs (n, in) at mean 0 and variance 1."""
-    mean, std = inputs.mean(0), inputs.std(0)
-    nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-    linear.weight.div_(std)
-    linear.bias.copy_(-linear.weight @ mean)
-
-
-# --- exercises ------------------------------------------------------------------------------------------------------
 
 
 class Teacher:
@@ -161,6 +45,7 @@ class Teacher:
         self.rng = np.random.default_rng(seed)
         tumours = [box for scene in scenes for kind, box in scene.findings if kind in TUMOURS]
         self.templates = make_templates(tumours)
+        self.soups = Soups(backbone, features, scenes, seed)
         self.heads = [scene for scene in scenes if scene.domain == "brain_tumor_mri"]
 
     def name_batches(self, count: int) -> Iterator[list[Lesson]]:
@@ -168,13 +53,21 @@ class Teacher:
         named = [i for i, scene in enumerate(self.scenes) if self.name_exercises(scene)]
         while True:
             chosen = self.rng.choice(named, count, replace=False)
-            yield self.lessons(chosen, lambda scene: (self.name_exercises(scene), []))
+            yield [*self.lessons(chosen, lambda scene: (self.name_exercises(scene), [])), self.soup()]
+
+    def look_batches(self, count: int, steps: int) -> Iterator[list[Lesson]]:
+        """Soups, ever larger ones, and copying."""
+        for soups in self.soups.batches(count, steps):
+            yield [*soups, self.copying(), self.copying()]
 
     def batches(self, count: int) -> Iterator[list[Lesson]]:
-        """Names, points and templates, the latter for both branches."""
+        """Names, points and templates, the latter for both branches; a soup, lest looking is forgotten."""
         while True:
             chosen = self.rng.choice(len(self.scenes), count, replace=False)
-            yield [*self.lessons(chosen, self.mixture), self.copying()]
+            yield [*self.lessons(chosen, self.mixture), self.copying(), self.soup()]
+
+    def soup(self) -> Lesson:
+        return self.soups.lesson(int(self.rng.integers(32, 257)), listed=self.rng.random() < 0.5)
 
     def lessons(
         self, chosen: NDArray[np.int64], exercises: Callable[[Scene], tuple[list[Exercise], list[Corners]]]
@@ -214,11 +107,11 @@ class Teacher:
         out, places = self.name_exercises(scene), []
         for (x, y), what in self.points(scene):
             places.append((x - 0.01, y - 0.01, x + 0.01, y + 0.01))
-            out.append(Exercise(f"<image>What is at ({x:.2f}, {y:.2f})?", f" {what}"))
+            out.append(Exercise(point_text(x, y), f" {what}"))
         for _ in range(3):
             if (window := known_window(scene, rng)) is not None:
                 places.append(window.place)
-                out.append(Exercise(f"<image>platelet in {numbers(window.place)}?", f" {window.truth}"))
+                out.append(Exercise(window_text(CELLS[2], window.place), f" {window.truth}"))
         asked = [q for template in self.templates.values() if (q := template(scene, rng)) is not None]
         for i in rng.permutation(len(asked))[:ASKED]:
             out.append(self.localize_exercise(asked[i]) if rng.random() < 0.5 else self.reason_exercise(asked[i]))

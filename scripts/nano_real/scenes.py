@@ -23,6 +23,7 @@ SETS = ("brain_tumor_mri", "blood_cells", "nuclei")
 CELLS = ("red blood cell", "white blood cell", "platelet")
 TUMOURS = ("meningioma", "glioma", "pituitary tumour")
 NUCLEUS = "nucleus"
+KINDS = (*TUMOURS, *CELLS, NUCLEUS)
 LEAST_VISIBLE = 0.35  # share of a finding that a cut must leave for it to be one still
 SLIVER = 0.03  # what a cut leaves below this share is not seen
 

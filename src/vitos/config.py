@@ -336,6 +336,8 @@ class Recipe:
                 yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
             if self.train.sampler == "vllm":
                 yield "train.sampler", f"vllm is given whole images, but {why}; use torch"
+            if self.evaluate.budgets:
+                yield "evaluate.budgets", f"choose among the tokens of one look, but {why}; set them to []"
 
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])

@@ -1,0 +1,118 @@
+"""How the decoder of `nano-real` starts: able to look at a place that a question names.
+
+Trained from random weights it stays at chance on such questions for thousands of updates: numbers have to be gathered
+from several tokens, compared with where each visual token is, and nothing is gained before all of that works. So the
+first two layers start with that circuit, and training goes on from there. Of the residual stream it takes 48 values:
+
+    0..15   where a visual token is (`PlacePath` writes it; text starts with 0)
+    16..23  the value of a number, as waves
+    24..39  the place (x, y) just read: the number 5 tokens back is x, the one before is y, as in "(x=0.52, y=0.34)"
+    40..47  the number 3 tokens back, which is x2 at the end of "[x1, y1, x2, y2]"
+
+In the first layer four heads look back; in the second, one head attends to visual tokens where (x, y) is, and one to
+those around the middle of a window whose lower right corner is (x2, y2).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+
+import torch
+from nano_real.projector import CYCLES, PLACE
+from nano_real.questions import WINDOW
+from torch import Tensor, nn
+
+NUMBER = slice(PLACE, PLACE + 2 * len(CYCLES))
+ASKED = slice(NUMBER.stop, NUMBER.stop + PLACE)
+THIRD = slice(ASKED.stop, ASKED.stop + 2 * len(CYCLES))
+X, Y = 0, 1
+STRENGTH, PAIRS = 8.0, 4  # of looking back: of queries and keys; rotary pairs, the fastest ones
+LOUDNESS = 0.3  # of a number's waves in its embedding
+SHARPNESS = 5.0  # of looking at a place
+WINDOW_SHARPNESS = (1.0, 1.0, 0.5, 0.0)  # share of it for each of CYCLES: a window is broad
+
+
+def wave_places(start: int, axis: int) -> list[tuple[int, int]]:
+    """For each of CYCLES, where in the residual stream cosine and sine of an axis stand (order of `place_code`)."""
+    return [(start + 4 * c + axis, start + 4 * c + 2 + axis) for c in range(len(CYCLES))]
+
+
+# Of the first layer's heads: tokens it looks back, and where it writes the number that it finds there.
+LOOK_BACK = {
+    0: (1, tuple(chain(*wave_places(ASKED.start, Y)))),
+    1: (2, None),
+    2: (3, tuple(range(THIRD.start, THIRD.stop))),
+    3: (5, tuple(chain(*wave_places(ASKED.start, X)))),
+}
+
+
+@torch.no_grad()
+def look_at_places(language_model: nn.Module, embeddings: Tensor, number_ids: list[int]) -> None:
+    """Write the circuit into a Llama whose weights are drawn already.
+
+    Args:
+        language_model: with two query heads for each key-value head, head width 32 and biases.
+        embeddings: (V, hidden), tied.
+        number_ids: tokens of 0.00 ... 1.00.
+    """
+    first, second = language_model.layers[:2]
+    embeddings[:, : THIRD.stop] = 0
+    turns = 2 * torch.pi * torch.tensor(CYCLES) * torch.linspace(0, 1, len(number_ids))[:, None]
+    embeddings[number_ids, NUMBER] = LOUDNESS * torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
+    speeds = language_model.rotary_emb.inv_freq
+    _read_numbers(first, speeds)
+    _look(second.self_attn)
+
+
+def _read_numbers(layer: nn.Module, speeds: Tensor) -> None:
+    """Heads that look back, and write what number they find; nothing else is written there."""
+    attention = layer.self_attn
+    half, hidden = attention.head_dim // 2, attention.o_proj.weight.shape[0]
+    keys, queries, values = (
+        (p.weight.view(-1, 2 * half, hidden), p.bias.view(-1, 2 * half))
+        for p in (attention.k_proj, attention.q_proj, attention.v_proj)
+    )
+    out = attention.o_proj.weight
+    for reserved in (slice(0, PLACE), slice(ASKED.start, THIRD.stop)):
+        out[reserved] = 0
+        layer.mlp.down_proj.weight[reserved] = 0
+    for head, (distance, target) in LOOK_BACK.items():
+        group, angle = head // attention.num_key_value_groups, speeds[:PAIRS] * distance
+        for weight, index in ((queries[0], head), (keys[0], group)):
+            weight[index, :PAIRS] = 0
+            weight[index, half : half + PAIRS] = 0
+        keys[1][group, :PAIRS] = STRENGTH
+        queries[1][head, :PAIRS] = STRENGTH * angle.cos()
+        queries[1][head, half : half + PAIRS] = -STRENGTH * angle.sin()
+        waves = range(NUMBER.stop - NUMBER.start)
+        values[0][group, : len(waves)] = 0
+        values[1][group, : len(waves)] = 0
+        for wave in waves:
+            values[0][group, wave, NUMBER.start + wave] = 0.13 / LOUDNESS
+        if target is not None:
+            columns = out[:, 2 * half * head :][:, : len(waves)]
+            columns.zero_()
+            columns[list(target), list(waves)] = 1
+
+
+def _look(attention: nn.Module) -> None:
+    """Head 0 looks at the place just read; head 1 around the middle of the window just read.
+
+    The slowest rotary pairs hardly turn over a prompt, so that queries and keys in them meet at any distance.
+    """
+    half, hidden = attention.head_dim // 2, attention.o_proj.weight.shape[0]
+    keys, queries = (p.weight.view(-1, 2 * half, hidden) for p in (attention.k_proj, attention.q_proj))
+    for weight, bias, heads in ((keys, attention.k_proj.bias, 1), (queries, attention.q_proj.bias, 2)):
+        weight[:heads] = 0
+        bias.view(-1, 2 * half)[:heads] = 0
+    pairs = [(c, axis) for c in range(len(CYCLES)) for axis in (X, Y)]
+    for pair, (c, axis) in enumerate(pairs, start=half - len(pairs)):
+        keys[0, pair, wave_places(0, axis)[c][0]] = keys[0, half + pair, wave_places(0, axis)[c][1]] = SHARPNESS
+        cosine, sine = wave_places(ASKED.start, axis)[c]
+        queries[0, pair, cosine] = queries[0, half + pair, sine] = SHARPNESS
+        if axis == X:  # a window's second corner: x three tokens back, y one
+            cosine, sine = THIRD.start + 2 * c, THIRD.start + 2 * c + 1
+        turn, sharp = -torch.pi * CYCLES[c] * WINDOW[axis], SHARPNESS * WINDOW_SHARPNESS[c]
+        queries[1, pair, cosine], queries[1, pair, sine] = sharp * math.cos(turn), -sharp * math.sin(turn)
+        queries[1, half + pair, cosine], queries[1, half + pair, sine] = sharp * math.sin(turn), sharp * math.cos(turn)
