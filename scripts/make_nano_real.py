@@ -50,15 +50,17 @@ class Leg:
     Attributes:
         full: share of lessons that show all tokens; the others show the evidence and a random part of the rest.
         answer_weight: of the tokens of an answer in the loss.
+        matrix_rate: of Muon. At 0.02 the first updates of `look`, all of one direction, destroy what it starts with.
     """
 
     name: str
     full: float
     answer_weight: float = 1.0
+    matrix_rate: float = 0.01
 
 
 KEPT_EVERY = 200  # updates after which an unfinished leg keeps its model
-LEGS = (Leg("look", 0.0), Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0))
+LEGS = (Leg("look", 0.0, matrix_rate=0.005), Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0))
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -115,7 +117,7 @@ def train_language(
     lessons: Iterable[Sequence[Lesson]],
     steps: int,
     report: Callable[..., None],
-    answer_weight: float = 1.0,
+    leg: Leg,
     *,
     keep: Path,
     path: PlacePath,
@@ -142,8 +144,8 @@ def train_language(
         lessons,
         steps=steps,
         learning_rate=1e-3,
-        optimizers=make_optimizers(backbone, 1e-3, 0.02),
-        answer_weight=answer_weight,
+        optimizers=make_optimizers(backbone, 1e-3, leg.matrix_rate),
+        answer_weight=leg.answer_weight,
         on_step=on_step,
     )
 
@@ -173,14 +175,12 @@ def make(args: argparse.Namespace) -> None:
             policy = SparseVLM.from_pretrained(before)
             teacher = Teacher(policy.backbone, features, scenes, SPEC, full=leg.full, seed=args.seed + place)
             steps = getattr(args, f"{leg.name}_steps")
-            lessons = {"look": teacher.look_batches(16, steps), "names": teacher.name_batches(24)}.get(
+            lessons = {"look": teacher.look_batches(20, steps), "names": teacher.name_batches(24)}.get(
                 leg.name, teacher.batches(12)
             )
             unfinished = work / f"{leg.name}-unfinished"  # to look at on the way or after a crash
             path = hold_places(policy.backbone.model.model.multi_modal_projector, features)
-            train_language(
-                policy, lessons, steps, partial(report, leg.name), leg.answer_weight, keep=unfinished, path=path
-            )
+            train_language(policy, lessons, steps, partial(report, leg.name), leg, keep=unfinished, path=path)
             with staged_folder(work / leg.name) as folder:
                 policy.save_pretrained(folder)
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -211,11 +211,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps every leg")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vision", type=Path, default=Path("../shared/models/dinov2-small"), help="DINOv2-S")
-    parser.add_argument("--projector-steps", type=int, default=5000)
-    parser.add_argument("--look-steps", type=int, default=600)
-    parser.add_argument("--names-steps", type=int, default=400)
-    parser.add_argument("--sparse-steps", type=int, default=700)
-    parser.add_argument("--dense-steps", type=int, default=1100)
+    parser.add_argument("--projector-steps", type=int, default=4000)
+    parser.add_argument("--look-steps", type=int, default=300)
+    parser.add_argument("--names-steps", type=int, default=300)
+    parser.add_argument("--sparse-steps", type=int, default=600)
+    parser.add_argument("--dense-steps", type=int, default=900)
     parser.add_argument("--start", help="a whole model of the same layers, to begin the last leg with")
     parser.add_argument("--out", type=Path, help="folder for the decoder that ships, with a model card")
     parser.add_argument("--seed", type=int, default=0)

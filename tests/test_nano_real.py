@@ -71,31 +71,35 @@ def test_it_finds_a_white_blood_cell():
 
 
 def test_the_decoder_starts_able_to_look_at_a_place(monkeypatch):
-    """Attention of an untrained Llama, by the unmodified library: at the named point, inside of the named window."""
+    """Attention of an untrained Llama, by the library: at the point or window just read, and at where it was read."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from nano_real.projector import GRID, OUTPUT_RMS, PLACE, PLACE_RMS, place_code
+    from nano_real.projector import GRID, HELD, OUTPUT_RMS, PLACE, PLACE_RMS, place_code
     from nano_real.start import look_at_places
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=150, hidden_size=192, intermediate_size=576, num_hidden_layers=2, num_attention_heads=6,
+        vocab_size=150, hidden_size=192, intermediate_size=576, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=3, attention_bias=True, initializer_range=0.08, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, attn_implementation="eager",
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    look_at_places(model.model, model.lm_head.weight.data, list(range(101)))
+    open_, x_, is_, comma, y_, close, begin, end, word = range(101, 110)
+    look_at_places(model.model, model.lm_head.weight.data, list(range(101)), [close, end])
     visual = OUTPUT_RMS * torch.randn(256, 192)
+    visual[:, :HELD] = 0
     centres = torch.from_numpy(GRID.centres()).float()
     visual[:, :PLACE] = PLACE_RMS * 2**0.5 * place_code(centres)
 
     def attention(text, head):
-        rows = torch.cat([visual, model.get_input_embeddings()(torch.tensor(text))])[None]
-        return model(inputs_embeds=rows, output_attentions=True).attentions[1][0, head, -1, :256]
+        """Of a closing bracket to visual tokens, after a look at where the last of some words points to."""
+        rows = torch.cat([visual, model.get_input_embeddings()(torch.tensor([*text, *[word] * 6]))])[None]
+        seen = model(inputs_embeds=rows, output_attentions=True).attentions
+        bracket = 255 + len(text)
+        assert seen[2][0, :2, -1, bracket].min() > 0.9
+        return seen[1][0, head, bracket, :256]
 
     rng = np.random.default_rng(0)
-    mark = iter(range(101, 150))
-    open_, x_, is_, comma, y_, close, begin, end = (next(mark) for _ in range(8))
     with torch.no_grad():
         for _ in range(40):
             x, y = rng.integers(2, 99, 2)

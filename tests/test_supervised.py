@@ -81,22 +81,6 @@ def test_a_lesson_of_some_tokens_is_scored_from_these_alone(nano, picture):
     assert abs(dense.item() - expected.item()) > 1e-4
 
 
-def test_only_what_is_to_be_learned_is_scored(nano, picture):
-    """Of a list of places and names the names; neither the rest nor the end token."""
-    text = "(x=0.52, y=0.34) mass, (x=0.10, y=0.70) cyst, "
-    spans = [(17, 21), (40, 44)]
-    assert [text[a:b] for a, b in spans] == ["mass", "cyst"]
-    (visual,) = nano.encode([picture(64, 48)])
-    exercise, engine = Exercise("<image>What is where?", text, tuple(spans)), TorchEngine(nano)
-    target = nano.tokenizer(text)["input_ids"]
-    logprobs = engine.score([nano.build_prompt(exercise.text, [visual])], [[torch.tensor(target)]]).logprobs[0]
-    starts = [len(nano.tokenizer.decode(target[:i])) for i in range(len(target))]
-    learned = [i for i, start in enumerate(starts) if any(a - 1 <= start < b for a, b in spans)]  # a space before
-    assert 2 <= len(learned) < len(target) / 2
-    expected = -logprobs[learned].mean()
-    assert supervised_loss(engine, [Lesson((visual,), (exercise,))]).item() == pytest.approx(expected.item(), rel=1e-6)
-
-
 def test_lessons_whose_exercises_differ_before_the_image_are_refused(nano, picture):
     """They cannot share a prefix; silently learning the first one's would be wrong."""
     lesson = Lesson((picture(40, 40),), (Exercise("<image>A?", "A"), Exercise("Look: <image>A?", "A")))

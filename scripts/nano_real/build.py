@@ -81,7 +81,8 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
     model.model.vision_tower.load_state_dict(tower.state_dict())
     numbers = [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
     structured_start(model, numbers)
-    look_at_places(model.model.language_model, model.lm_head.weight, numbers)
+    closing = [tokenizer.get_vocab()[piece] for piece in ")]"]
+    look_at_places(model.model.language_model, model.lm_head.weight, numbers, closing)
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )

@@ -58,16 +58,16 @@ class Teacher:
     def look_batches(self, count: int, steps: int) -> Iterator[list[Lesson]]:
         """Soups, ever larger ones, and copying."""
         for soups in self.soups.batches(count, steps):
-            yield [*soups, self.copying(), self.copying()]
+            yield [*soups, *(self.copying(2) for _ in range(4))]
 
     def batches(self, count: int) -> Iterator[list[Lesson]]:
         """Names, points and templates, the latter for both branches; a soup, lest looking is forgotten."""
         while True:
             chosen = self.rng.choice(len(self.scenes), count, replace=False)
-            yield [*self.lessons(chosen, self.mixture), self.copying(), self.soup()]
+            yield [*self.lessons(chosen, self.mixture), self.copying(6), self.soup()]
 
     def soup(self) -> Lesson:
-        return self.soups.lesson(int(self.rng.integers(32, 257)), listed=self.rng.random() < 0.5)
+        return self.soups.lesson(int(self.rng.integers(32, 257)))
 
     def lessons(
         self, chosen: NDArray[np.int64], exercises: Callable[[Scene], tuple[list[Exercise], list[Corners]]]
@@ -137,10 +137,10 @@ class Teacher:
                     out.append(((float(x), float(y)), NOTHING))
         return out
 
-    def copying(self) -> Lesson:
+    def copying(self, count: int) -> Lesson:
         """Which option says it? Without an image: the box is told, a little off."""
         exercises: list[Exercise] = []
-        while len(exercises) < 6:
+        while len(exercises) < count:
             q = self.templates["tumour_box"](self.heads[self.rng.integers(len(self.heads))], self.rng)
             if q is not None:
                 told = np.clip(np.array(q.evidence[0]) + self.rng.normal(0, 0.02, 4), 0, 1)

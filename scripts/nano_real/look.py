@@ -2,8 +2,7 @@
 
 Real questions hardly teach it: an image has few findings, and guessing its commonest kind costs little. A *soup* is
 made of tokens of many scenes, each in its own cell: kinds are mixed evenly, so that only looking answers. It begins
-with a few tokens and grows to a whole grid. Half of the lessons are *lists*, in which what is at a place stands right
-behind it: many places in one row, and nothing but looking to be learned.
+with a few tokens and grows to a whole grid.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from nano_real.projector import GRID, cell_targets
 from nano_real.questions import WINDOW, numbers
-from nano_real.scenes import CELLS, KINDS, Scene
+from nano_real.scenes import KINDS, Scene
 from numpy.typing import NDArray
 
 from vitos.backbones.llava import Llava
@@ -23,12 +22,10 @@ from vitos.supervised import Exercise, Lesson
 
 NOTHING = "nothing"
 NAMES = (*KINDS, NOTHING)
-PLATELET = KINDS.index(CELLS[2])
 RESIZED = (224, 224)
 FEWEST, MOST = 8, 256  # tokens of a soup
 FINDINGS = 24  # of them that are no background, in a large soup
 POINTS, WINDOWS = 8, 4  # questions about a soup
-LISTS, LISTED_POINTS, LISTED_WINDOWS = 3, 7, 3  # lists about a soup, and what stands in one
 OF_A_SCENE = 6  # tokens of a kind that a scene gives
 
 
@@ -71,10 +68,10 @@ class Soups:
         """`steps` batches, whose soups grow from `FEWEST` tokens to `MOST` in three quarters of them."""
         for step in range(steps):
             size = round(FEWEST * (MOST / FEWEST) ** min(1.0, step / (0.75 * steps)))
-            yield [self.lesson(size, listed=2 * place < count) for place in range(count)]
+            yield [self.lesson(size) for _ in range(count)]
 
-    def lesson(self, size: int, *, listed: bool) -> Lesson:
-        """A soup of `size` tokens and questions about it, or lists."""
+    def lesson(self, size: int) -> Lesson:
+        """A soup of `size` tokens and questions about it."""
         rng = self._rng
         cells = np.sort(rng.choice(GRID.num_tokens, size, replace=False))
         findings = set(rng.permutation(size)[: min(FINDINGS, size * 7 // 8)].tolist())
@@ -89,56 +86,34 @@ class Soups:
         kept = torch.zeros(GRID.num_tokens, dtype=torch.bool)
         kept[cells] = True
         labels = np.array(kinds)
-        if listed:
-            exercises = [self._list(cells, labels) for _ in range(LISTS)]
-        else:
-            points = (Exercise(point_text(*place), f" {kind}") for place, kind in self._points(cells, labels, POINTS))
-            windows = (
-                Exercise(window_text(kind, window), f" {truth}")
-                for kind, window, truth in self._windows(cells, labels, WINDOWS, np.unique(labels))
-            )
-            exercises = [*points, *windows]
+        exercises = [*self._points(cells, labels), *self._windows(cells, labels)]
         return Lesson((VisualTokens(tokens, GRID, RESIZED),), tuple(exercises), (kept,))
 
-    def _list(self, cells: NDArray[np.int64], labels: NDArray[np.int64]) -> Exercise:
-        """Points with their kinds, and windows with a yes or no to platelets; only these are learned."""
-        said = [(f"(x={x:.2f}, y={y:.2f})", kind) for (x, y), kind in self._points(cells, labels, LISTED_POINTS)]
-        asked = np.array([PLATELET])
-        said += [(numbers(w), truth) for _, w, truth in self._windows(cells, labels, LISTED_WINDOWS, asked)]
-        target, learned = "", []
-        for i in self._rng.permutation(len(said)):
-            place, answer = said[i]
-            target += f"{place} {answer}, "
-            learned.append((len(target) - len(answer) - 2, len(target) - 2))
-        return Exercise("<image>What is where?", target, tuple(learned))
-
-    def _points(
-        self, cells: NDArray[np.int64], labels: NDArray[np.int64], count: int
-    ) -> Iterator[tuple[tuple[float, float], str]]:
+    def _points(self, cells: NDArray[np.int64], labels: NDArray[np.int64]) -> Iterator[Exercise]:
         """Kinds are asked alike often; a point lies anywhere in its cell but near an edge."""
         rng, there = self._rng, np.unique(labels)
-        for _ in range(count):
+        for _ in range(POINTS):
             same = np.flatnonzero(labels == there[rng.integers(len(there))])
             place = same[rng.integers(len(same))]
             x, y = GRID.centres()[cells[place]] + rng.uniform(-0.4, 0.4, 2) / 16
-            yield (x, y), NAMES[labels[place]]
+            yield Exercise(point_text(x, y), f" {NAMES[labels[place]]}")
 
-    def _windows(
-        self, cells: NDArray[np.int64], labels: NDArray[np.int64], count: int, asked: NDArray[np.int64]
-    ) -> Iterator[tuple[str, tuple[float, ...], str]]:
-        """A kind of `asked`, a window and yes or no; half of the answers are yes, where that can be."""
+    def _windows(self, cells: NDArray[np.int64], labels: NDArray[np.int64]) -> Iterator[Exercise]:
+        """Half of the answers are yes, where that can be."""
         rng, centres = self._rng, GRID.centres()[cells]
-        for _ in range(count):
+        asked = np.setdiff1d(labels, len(KINDS))
+        for _ in range(WINDOWS):
             truth = rng.random() < 0.5
             for _ in range(20):
                 low = rng.uniform(0, 1 - np.array(WINDOW))
                 inside, near = (
                     ((centres > low - slack) & (centres < low + WINDOW + slack)).all(-1) for slack in (-0.02, 0.02)
                 )
-                clear = np.isin(asked, labels[inside]) == np.isin(asked, labels[near])
-                kinds = asked[clear & (np.isin(asked, labels[inside]) == truth) & (asked != len(KINDS))]
+                seen = np.isin(asked, labels[inside])
+                kinds = asked[(seen == truth) & (seen == np.isin(asked, labels[near]))]
                 if len(kinds):
-                    yield NAMES[rng.choice(kinds)], (*low, *(low + WINDOW)), "yes" if truth else "no"
+                    window = (*low, *(low + WINDOW))
+                    yield Exercise(window_text(KINDS[rng.choice(kinds)], window), " yes" if truth else " no")
                     break
 
 

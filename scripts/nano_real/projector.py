@@ -21,6 +21,7 @@ OUTPUT_RMS = 0.2  # of the projected tokens, their place aside: small beside wha
 CYCLES = (0.5, 1.0, 2.0, 4.0)  # of the place's waves over the image
 PLACE = 4 * len(CYCLES)  # values of a place: cosine and sine of x and of y
 PLACE_RMS = 1.06
+HELD = PLACE + 3  # of the outputs stay as they are: the place, and marks of text tokens, 0 here
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class PlacePath:
         units, (first, second) = 2 * PLACE, (self._projector.linear_1, self._projector.linear_2)
         first.weight[:units], first.bias[:units] = self._first[:, :-1], self._first[:, -1]
         second.weight[:, :units] = torch.cat([self._second, -self._second], dim=1)
-        second.weight[:PLACE, units:] = 0
-        second.bias[:PLACE] = 0
+        second.weight[:HELD, units:] = 0
+        second.bias[:HELD] = 0
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -154,9 +155,9 @@ def train_projector(
         right = (kind[found].argmax(-1) == kinds[index][found].nan_to_num().argmax(-1)).float().mean()
         report(step, loss.item(), right.item(), ((own.argmax(-1) - truth).abs() <= 4).float().mean().item())
     with torch.no_grad():
-        scale = OUTPUT_RMS / projector(seen)[..., PLACE:].square().mean().sqrt()
-        projector.linear_2.weight[PLACE:].mul_(scale)
-        projector.linear_2.bias[PLACE:].mul_(scale)
+        scale = OUTPUT_RMS / projector(seen)[..., HELD:].square().mean().sqrt()
+        projector.linear_2.weight[HELD:].mul_(scale)
+        projector.linear_2.bias[HELD:].mul_(scale)
 
 
 def hold_places(projector: nn.Module, features: NDArray[np.float16]) -> PlacePath:

@@ -2,15 +2,17 @@
 
 Trained from random weights it stays at chance on such questions for thousands of updates: numbers have to be gathered
 from several tokens, compared with where each visual token is, and nothing is gained before all of that works. So the
-first two layers start with that circuit, and training goes on from there. Of the residual stream it takes 48 values:
+first three layers start with that circuit, and training goes on from there. Of the residual stream it takes 51 values:
 
     0..15   where a visual token is (`PlacePath` writes it; text starts with 0)
-    16..23  the value of a number, as waves
-    24..39  the place (x, y) just read: the number 5 tokens back is x, the one before is y, as in "(x=0.52, y=0.34)"
-    40..47  the number 3 tokens back, which is x2 at the end of "[x1, y1, x2, y2]"
+    16..18  1 where a bracket closes; 1 for a number; 1 where the token before is a number (visual tokens have 0 here)
+    19..26  the value of a number, as waves
+    27..42  the place (x, y) just read: the number 5 tokens back is x, the one before is y, as in "(x=0.52, y=0.34)"
+    43..50  the number 3 tokens back, which is x2 at the end of "[x1, y1, x2, y2]"
 
 In the first layer four heads look back; in the second, one head attends to visual tokens where (x, y) is, and one to
-those around the middle of a window whose lower right corner is (x2, y2).
+those around the middle of a window whose lower right corner is (x2, y2); in the third, two heads attend to where a
+bracket closes behind a number, so that what was seen there is known where the answer begins.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ import math
 from itertools import chain
 
 import torch
-from nano_real.projector import CYCLES, PLACE
+from nano_real.projector import CYCLES, HELD, PLACE
 from nano_real.questions import WINDOW
 from torch import Tensor, nn
 
-NUMBER = slice(PLACE, PLACE + 2 * len(CYCLES))
+CLOSES, IS_NUMBER, AFTER_NUMBER = range(PLACE, HELD)
+NUMBER = slice(HELD, HELD + 2 * len(CYCLES))
 ASKED = slice(NUMBER.stop, NUMBER.stop + PLACE)
 THIRD = slice(ASKED.stop, ASKED.stop + 2 * len(CYCLES))
 X, Y = 0, 1
 STRENGTH, PAIRS = 8.0, 4  # of looking back: of queries and keys; rotary pairs, the fastest ones
 LOUDNESS = 0.3  # of a number's waves in its embedding
 SHARPNESS = 5.0  # of looking at a place
+POINTING = 10.0  # of queries and keys of the third layer's heads
 WINDOW_SHARPNESS = (1.0, 1.0, 0.5, 0.0)  # share of it for each of CYCLES: a window is broad
 
 
@@ -48,21 +52,33 @@ LOOK_BACK = {
 
 
 @torch.no_grad()
-def look_at_places(language_model: nn.Module, embeddings: Tensor, number_ids: list[int]) -> None:
+def look_at_places(
+    language_model: nn.Module, embeddings: Tensor, number_ids: list[int], closing_ids: list[int]
+) -> None:
     """Write the circuit into a Llama whose weights are drawn already.
 
     Args:
         language_model: with two query heads for each key-value head, head width 32 and biases.
         embeddings: (V, hidden), tied.
         number_ids: tokens of 0.00 ... 1.00.
+        closing_ids: tokens of closing brackets.
     """
-    first, second = language_model.layers[:2]
+    first, second, third = language_model.layers[:3]
     embeddings[:, : THIRD.stop] = 0
+    embeddings[closing_ids, CLOSES] = embeddings[number_ids, IS_NUMBER] = 1
     turns = 2 * torch.pi * torch.tensor(CYCLES) * torch.linspace(0, 1, len(number_ids))[:, None]
     embeddings[number_ids, NUMBER] = LOUDNESS * torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
     speeds = language_model.rotary_emb.inv_freq
     _read_numbers(first, speeds)
     _look(second.self_attn)
+    _silence(second, slice(PLACE, HELD))
+    _point(third.self_attn)
+
+
+def _silence(layer: nn.Module, values: slice) -> None:
+    """Nothing that the layer computes is written there."""
+    layer.self_attn.o_proj.weight[values] = 0
+    layer.mlp.down_proj.weight[values] = 0
 
 
 def _read_numbers(layer: nn.Module, speeds: Tensor) -> None:
@@ -74,9 +90,8 @@ def _read_numbers(layer: nn.Module, speeds: Tensor) -> None:
         for p in (attention.k_proj, attention.q_proj, attention.v_proj)
     )
     out = attention.o_proj.weight
-    for reserved in (slice(0, PLACE), slice(ASKED.start, THIRD.stop)):
-        out[reserved] = 0
-        layer.mlp.down_proj.weight[reserved] = 0
+    for reserved in (slice(0, HELD), slice(ASKED.start, THIRD.stop)):
+        _silence(layer, reserved)
     for head, (distance, target) in LOOK_BACK.items():
         group, angle = head // attention.num_key_value_groups, speeds[:PAIRS] * distance
         for weight, index in ((queries[0], head), (keys[0], group)):
@@ -94,6 +109,10 @@ def _read_numbers(layer: nn.Module, speeds: Tensor) -> None:
             columns = out[:, 2 * half * head :][:, : len(waves)]
             columns.zero_()
             columns[list(target), list(waves)] = 1
+    values[0][0, len(waves)] = 0
+    values[0][0, len(waves), IS_NUMBER] = 0.15
+    out[:, len(waves)] = 0
+    out[AFTER_NUMBER, len(waves)] = 1
 
 
 def _look(attention: nn.Module) -> None:
@@ -116,3 +135,14 @@ def _look(attention: nn.Module) -> None:
         turn, sharp = -torch.pi * CYCLES[c] * WINDOW[axis], SHARPNESS * WINDOW_SHARPNESS[c]
         queries[1, pair, cosine], queries[1, pair, sine] = sharp * math.cos(turn), -sharp * math.sin(turn)
         queries[1, half + pair, cosine], queries[1, half + pair, sine] = sharp * math.sin(turn), sharp * math.cos(turn)
+
+
+def _point(attention: nn.Module) -> None:
+    """Heads 0 and 1 attend to where a bracket closes behind a number, from anywhere: by the slowest rotary pair."""
+    width, hidden = attention.head_dim, attention.o_proj.weight.shape[0]
+    slowest = width // 2 - 1
+    for linear, heads in ((attention.k_proj, 1), (attention.q_proj, 2)):
+        linear.weight.view(-1, width, hidden)[:heads] = 0
+        linear.bias.view(-1, width)[:heads] = 0
+    attention.k_proj.weight[slowest, [CLOSES, AFTER_NUMBER]] = POINTING
+    attention.q_proj.bias.view(-1, width)[:2, slowest] = POINTING

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from vitos.backbones.base import Backbone
 from vitos.data.record import Record
@@ -32,15 +31,10 @@ from vitos.spec import VitosSpec
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """A user message (with one `<image>` for each image of its lesson) and the answer to be learned.
-
-    Attributes:
-        learned: characters (start, stop) of the target that are learned, the rest being given; None: all of it.
-    """
+    """A user message (with one `<image>` for each image of its lesson) and the answer to be learned."""
 
     text: str
     target: str
-    learned: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +82,13 @@ class _Row:
 
     Attributes:
         ids: shape (L,), the rest of the question and the target with its end token.
-        weights: shape (L,), of their losses: 0 for what is given.
+        asked: tokens of the question among them.
+        answer: first and last place of the tokens between the target's `<answer>` and `</answer>`; (0, -1) without.
     """
 
     ids: Tensor
-    weights: Tensor
+    asked: int
+    answer: tuple[int, int]
 
 
 def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weight: float = 1.0) -> Tensor:
@@ -106,19 +102,20 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     given = [image for lesson in lessons for image in lesson.images]
     encoded = iter(backbone.encode([image for image in given if isinstance(image, Image.Image)]))
     visuals = iter([next(encoded) if isinstance(image, Image.Image) else image for image in given])
-    packed = [
-        _lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images], answer_weight) for lesson in lessons
-    ]
+    packed = [_lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images]) for lesson in lessons]
     scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
-    weights = pad_sequence([row.weights for _, rows in packed for row in rows], batch_first=True)
-    weights = weights.to(scores.logprobs.device)[:, : scores.logprobs.shape[1]]
-    learned = weights > 0
-    return -(weights[learned] * scores.logprobs[learned]).sum() / weights.sum()
+    rows = [row for _, siblings in packed for row in siblings]
+    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
+    asked, first, last = (
+        torch.tensor(values, device=place.device)[:, None]
+        for values in zip(*((row.asked, *row.answer) for row in rows), strict=True)
+    )
+    learned = scores.mask & (place >= asked)
+    weight = torch.where((place >= first) & (place <= last), answer_weight, 1.0)[learned]
+    return -(weight * scores.logprobs[learned]).sum() / weight.sum()
 
 
-def _lesson_rows(
-    backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens], answer_weight: float
-) -> tuple[Prompt, list[_Row]]:
+def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens]) -> tuple[Prompt, list[_Row]]:
     """What all exercises of a lesson start with, and the rest of each."""
     prompts = [backbone.build_prompt(exercise.text, visuals) for exercise in lesson.exercises]
     # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
@@ -134,26 +131,24 @@ def _lesson_rows(
         question = prompt.input_ids[shared:].cpu()
         target = backbone.tokenizer(exercise.target, add_special_tokens=False)
         ids = [*target["input_ids"], backbone.tokenizer.eos_token_id]
-        weights = torch.cat([torch.zeros(len(question)), _target_weights(target, exercise, answer_weight)])
-        rows.append(_Row(torch.cat([question, torch.tensor(ids)]), weights))
+        rows.append(
+            _Row(
+                torch.cat([question, torch.tensor(ids)]), len(question), _answer_span(target, exercise, len(question))
+            )
+        )
     if lesson.kept is not None:
         prefix = prefix.sparse(lesson.kept, Fusion("none"))
     return prefix, rows
 
 
-def _target_weights(target: Any, exercise: Exercise, answer_weight: float) -> Tensor:
-    """Of a target's tokens and its end token: 1, of an answer's `answer_weight`, of what is given 0."""
-    weights = torch.ones(len(target["input_ids"]) + 1)
-    if exercise.learned is not None:
-        weights.zero_()
-        for start, stop in exercise.learned:
-            weights[target.char_to_token(start) : target.char_to_token(stop - 1) + 1] = 1
+def _answer_span(target: Any, exercise: Exercise, asked: int) -> tuple[int, int]:
+    """Where an answer's tokens stand in a row whose target begins at `asked`."""
     before, tag, answer = exercise.target.partition("<answer>")
-    if text := answer.partition("</answer>")[0]:
-        start = len(before + tag)
-        answered = slice(target.char_to_token(start), target.char_to_token(start + len(text) - 1) + 1)
-        weights[answered] *= answer_weight
-    return weights
+    text = answer.partition("</answer>")[0]
+    if not text:
+        return (0, -1)
+    start = len(before + tag)
+    return (asked + target.char_to_token(start), asked + target.char_to_token(start + len(text) - 1))
 
 
 def train_supervised(
