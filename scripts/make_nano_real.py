@@ -30,6 +30,7 @@ from nano_real.features import load_features, make_features
 from nano_real.learn import Teacher
 from nano_real.projector import PlacePath, hold_places, train_projector
 from nano_real.scenes import SETS, Source, read_sources
+from nano_real.start import hold_circuit
 from progress import reporter
 from rich.progress import track
 
@@ -125,7 +126,7 @@ def train_language(
     """Teach the decoder and the projector behind the frozen encoder.
 
     Args:
-        path: of the projector, which stays as it is.
+        path: of the projector, which stays as it is, as does the circuit of the decoder's start.
         keep: folder for the model of every `KEPT_EVERY`-th update.
     """
     backbone = policy.backbone
@@ -133,6 +134,7 @@ def train_language(
     def on_step(step: int, loss: float) -> None:
         report(step, loss)
         path.restore()
+        hold_circuit(backbone)
         if step % KEPT_EVERY == 0:
             with staged_folder(keep) as folder:
                 policy.save_pretrained(folder)
@@ -175,7 +177,7 @@ def make(args: argparse.Namespace) -> None:
             policy = SparseVLM.from_pretrained(before)
             teacher = Teacher(policy.backbone, features, scenes, SPEC, full=leg.full, seed=args.seed + place)
             steps = getattr(args, f"{leg.name}_steps")
-            lessons = {"look": teacher.look_batches(20, steps), "names": teacher.name_batches(24)}.get(
+            lessons = {"look": teacher.look_batches(16, steps), "names": teacher.name_batches(20)}.get(
                 leg.name, teacher.batches(12)
             )
             unfinished = work / f"{leg.name}-unfinished"  # to look at on the way or after a crash
@@ -212,10 +214,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vision", type=Path, default=Path("../shared/models/dinov2-small"), help="DINOv2-S")
     parser.add_argument("--projector-steps", type=int, default=4000)
-    parser.add_argument("--look-steps", type=int, default=300)
-    parser.add_argument("--names-steps", type=int, default=300)
-    parser.add_argument("--sparse-steps", type=int, default=600)
-    parser.add_argument("--dense-steps", type=int, default=900)
+    parser.add_argument("--look-steps", type=int, default=250)
+    parser.add_argument("--names-steps", type=int, default=250)
+    parser.add_argument("--sparse-steps", type=int, default=400)
+    parser.add_argument("--dense-steps", type=int, default=600)
     parser.add_argument("--start", help="a whole model of the same layers, to begin the last leg with")
     parser.add_argument("--out", type=Path, help="folder for the decoder that ships, with a model card")
     parser.add_argument("--seed", type=int, default=0)

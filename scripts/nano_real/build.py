@@ -11,7 +11,7 @@ import torch
 from nano_real.features import LAYERS
 from nano_real.questions import COUNTS, QUADRANTS, SIZES, make_templates
 from nano_real.scenes import KINDS, TUMOURS, Scene
-from nano_real.start import look_at_places
+from nano_real.start import hold_circuit
 from transformers import AutoConfig, AutoModel, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
@@ -79,10 +79,7 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
     model = LlavaForConditionalGeneration(config)
     tower = AutoModel.from_pretrained(vision, dtype="float32")
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    numbers = [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
-    structured_start(model, numbers)
-    closing = [tokenizer.get_vocab()[piece] for piece in ")]"]
-    look_at_places(model.model.language_model, model.lm_head.weight, numbers, closing)
+    structured_start(model, [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)])
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
@@ -90,4 +87,6 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
         size={"height": PIXELS, "width": PIXELS}, resample=3, do_center_crop=False, do_convert_rgb=True,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     )  # fmt: skip
-    return Llava(model, tokenizer, processor)
+    backbone = Llava(model, tokenizer, processor)
+    hold_circuit(backbone)
+    return backbone

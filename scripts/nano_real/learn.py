@@ -9,7 +9,7 @@ import torch
 from nano_real.look import NOTHING, RESIZED, Soups, point_text, window_text
 from nano_real.projector import GRID, domain_kinds
 from nano_real.questions import Question, known_window, make_templates, middle, numbers
-from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Scene, clipped
+from nano_real.scenes import NUCLEUS, TUMOURS, Corners, Scene, clipped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -53,7 +53,7 @@ class Teacher:
         named = [i for i, scene in enumerate(self.scenes) if self.name_exercises(scene)]
         while True:
             chosen = self.rng.choice(named, count, replace=False)
-            yield [*self.lessons(chosen, lambda scene: (self.name_exercises(scene), [])), self.soup()]
+            yield [*self.lessons(chosen, lambda scene: (self.name_exercises(scene), [])), *self.soups_of(4)]
 
     def look_batches(self, count: int, steps: int) -> Iterator[list[Lesson]]:
         """Soups, ever larger ones, and copying."""
@@ -64,10 +64,10 @@ class Teacher:
         """Names, points and templates, the latter for both branches; a soup, lest looking is forgotten."""
         while True:
             chosen = self.rng.choice(len(self.scenes), count, replace=False)
-            yield [*self.lessons(chosen, self.mixture), self.copying(6), self.soup()]
+            yield [*self.lessons(chosen, self.mixture), self.copying(6), *self.soups_of(2)]
 
-    def soup(self) -> Lesson:
-        return self.soups.lesson(int(self.rng.integers(32, 257)))
+    def soups_of(self, count: int) -> list[Lesson]:
+        return [self.soups.lesson(int(size)) for size in self.rng.integers(32, 257, count)]
 
     def lessons(
         self, chosen: NDArray[np.int64], exercises: Callable[[Scene], tuple[list[Exercise], list[Corners]]]
@@ -111,7 +111,7 @@ class Teacher:
         for _ in range(3):
             if (window := known_window(scene, rng)) is not None:
                 places.append(window.place)
-                out.append(Exercise(window_text(CELLS[2], window.place), f" {window.truth}"))
+                out.append(Exercise(window_text(window.place), f" {window.truth}"))
         asked = [q for template in self.templates.values() if (q := template(scene, rng)) is not None]
         for i in rng.permutation(len(asked))[:ASKED]:
             out.append(self.localize_exercise(asked[i]) if rng.random() < 0.5 else self.reason_exercise(asked[i]))

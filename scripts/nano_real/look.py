@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from nano_real.projector import GRID, cell_targets
 from nano_real.questions import WINDOW, numbers
-from nano_real.scenes import KINDS, Scene
+from nano_real.scenes import CELLS, KINDS, Scene
 from numpy.typing import NDArray
 
 from vitos.backbones.llava import Llava
@@ -33,8 +33,8 @@ def point_text(x: float, y: float) -> str:
     return f"<image>What is at (x={x:.2f}, y={y:.2f})?"
 
 
-def window_text(kind: str, window: Sequence[float]) -> str:
-    return f"<image>{kind} in {numbers(window)}?"
+def window_text(window: Sequence[float]) -> str:
+    return f"<image>{CELLS[2]} in {numbers(window)}?"
 
 
 class Soups:
@@ -99,9 +99,8 @@ class Soups:
             yield Exercise(point_text(x, y), f" {NAMES[labels[place]]}")
 
     def _windows(self, cells: NDArray[np.int64], labels: NDArray[np.int64]) -> Iterator[Exercise]:
-        """Half of the answers are yes, where that can be."""
-        rng, centres = self._rng, GRID.centres()[cells]
-        asked = np.setdiff1d(labels, len(KINDS))
+        """Is there a platelet (what the sets ask)? Half of the answers are yes, where that can be."""
+        rng, centres, platelet = self._rng, GRID.centres()[cells], labels == KINDS.index(CELLS[2])
         for _ in range(WINDOWS):
             truth = rng.random() < 0.5
             for _ in range(20):
@@ -109,11 +108,8 @@ class Soups:
                 inside, near = (
                     ((centres > low - slack) & (centres < low + WINDOW + slack)).all(-1) for slack in (-0.02, 0.02)
                 )
-                seen = np.isin(asked, labels[inside])
-                kinds = asked[(seen == truth) & (seen == np.isin(asked, labels[near]))]
-                if len(kinds):
-                    window = (*low, *(low + WINDOW))
-                    yield Exercise(window_text(KINDS[rng.choice(kinds)], window), " yes" if truth else " no")
+                if truth == (inside & platelet).any() == (near & platelet).any():
+                    yield Exercise(window_text((*low, *(low + WINDOW))), " yes" if truth else " no")
                     break
 
 

@@ -25,6 +25,8 @@ from nano_real.projector import CYCLES, HELD, PLACE
 from nano_real.questions import WINDOW
 from torch import Tensor, nn
 
+from vitos.backbones.llava import Llava
+
 CLOSES, IS_NUMBER, AFTER_NUMBER = range(PLACE, HELD)
 NUMBER = slice(HELD, HELD + 2 * len(CYCLES))
 ASKED = slice(NUMBER.stop, NUMBER.stop + PLACE)
@@ -32,7 +34,7 @@ THIRD = slice(ASKED.stop, ASKED.stop + 2 * len(CYCLES))
 X, Y = 0, 1
 STRENGTH, PAIRS = 8.0, 4  # of looking back: of queries and keys; rotary pairs, the fastest ones
 LOUDNESS = 0.3  # of a number's waves in its embedding
-SHARPNESS = 5.0  # of looking at a place
+SHARPNESS = 7.0  # of looking at a place
 POINTING = 10.0  # of queries and keys of the third layer's heads
 WINDOW_SHARPNESS = (1.0, 1.0, 0.5, 0.0)  # share of it for each of CYCLES: a window is broad
 
@@ -51,11 +53,20 @@ LOOK_BACK = {
 }
 
 
+def hold_circuit(backbone: Llava) -> None:
+    """`look_at_places` for the decoder of `nano-real`."""
+    ids = backbone.tokenizer.get_vocab()
+    numbers, closing = [ids[f"{i / 100:.2f}"] for i in range(101)], [ids[piece] for piece in ")]"]
+    look_at_places(backbone.model.model.language_model, backbone.model.lm_head.weight, numbers, closing)
+
+
 @torch.no_grad()
 def look_at_places(
     language_model: nn.Module, embeddings: Tensor, number_ids: list[int], closing_ids: list[int]
 ) -> None:
-    """Write the circuit into a Llama whose weights are drawn already.
+    """Write the circuit into a Llama; again after each update, to undo what that did to it.
+
+    Without, the circuit is gone after some hundred updates of questions that do not need it.
 
     Args:
         language_model: with two query heads for each key-value head, head width 32 and biases.
@@ -118,13 +129,16 @@ def _read_numbers(layer: nn.Module, speeds: Tensor) -> None:
 def _look(attention: nn.Module) -> None:
     """Head 0 looks at the place just read; head 1 around the middle of the window just read.
 
-    The slowest rotary pairs hardly turn over a prompt, so that queries and keys in them meet at any distance.
+    The slowest rotary pairs hardly turn over a prompt, so that queries and keys in them meet at any distance. The pair
+    before them is free to learn what else is worth a look there.
     """
     half, hidden = attention.head_dim // 2, attention.o_proj.weight.shape[0]
     keys, queries = (p.weight.view(-1, 2 * half, hidden) for p in (attention.k_proj, attention.q_proj))
+    free = half - PLACE // 2 - 1
+    held = [i for i in range(2 * half) if i % half != free]
     for weight, bias, heads in ((keys, attention.k_proj.bias, 1), (queries, attention.q_proj.bias, 2)):
-        weight[:heads] = 0
-        bias.view(-1, 2 * half)[:heads] = 0
+        weight[:heads, held] = 0
+        bias.view(-1, 2 * half)[:heads, held] = 0
     pairs = [(c, axis) for c in range(len(CYCLES)) for axis in (X, Y)]
     for pair, (c, axis) in enumerate(pairs, start=half - len(pairs)):
         keys[0, pair, wave_places(0, axis)[c][0]] = keys[0, half + pair, wave_places(0, axis)[c][1]] = SHARPNESS
