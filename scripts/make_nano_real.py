@@ -10,6 +10,7 @@ tenth of which is held out for choices. Legs, each kept in the folder and skippe
 5. `names`: it learns to find a kind by its name, from the tokens of findings and a part of the others.
 6. `sparse`: all questions, from the evidence's tokens and a part of the others ("naming from gold tokens first").
 7. `dense`: all questions, mostly from all tokens.
+8. `boxes`: the same, with the start of a skill: to copy a box of the question to the digit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import torch
 from muon import make_optimizers
 from nano_real.build import SPEC, build_nano_real
+from nano_real.copy import hold_copying
 from nano_real.features import load_features, make_features
 from nano_real.learn import Teacher
 from nano_real.projector import PlacePath, hold_places, train_projector
@@ -61,7 +63,13 @@ class Leg:
 
 
 KEPT_EVERY = 200  # updates after which an unfinished leg keeps its model
-LEGS = (Leg("look", 0.0, matrix_rate=0.005), Leg("names", 0.1), Leg("sparse", 0.1), Leg("dense", 0.8, 4.0))
+LEGS = (
+    Leg("look", 0.0, matrix_rate=0.005),
+    Leg("names", 0.1),
+    Leg("sparse", 0.1),
+    Leg("dense", 0.8, 4.0),
+    Leg("boxes", 0.8, 4.0),
+)
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -135,6 +143,8 @@ def train_language(
         report(step, loss)
         path.restore()
         hold_circuit(backbone)
+        if leg.name == "boxes":
+            hold_copying(backbone)
         if step % KEPT_EVERY == 0:
             with staged_folder(keep) as folder:
                 policy.save_pretrained(folder)
@@ -218,6 +228,7 @@ def main() -> None:
     parser.add_argument("--names-steps", type=int, default=250)
     parser.add_argument("--sparse-steps", type=int, default=400)
     parser.add_argument("--dense-steps", type=int, default=600)
+    parser.add_argument("--boxes-steps", type=int, default=300)
     parser.add_argument("--start", help="a whole model of the same layers, to begin the last leg with")
     parser.add_argument("--out", type=Path, help="folder for the decoder that ships, with a model card")
     parser.add_argument("--seed", type=int, default=0)

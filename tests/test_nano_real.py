@@ -70,22 +70,32 @@ def test_it_finds_a_white_blood_cell():
     assert finding.answer == record.answer
 
 
-def test_the_decoder_starts_able_to_look_at_a_place(monkeypatch):
-    """Attention of an untrained Llama, by the library: at the point or window just read, and at where it was read."""
+OPEN, X, IS, COMMA, Y, CLOSE, BEGIN, END, WORD = range(101, 110)  # tokens; 0 to 100 are numbers
+
+
+@pytest.fixture
+def decoder(monkeypatch):
+    """An untrained decoder like that of nano-real, and its embeddings."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from nano_real.projector import GRID, HELD, OUTPUT_RMS, PLACE, PLACE_RMS, place_code
     from nano_real.start import look_at_places
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=150, hidden_size=192, intermediate_size=576, num_hidden_layers=3, num_attention_heads=6,
+        vocab_size=150, hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=6,
         num_key_value_heads=3, attention_bias=True, initializer_range=0.08, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, attn_implementation="eager",
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    open_, x_, is_, comma, y_, close, begin, end, word = range(101, 110)
-    look_at_places(model.model, model.lm_head.weight.data, list(range(101)), [close, end])
+    look_at_places(model.model, model.lm_head.weight.data, list(range(101)), [CLOSE, END])
+    return model
+
+
+@torch.no_grad()
+def test_the_decoder_starts_able_to_look_at_a_place(decoder):
+    """Attention of an untrained Llama, by the library: at the point or window just read, and at where it was read."""
+    from nano_real.projector import GRID, HELD, OUTPUT_RMS, PLACE, PLACE_RMS, place_code
+
     visual = OUTPUT_RMS * torch.randn(256, 192)
     visual[:, :HELD] = 0
     centres = torch.from_numpy(GRID.centres()).float()
@@ -93,22 +103,43 @@ def test_the_decoder_starts_able_to_look_at_a_place(monkeypatch):
 
     def attention(text, head):
         """Of a closing bracket to visual tokens, after a look at where the last of some words points to."""
-        rows = torch.cat([visual, model.get_input_embeddings()(torch.tensor([*text, *[word] * 6]))])[None]
-        seen = model(inputs_embeds=rows, output_attentions=True).attentions
+        rows = torch.cat([visual, decoder.get_input_embeddings()(torch.tensor([*text, *[WORD] * 6]))])[None]
+        seen = decoder(inputs_embeds=rows, output_attentions=True).attentions
         bracket = 255 + len(text)
         assert seen[2][0, :2, -1, bracket].min() > 0.9
         return seen[1][0, head, bracket, :256]
 
     rng = np.random.default_rng(0)
-    with torch.no_grad():
-        for _ in range(40):
-            x, y = rng.integers(2, 99, 2)
-            looked = attention([open_, x_, is_, x, comma, y_, is_, y, close], 0)
-            off = (centres[looked.argmax()] - torch.tensor([x, y]) / 100).abs().max()
-            assert off < 1 / 16  # its own cell, or the next where the place is near the border of both
-            low = rng.integers(0, [75, 67])
-            window = [low[0], low[1], low[0] + 25, low[1] + 33]
-            looked = attention([begin, window[0], comma, window[1], comma, window[2], comma, window[3], end], 1)
-            hundredths = 100 * centres
-            inside = ((hundredths > torch.tensor(window[:2])) & (hundredths < torch.tensor(window[2:]))).all(-1)
-            assert looked[inside].sum() > 0.8 * looked.sum()
+    for _ in range(40):
+        x, y = rng.integers(2, 99, 2)
+        looked = attention([OPEN, X, IS, x, COMMA, Y, IS, y, CLOSE], 0)
+        off = (centres[looked.argmax()] - torch.tensor([x, y]) / 100).abs().max()
+        assert off < 1 / 16  # its own cell, or the next where the place is near the border of both
+        low = rng.integers(0, [75, 67])
+        window = [low[0], low[1], low[0] + 25, low[1] + 33]
+        looked = attention([BEGIN, window[0], COMMA, window[1], COMMA, window[2], COMMA, window[3], END], 1)
+        hundredths = 100 * centres
+        inside = ((hundredths > torch.tensor(window[:2])) & (hundredths < torch.tensor(window[2:]))).all(-1)
+        assert looked[inside].sum() > 0.8 * looked.sum()
+
+
+@torch.no_grad()
+def test_the_decoder_starts_able_to_copy_a_box(decoder):
+    """Attention again: at what followed the number just written; where a box begins, at the first numbers of boxes."""
+    from nano_real.copy import AGAIN, copy_boxes
+    from nano_real.copy import BEGIN as FIRST
+
+    copy_boxes(decoder.model, decoder.lm_head.weight.data, list(range(101)), [BEGIN])
+    rng, begins = np.random.default_rng(0), []
+    for _ in range(40):
+        numbers = rng.permutation(np.arange(0, 100, 6))[:12].reshape(3, 4)
+        boxes = [t for box in numbers for t in (BEGIN, box[0], COMMA, box[1], COMMA, box[2], COMMA, box[3], END, WORD)]
+        which, place = rng.integers(3), rng.integers(3)
+        begun = [BEGIN]
+        for number in numbers[which][: place + 1]:
+            begun += [number, COMMA]
+        seen = decoder(torch.tensor([boxes + begun]), output_attentions=True).attentions
+        assert boxes[seen[1][0, AGAIN, -1].argmax()] == numbers[which][place + 1]
+        looked = seen[3][0, FIRST, len(boxes), : len(boxes)]
+        begins.append(looked[[1, 11, 21]].sum())  # which of them is for training to say
+    assert np.mean(begins) > 0.8

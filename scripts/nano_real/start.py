@@ -18,6 +18,7 @@ bracket closes behind a number, so that what was seen there is known where the a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -34,8 +35,8 @@ THIRD = slice(ASKED.stop, ASKED.stop + 2 * len(CYCLES))
 X, Y = 0, 1
 STRENGTH, PAIRS = 8.0, 4  # of looking back: of queries and keys; rotary pairs, the fastest ones
 LOUDNESS = 0.3  # of a number's waves in its embedding
-SHARPNESS = 7.0  # of looking at a place
-POINTING = 10.0  # of queries and keys of the third layer's heads
+SHARPNESS = 7.0  # of looking at a place, and of finding a number again
+POINTING = 10.0  # of queries and keys that attend to marks
 WINDOW_SHARPNESS = (1.0, 1.0, 0.5, 0.0)  # share of it for each of CYCLES: a window is broad
 
 
@@ -44,10 +45,16 @@ def wave_places(start: int, axis: int) -> list[tuple[int, int]]:
     return [(start + 4 * c + axis, start + 4 * c + 2 + axis) for c in range(len(CYCLES))]
 
 
+def number_waves(cycles: Sequence[float], count: int) -> Tensor:
+    """Numbers from 0 to 1 as waves, (count, 2 * cycles): cosine and sine of each."""
+    turns = 2 * torch.pi * torch.tensor(cycles) * torch.linspace(0, 1, count)[:, None]
+    return torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
+
+
 # Of the first layer's heads: tokens it looks back, and where it writes the number that it finds there.
 LOOK_BACK = {
     0: (1, tuple(chain(*wave_places(ASKED.start, Y)))),
-    1: (2, None),
+    1: (2, None),  # `copy.py` has it written
     2: (3, tuple(range(THIRD.start, THIRD.stop))),
     3: (5, tuple(chain(*wave_places(ASKED.start, X)))),
 }
@@ -77,16 +84,15 @@ def look_at_places(
     first, second, third = language_model.layers[:3]
     embeddings[:, : THIRD.stop] = 0
     embeddings[closing_ids, CLOSES] = embeddings[number_ids, IS_NUMBER] = 1
-    turns = 2 * torch.pi * torch.tensor(CYCLES) * torch.linspace(0, 1, len(number_ids))[:, None]
-    embeddings[number_ids, NUMBER] = LOUDNESS * torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
+    embeddings[number_ids, NUMBER] = LOUDNESS * number_waves(CYCLES, len(number_ids))
     speeds = language_model.rotary_emb.inv_freq
     _read_numbers(first, speeds)
     _look(second.self_attn)
-    _silence(second, slice(PLACE, HELD))
+    silence(second, slice(PLACE, HELD))
     _point(third.self_attn)
 
 
-def _silence(layer: nn.Module, values: slice) -> None:
+def silence(layer: nn.Module, values: slice) -> None:
     """Nothing that the layer computes is written there."""
     layer.self_attn.o_proj.weight[values] = 0
     layer.mlp.down_proj.weight[values] = 0
@@ -102,7 +108,7 @@ def _read_numbers(layer: nn.Module, speeds: Tensor) -> None:
     )
     out = attention.o_proj.weight
     for reserved in (slice(0, HELD), slice(ASKED.start, THIRD.stop)):
-        _silence(layer, reserved)
+        silence(layer, reserved)
     for head, (distance, target) in LOOK_BACK.items():
         group, angle = head // attention.num_key_value_groups, speeds[:PAIRS] * distance
         for weight, index in ((queries[0], head), (keys[0], group)):
