@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nano_real.features import LAYERS
-from nano_real.questions import COUNTS, QUADRANTS, SIZES, make_templates
+from nano_real.questions import COUNTS, QUADRANTS, SIZES, make_templates, number_tokens
 from nano_real.scenes import KINDS, TUMOURS, Scene
 from nano_real.start import hold_circuit
 from transformers import AutoConfig, AutoModel, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -79,7 +79,7 @@ def build_nano_real(vision: Path, scenes: Sequence[Scene], seed: int = 0) -> Lla
     model = LlavaForConditionalGeneration(config)
     tower = AutoModel.from_pretrained(vision, dtype="float32")
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    structured_start(model, [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)])
+    structured_start(model, number_tokens(tokenizer))
     model.generation_config = GenerationConfig(
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 from nano_real.projector import CYCLES
+from nano_real.questions import number_tokens
 from nano_real.start import ASKED, POINTING, SHARPNESS, THIRD, Y, number_waves, silence, wave_places
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ COPIED = {AGAIN: 5.0, BEGIN: 12.0}
 def hold_copying(backbone: Llava) -> None:
     """`copy_boxes` for the decoder of `nano-real`; visual tokens keep out of what it takes."""
     ids, model = backbone.tokenizer.get_vocab(), backbone.model.model
-    numbers, opening = [ids[f"{i / 100:.2f}"] for i in range(101)], [ids[piece] for piece in ("[", "[[")]
+    numbers, opening = number_tokens(backbone.tokenizer), [ids[piece] for piece in ("[", "[[")]
     copy_boxes(model.language_model, backbone.model.lm_head.weight, numbers, opening)
     model.multi_modal_projector.linear_2.weight[TAKEN] = 0
     model.multi_modal_projector.linear_2.bias[TAKEN] = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from nano_real.questions import area, middle
+from nano_real.questions import area, middle, number_tokens
 from nano_real.scenes import CELLS, KINDS, NUCLEUS, TUMOURS, Corners, Scene
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -125,8 +125,7 @@ def train_projector(
     targets = [cell_targets(scene) for scene in scenes]
     kinds = torch.from_numpy(np.stack([t.kinds for t in targets]))
     boxes = torch.from_numpy(np.stack([t.boxes for t in targets]))
-    ids = [backbone.tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
-    codes = F.normalize(backbone.model.lm_head.weight[ids].detach().clone(), dim=-1)
+    codes = F.normalize(backbone.model.lm_head.weight[number_tokens(backbone.tokenizer)].detach().clone(), dim=-1)
     width = codes.shape[1]
     projector = backbone.model.model.multi_modal_projector
     standardize(projector.linear_1, torch.from_numpy(features[:64].astype(np.float32)).flatten(0, 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Fact, Scene, touches
+from transformers import PreTrainedTokenizerBase
 
 from vitos.data.record import option_lines
 
@@ -67,6 +68,11 @@ def area(box: Corners) -> float:
 
 def numbers(values: Iterable[float]) -> str:
     return "[" + ", ".join(f"{v:.2f}" for v in values) + "]"
+
+
+def number_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of 0.00 ... 1.00."""
+    return [tokenizer.get_vocab()[f"{i / 100:.2f}"] for i in range(101)]
 
 
 def overlap(one: Corners, other: Corners) -> float:

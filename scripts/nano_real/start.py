@@ -23,7 +23,7 @@ from itertools import chain
 
 import torch
 from nano_real.projector import CYCLES, HELD, PLACE
-from nano_real.questions import WINDOW
+from nano_real.questions import WINDOW, number_tokens
 from torch import Tensor, nn
 
 from vitos.backbones.llava import Llava
@@ -62,8 +62,7 @@ LOOK_BACK = {
 
 def hold_circuit(backbone: Llava) -> None:
     """`look_at_places` for the decoder of `nano-real`."""
-    ids = backbone.tokenizer.get_vocab()
-    numbers, closing = [ids[f"{i / 100:.2f}"] for i in range(101)], [ids[piece] for piece in ")]"]
+    numbers, closing = number_tokens(backbone.tokenizer), [backbone.tokenizer.get_vocab()[piece] for piece in ")]"]
     look_at_places(backbone.model.model.language_model, backbone.model.lm_head.weight, numbers, closing)
 
 
