@@ -153,6 +153,9 @@ def ask(
 @app.command()
 def demo(
     checkpoint: Checkpoint = "nano",
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Record file whose questions are the examples; may be repeated.")
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
@@ -165,7 +168,7 @@ def demo(
     vlm = SparseVLM.from_pretrained(checkpoint)
     console.print(f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]")
     with TemporaryDirectory(prefix="vitos-demo-") as folder:
-        launch(vlm, Path(folder), model=checkpoint, host=host, port=port)
+        launch(vlm, Path(folder), data=data or (), model=checkpoint, host=host, port=port)
 
 
 @data_app.command("check")

@@ -14,7 +14,7 @@ from vitos.benchmarks.train_turns import Job, Meter, Turns, noise
 from vitos.data.record import Record
 from vitos.engines.base import Completion, Sampling, Stage
 from vitos.engines.prefix import Prefix
-from vitos.engines.torch_engine import Scores, TorchEngine, chunk_by_tokens, untimed
+from vitos.engines.torch_engine import NARROWEST_SCORED, Scores, TorchEngine, chunk_by_tokens, untimed
 from vitos.policy import SparseVLM
 from vitos.prompt import Prompt
 from vitos.rl.config import DualStreamConfig
@@ -71,7 +71,7 @@ class OwnPromptsEngine(MeteredEngine):
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
         sizes = [(len(ids), len(p) + max(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
-        return chunk_by_tokens(sizes, self.max_batch_tokens)
+        return chunk_by_tokens(sizes, self.max_batch_tokens, NARROWEST_SCORED)
 
 
 class UnsharedEngine(OwnPromptsEngine):

@@ -31,6 +31,11 @@ from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
 from vitos.engines.siblings import Siblings
 from vitos.prompt import Prompt, pad_prompts
 
+NARROWEST_SCORED = 0.75
+"""Least part of a scoring batch's longest row that another may have: padding is below a quarter, and a batch differs
+from the next one by a third at least, so there are few of them. Sampling has no such limit: every batch of it takes
+the steps of its longest completion."""
+
 
 def untimed(_: str) -> AbstractContextManager[None]:
     """A `Stage` that measures nothing."""
@@ -255,9 +260,9 @@ class TorchEngine:
         return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
-        """Indices of the prompts that `score` shall run together, to keep within `max_batch_tokens`."""
+        """Indices of the prompts that `score` shall run together: within `max_batch_tokens`, of like lengths."""
         sizes = [(1, len(p) + sum(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
-        return chunk_by_tokens(sizes, self.max_batch_tokens)
+        return chunk_by_tokens(sizes, self.max_batch_tokens, NARROWEST_SCORED)
 
     # --- the moves of sampling ---------------------------------------------------------------------------------------
 
@@ -303,18 +308,20 @@ def check_finite(logprobs: Tensor) -> None:
         raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
 
 
-def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
+def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int, narrowest: float = 0.0) -> Iterator[list[int]]:
     """Indices of prompts, widest first, cut so that the padded tokens of each chunk stay within the budget.
 
     Args:
         sizes: of each prompt: the rows it takes and the tokens of the longest of them.
         budget: rows times the widest row of a chunk; one prompt alone may exceed it.
+        narrowest: a prompt below this part of a chunk's widest row begins the next chunk, so that one long prompt does
+            not pad many short ones to its length.
     """
     chunk: list[int] = []
     rows = widest = 0
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], i)):
         own, width = sizes[i]
-        if chunk and (rows + own) * widest > budget:
+        if chunk and ((rows + own) * widest > budget or width < narrowest * widest):
             yield chunk
             chunk, rows = [], 0
         if not chunk:

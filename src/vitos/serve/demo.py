@@ -8,6 +8,7 @@ is answered at a time.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from vitos.policy import Limits, SparseVLM
-from vitos.serve.given import Example, draw_examples
+from vitos.serve.given import Example, draw_examples, record_examples
 from vitos.serve.handlers import Handlers
 from vitos.serve.looking import plans_of
 
@@ -52,7 +53,7 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
         opened, drawn, found = gr.State(None), gr.State(0), gr.State("")
         with gr.Row(elem_id="examples"):
             buttons = [
-                gr.Button(e.title, icon=e.image, size="sm", min_width=150, elem_classes="example") for e in examples
+                gr.Button(e.title, icon=e.icon, size="sm", min_width=150, elem_classes="example") for e in examples
             ]
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -94,7 +95,9 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
         shows = [opened, preview, facts, part, centre, width, boxes]
         for button, example in zip(buttons, examples, strict=True):
             button.click(partial(_fill, example), None, [file, question, part], api_visibility="private")
-            button.click(partial(handlers.open, str(example.image)), None, shows, api_visibility="private")
+            button.click(
+                partial(handlers.open, str(example.image), example.part), None, shows, api_visibility="private"
+            )
         gr.on([file.upload, file.clear], handlers.open, file, shows, api_visibility="private")
         part.submit(handlers.open, [file, part], shows, api_visibility="private")
         preview.select(
@@ -132,8 +135,8 @@ def _picture(name: str, heading: str) -> tuple[gr.HTML, gr.Image]:
 
 
 def _fill(example: Example) -> tuple[None, str, str]:
-    """No file, the example's question, no part."""
-    return None, example.question, ""
+    """No file, the example's question and part."""
+    return None, example.question, example.part
 
 
 def theme() -> gr.themes.Base:
@@ -157,6 +160,7 @@ def launch(
     vlm: SparseVLM,
     folder: Path,
     *,
+    data: Sequence[Path] = (),
     model: str = "nano",
     host: str = "127.0.0.1",
     port: int | None = 7860,
@@ -165,13 +169,16 @@ def launch(
     """Serve the page; returns it and its address, with `block` after it was stopped.
 
     Args:
-        folder: where the examples are drawn; a temporary one will do.
+        folder: where the examples' pictures are put; a temporary one will do.
+        data: record files whose questions are the examples; none: phantoms are drawn.
         port: None: a free one from 7860 on.
 
     Raises:
+        DataError: from `record_examples`.
         OSError: if the port is taken.
     """
-    page = build(vlm, draw_examples(folder), model)
+    examples = record_examples(data, folder) if data else draw_examples(folder)
+    page = build(vlm, examples, model)
     if port is not None and _taken(host, port):
         raise OSError(f"port {port} of {host} cannot be had; choose another with --port")
     _, address, _ = page.launch(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from PIL import Image
 
 from vitos.data.dicom import is_dicom
-from vitos.data.images import ImageError, ImageFacts, load_image_facts
+from vitos.data.images import DataError, ImageError, ImageFacts, load_image, load_image_facts
 from vitos.data.nifti import is_nifti
 from vitos.data.phantom import render, samples
-from vitos.data.record import IMAGE_PLACEHOLDER
-from vitos.data.selector import parse_selector
+from vitos.data.readers import read_records
+from vitos.data.record import IMAGE_PLACEHOLDER, Record
+from vitos.data.selector import parse_selector, split_name
 from vitos.geometry import Box
 
 LONGEST_SIDE = 1024
@@ -29,16 +33,24 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A drawn picture, a question with its options, and the letter of the right one."""
+    """A picture, a question with its options, and the letter of the right one.
+
+    Attributes:
+        image: the file.
+        icon: a small picture that a browser can show.
+        part: of the file, as the page's field takes it.
+    """
 
     image: Path
+    icon: Path
     question: str
     answer: str
+    part: str = ""
 
     @property
     def title(self) -> str:
-        """The question without its options."""
-        return self.question.splitlines()[0]
+        """The question's first sentence, without its options."""
+        return re.split(r"(?<=\?)\s", self.question.splitlines()[0])[0]
 
 
 def draw_examples(folder: Path, count: int = 5) -> list[Example]:
@@ -48,7 +60,41 @@ def draw_examples(folder: Path, count: int = 5) -> list[Example]:
     for index, (_, scene, question) in enumerate(samples("val", count, EXAMPLE_SEED)):
         path = folder / f"example-{index + 1}.png"
         render(scene).save(path)
-        out.append(Example(path, question.full_text.removeprefix(IMAGE_PLACEHOLDER), question.answer))
+        out.append(Example(path, path, question.full_text.removeprefix(IMAGE_PLACEHOLDER), question.answer))
+    return out
+
+
+def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> list[Example]:
+    """Questions of record files, from each file in turn, no two of the same words (numbers do not count).
+
+    Their images are copied into `folder`, from which the page serves them.
+
+    Raises:
+        DataError: from `read_records`, for an image that cannot be read, or where no question has one image.
+    """
+    kinds = []
+    for source in sources:
+        own: dict[str, Record] = {}
+        for record in read_records(source):
+            if len(record.image_paths) == 1:
+                own.setdefault(re.sub(r"\d+", "", record.question.splitlines()[0]), record)
+        kinds.append(list(own.values()))
+    records = list(islice(filter(None, chain.from_iterable(zip_longest(*kinds))), count))
+    if not records:
+        raise DataError(f"{', '.join(map(str, sources))}: no question about a single image")
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for number, record in enumerate(records, start=1):
+        path, part = split_name(record.image_paths[0])
+        image, icon = folder / f"example-{number}-{path.name}", folder / f"icon-{number}.png"
+        try:
+            picture = load_image(record.image_paths[0])
+        except ImageError as error:
+            raise DataError(f"{record.id}: {error}") from error
+        picture.thumbnail((64, 64))
+        picture.save(icon)
+        shutil.copyfile(path, image)
+        out.append(Example(image, icon, record.question.replace(IMAGE_PLACEHOLDER, ""), record.answer, part))
     return out
 
 
