@@ -101,6 +101,8 @@ class DualStreamOptions:
         localization_share: guard of stage 2: share of the localization loss mixed in, 0 <= share < 1.
         frozen_boxes: guard of stage 2: boxes come from the frozen stage-1 weights.
 
+        unfrozen_parameters: regular expressions; only weights whose name holds a match of one of them are trained, of
+            those that train at all (the vision encoder never does). None: all.
         learning_rate, weight_decay, adam_beta2, max_grad_norm, lr_scheduler_type, warmup_steps, seed, bf16:
             as in `transformers.TrainingArguments`.
         stage1_learning_rate: peak learning rate of the stage that trains localization alone; None: `learning_rate`.
@@ -149,6 +151,7 @@ class DualStreamOptions:
     localization_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     frozen_boxes: Bool = False
 
+    unfrozen_parameters: NameOrNames | None = None
     learning_rate: Positive = 1e-6
     stage1_learning_rate: Positive | None = None
     weight_decay: NotNegative = 0.0

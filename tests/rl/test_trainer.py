@@ -439,6 +439,28 @@ def test_too_few_questions_are_refused(make_trainer, warm_policy, phantom_record
         make_trainer(warm_policy, tmp_path, records=phantom_records[:1])
 
 
+def test_only_weights_that_a_pattern_names_are_trained(make_trainer, warm_policy, clone_policy, tmp_path):
+    policy = clone_policy(warm_policy)
+    before = {name: weight.clone() for name, weight in policy.backbone.model.state_dict().items()}
+    make_trainer(policy, tmp_path, unfrozen_parameters=[r"layers\.1\.mlp", r"language_model\.norm"]).train()
+    after = policy.backbone.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    mlp = {f"model.language_model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    assert moved == mlp | {"model.language_model.norm.weight"}
+
+
+def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clone_policy, tmp_path):
+    for pattern, words in (
+        ("layers.99", r"'layers.99' is in the name of no weight that trains; names look like model\."),
+        ("visual", "no weight that trains"),  # the encoder, which is frozen
+        ("layers.(", "no regular expression"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters=["norm", pattern])
+    with pytest.raises(ValueError, match="adapters freeze all weights"):
+        make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters="norm", lora=object())
+
+
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
     with pytest.raises(ValueError, match="trained under plan two_pass, gather or coarse, not crop"):
         make_trainer(warm_policy.with_spec(plan="crop"), tmp_path)

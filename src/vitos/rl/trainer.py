@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,10 @@ class DualStreamTrainer(GradientTrainer):
         self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
         for module in model.backbone.vision_modules:
             module.requires_grad_(False)
+        if args.unfrozen_parameters is not None:
+            if lora is not None:
+                raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+            freeze_others(model.backbone.model, args.unfrozen_parameters)
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         super().__init__(
             model=network,
@@ -307,6 +312,29 @@ def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
 
 def _collate(records: Sequence[Record]) -> dict[str, Any]:
     return {"records": list(records)}
+
+
+def freeze_others(model: torch.nn.Module, patterns: str | Sequence[str]) -> None:
+    """Freeze all weights but those whose name holds a match of one of the regular expressions.
+
+    Raises:
+        ValueError: for a pattern that is no regular expression, or that no weight which trains so far matches.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            found = {name for name in weights if re.search(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"unfrozen_parameters: {pattern!r} is no regular expression ({error})") from error
+        if not found:
+            raise ValueError(
+                f"unfrozen_parameters: {pattern!r} is in the name of no weight that trains; names look like "
+                f"{', '.join(list(weights)[:: max(1, len(weights) // 3)])}"
+            )
+        chosen |= found
+    for name, weight in weights.items():
+        weight.requires_grad_(name in chosen)
 
 
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:
