@@ -1,10 +1,14 @@
 """What the demo computes, against `ask` itself and masks recomputed by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
+from tests.serve.dicom import write_dicom
 
 from vitos.benchmarks.controls import fit_budget
+from vitos.data.images import DataError
 from vitos.data.phantom import SPLIT_OFFSET
 from vitos.geometry import Box
 from vitos.policy import SparseVLM
@@ -133,6 +137,41 @@ def test_examples_are_no_scenes_of_training_or_test(tmp_path):
     assert len({e.title for e in first}) == 5
     assert all(e.answer in "ABCD" and "<image>" not in e.question for e in first)
     assert SPLIT_OFFSET["val"] + (given.EXAMPLE_SEED + 1) * 10**6 <= SPLIT_OFFSET["test"]
+
+
+def record_file(path, image, questions):
+    entries = [{"image_path": [image], "question": f"<image>{q}\nA. yes\nB. no", "answer": "A"} for q in questions]
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return path
+
+
+def test_examples_from_record_files(tmp_path):
+    Image.new("RGB", (200, 100), "red").save(tmp_path / "slide.tif")
+    write_dicom(tmp_path / "ct.dcm", frames=2)
+    slides = record_file(
+        tmp_path / "slides.json", "slide.tif", ["A cell at 0.1? Say so.", "A cell at 0.2? Say so.", "Red?"]
+    )
+    scans = record_file(tmp_path / "scans.json", "ct.dcm#frame=1", ["A cyst?"])
+    found = given.record_examples([slides, scans], tmp_path / "out")
+    assert [(e.title, e.part) for e in found] == [("A cell at 0.1?", ""), ("A cyst?", "frame=1"), ("Red?", "")]
+    assert found[0].question == "A cell at 0.1? Say so.\nA. yes\nB. no"
+    for example in found:  # all that the page serves lies in its own folder
+        assert example.image.parent == example.icon.parent == tmp_path / "out"
+        assert max(Image.open(example.icon).size) == 64
+    assert given.open_image(given.image_name(found[1].image, found[1].part))[0].size == (64, 64)
+    assert len(given.record_examples([slides, scans], tmp_path / "two", count=2)) == 2
+
+
+def test_record_files_without_examples(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    broken = record_file(tmp_path / "broken.json", "bad.png", ["Red?"])
+    with pytest.raises(DataError, match=r"broken.*bad\.png"):
+        given.record_examples([broken], tmp_path / "out")
+    pairs = tmp_path / "pairs.json"
+    pair = {"image_path": ["bad.png"] * 2, "question": "<image><image>Alike?\nA. yes\nB. no", "answer": "A"}
+    pairs.write_text(json.dumps([pair]), encoding="utf-8")
+    with pytest.raises(DataError, match="no question about a single image"):
+        given.record_examples([pairs], tmp_path / "out")
 
 
 def test_boxes_are_read_as_they_are_written():
