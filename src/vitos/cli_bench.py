@@ -78,7 +78,9 @@ def bench_run(
     out: Annotated[Path, typer.Option(help="Folder for answers and tables; a run that is there goes on.")],
     data: Annotated[list[str] | None, typer.Option("--data", help="Record file, or name=file; repeatable.")] = None,
     benchmark: Annotated[list[str] | None, typer.Option(help="name, name=folder or name=hub:owner/set.")] = None,
-    selector: Annotated[list[str] | None, typer.Option(help="Token selector; by default all.")] = None,
+    selector: Annotated[
+        list[str] | None, typer.Option(help="Token selector; by default all that a model can follow.")
+    ] = None,
     budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; by default the five.")] = None,
     looks: Annotated[bool, typer.Option(help="Also ask with changed pictures: does it look?")] = True,
     protocol: Annotated[Literal["choice", "open"], typer.Option(help="Which questions are asked.")] = "choice",
@@ -97,6 +99,7 @@ def bench_run(
 
     plan = BenchPlan(
         selectors=tuple(selector or SELECTORS),
+        insist=selector is not None,
         budgets=tuple(budget or BUDGETS),
         looks=looks,
         protocol=protocol,

@@ -44,7 +44,7 @@ def _llava(text: dict[str, Any], tokenizer: Any, processor: Any, seed: int, towe
         vision_config=vision | width,
         text_config=small | width | text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1 if tower is DINOV2 else -2,
+        vision_feature_layer=[1, -1] if tower is DINOV2 else -2,  # as nano-real's; LLaVA-1.5's
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)

@@ -41,11 +41,12 @@ def test_language_model_weights_are_the_library_s(name, query, picture):
 
 
 def library_attention(backbone, image):
-    """Weights (heads, T, T) of the eager encoder's wanted layer."""
+    """Weights (heads, T, T) of the eager encoder's wanted layer, of several the deepest."""
     tower = copy.deepcopy(backbone.model.model.vision_tower)
     tower.config._attn_implementation = "eager"
     last = list(getattr(tower.encoder, "layers", None) or tower.encoder.layer)  # CLIP's name or DINOv2's
-    layer = last[backbone.model.config.vision_feature_layer]
+    wanted = backbone.model.config.vision_feature_layer
+    layer = last[wanted[-1] if isinstance(wanted, list) else wanted]
     layer = getattr(layer, "self_attn", None) or layer.attention
     seen = []
     layer.register_forward_hook(lambda module, args, out: seen.append(out[1][0]))
@@ -60,6 +61,13 @@ def test_the_cls_token_looks_where_the_library_says(name, picture):
     found = backbone.encoder_attention(image)
     torch.testing.assert_close(found.received, library_attention(backbone, image).mean(0)[0, 1:], atol=1e-6, rtol=1e-5)
     assert len(found.keys) == backbone.encode([image])[0].grid.num_tokens
+
+
+def test_patch_embeddings_have_no_attention(picture, monkeypatch):
+    backbone = FAMILIES_BY_NAME["llava, LLaVA-1.5"].backbone()
+    monkeypatch.setattr(backbone.model.config, "vision_feature_layer", [0])
+    with pytest.raises(ValueError, match=r"vision_feature_layer \[0\] is no layer with attention"):
+        backbone.encoder_attention(picture(90, 131))
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_5_vl, merge 3", "qwen3_vl"])

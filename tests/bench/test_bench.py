@@ -21,7 +21,7 @@ from vitos.benchmarks.controls import random_mask
 from vitos.data.images import load_image
 from vitos.engines.base import Sampling
 from vitos.policy import Query, SparseVLM
-from vitos.selectors import SELECTORS, Task
+from vitos.selectors import SELECTORS, Selector, Task
 from vitos.sparsify import Fusion, Selection
 
 PLAN = BenchPlan(
@@ -199,6 +199,18 @@ def test_a_folder_of_other_answers_is_refused(checkpoint, questions, whole):
     other = BenchSet("phantoms", questions.records[:3])
     with pytest.raises(ValueError, match="answers of another benchmark 'phantoms'"):
         run_bench({"warm": checkpoint}, [other], PLAN, whole)
+
+
+def test_what_a_model_cannot_follow_is_left_out_or_refused(checkpoint, questions, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Selector, "refusal", lambda self, _: "no tome here" if self.name == "tome" else None)
+    plan = replace(PLAN, selectors=("random", "tome"), looks=False, insist=False)
+    run_bench({"warm": checkpoint}, [questions], plan, tmp_path / "a")
+    assert "warm: left out: no tome here" in capsys.readouterr().out
+    rescore(tmp_path / "a")
+    rows = json.loads((tmp_path / "a" / "results.json").read_text())["rows"]
+    assert {row["selector"] for row in rows} == {"dense", "random"}
+    with pytest.raises(ValueError, match="no tome here"):
+        run_bench({"warm": checkpoint}, [questions], replace(plan, insist=True), tmp_path / "b")
 
 
 def test_each_image_is_encoded_once(checkpoint, questions, tmp_path, monkeypatch):

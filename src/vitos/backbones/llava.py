@@ -102,13 +102,17 @@ class Llava(Backbone):
     def encoder_attention(self, image: Image.Image) -> Attention:
         """What the CLS token gives, or all patches give on average (SigLIP), in the layer whose output is used.
 
+        Where visual tokens are made of several layers' outputs, in the deepest of them.
+
         Raises:
-            ValueError: if the visual tokens are made of several layers.
+            ValueError: if they are made of the patch embeddings alone.
         """
-        config = self.model.config
-        layer = config.vision_feature_layer
-        if not isinstance(layer, int) or layer >= 0:
-            raise ValueError(f"encoder attention needs one vision_feature_layer counted from the end, got {layer}")
+        config, vision = self.model.config, self.model.config.vision_config
+        chosen = config.vision_feature_layer
+        outputs = [chosen] if isinstance(chosen, int) else chosen
+        depth = max(i if i >= 0 else vision.num_hidden_layers + 1 + i for i in outputs)  # 0: the patch embeddings
+        if depth == 0:
+            raise ValueError(f"vision_feature_layer {chosen} is no layer with attention")
         has_cls = config.vision_feature_select_strategy == "default"
         tower = self.model.model.vision_tower
         pixels = self.image_processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -116,8 +120,8 @@ class Llava(Backbone):
         def run() -> None:
             self.model.model.get_image_features(pixels.to(self.device, tower.dtype))
 
-        dino = config.vision_config.model_type == DINOV2
-        module = tower.encoder.layer[layer].attention if dino else tower.encoder.layers[layer].self_attn
+        dino = vision.model_type == DINOV2
+        module = tower.encoder.layer[depth - 1].attention if dino else tower.encoder.layers[depth - 1].self_attn
         seen = observe_attention(tower, module, run, query=0 if has_cls else None)
         return Attention(seen.received[1:], seen.keys[1:]) if has_cls else seen
 

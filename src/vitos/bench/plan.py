@@ -28,6 +28,7 @@ class BenchPlan:
 
     Attributes:
         selectors: names of `SELECTORS`.
+        insist: a model that lacks what one of them needs is an error; otherwise that selector is left out of it.
         budgets: shares of the first image's visual tokens, 0..1; at 1 all selectors are the dense condition.
         looks: also answer from images that should take the answer away, or leave it ("does it look?").
         protocol: which questions are asked, see `benchmarks/scoring.py`.
@@ -37,6 +38,7 @@ class BenchPlan:
     """
 
     selectors: tuple[str, ...] = tuple(SELECTORS)
+    insist: bool = True
     budgets: tuple[float, ...] = BUDGETS
     looks: bool = True
     protocol: Protocol = "choice"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def run_bench(
         load: options of `SparseVLM.from_pretrained`, the same for all models.
 
     Raises:
-        ValueError: if a benchmark has no question of the protocol, a model lacks what a selector needs, or the folder
-            holds answers that were made otherwise.
+        ValueError: if a benchmark has no question of the protocol, a model lacks what a selector needs and the plan
+            insists on it, or the folder holds answers that were made otherwise.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     folder, sets = BenchFolder(out), [_in_protocol(benchmark, plan) for benchmark in benchmarks]
@@ -55,11 +56,25 @@ def run_bench(
     processes.wait_for_everyone()
     for name, path in models.items():
         policy = SparseVLM.from_pretrained(path, device=processes.device, **(load or {}))
-        for selector in plan.selectors:
-            SELECTORS[selector].check(policy.backbone)
+        own = _possible(plan, name, policy, processes)
         for benchmark in sets:
-            _run_one(folder, name, policy, benchmark, plan, processes)
+            _run_one(folder, name, policy, benchmark, own, processes)
     processes.wait_for_everyone()
+
+
+def _possible(plan: BenchPlan, name: str, policy: SparseVLM, processes: PartialState) -> BenchPlan:
+    """The plan with the selectors that the model can follow; says which it cannot.
+
+    Raises:
+        ValueError: for a selector that it cannot follow, if the plan insists on all.
+    """
+    refused = {s: refusal for s in plan.selectors if (refusal := SELECTORS[s].refusal(policy.backbone))}
+    for refusal in refused.values():
+        if plan.insist:
+            raise ValueError(refusal)
+        if processes.is_main_process:
+            tqdm.write(f"{name}: left out: {refusal}")
+    return replace(plan, selectors=tuple(s for s in plan.selectors if s not in refused))
 
 
 def is_first_process() -> bool:

@@ -1,7 +1,7 @@
 """Token selectors: ours, the rivals and the controls, all at any budget.
 
 selector = SELECTORS["divprune"]
-selector.check(backbone)              # a clear refusal where the model lacks what it needs
+selector.refusal(backbone)            # a sentence where the model lacks what it needs, else None
 choice = selector.choose(task, count)
 """
 
@@ -33,16 +33,17 @@ class Selector:
     choose: Callable[[Task, int], Choice | None]
     needs: tuple[Need, ...] = ()
 
-    def check(self, backbone: Backbone) -> None:
-        """Raises ValueError if the backbone lacks what the selector needs."""
+    def refusal(self, backbone: Backbone) -> str | None:
+        """What the selector needs and the backbone lacks, as a sentence."""
         family = type(backbone)
         if "encoder_attention" in self.needs and family.encoder_attention is Backbone.encoder_attention:
-            raise ValueError(f"selector {self.name!r} needs encoder attention, which {family.__name__} does not give")
+            return f"selector {self.name!r} needs encoder attention, which {family.__name__} does not give"
         if "any_resolution" in self.needs and not backbone.capabilities.any_resolution:
-            raise ValueError(
+            return (
                 f"selector {self.name!r} encodes images of a few tokens, but {family.__name__} makes the same number "
                 "of tokens, or whole tiles, of every image"
             )
+        return None
 
 
 SELECTORS: dict[str, Selector] = {
