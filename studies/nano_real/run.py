@@ -30,6 +30,7 @@ from vitos.reports.overlay import draw_overlay
 
 HERE = Path(__file__).parent
 RECIPE = "recipes/nano-real.yaml"
+CACHE = "runs/nano-real-cache"  # what the frozen encoder says of every image, made once
 CONDITIONS = {
     "base, dense": "base_dense",
     "base, own boxes": "untrained_sparse",
@@ -73,7 +74,7 @@ def folder_of(seed: int) -> Path:
 def run_one(seed: int) -> None:
     folder = folder_of(seed)
     if not (folder / "results.json").is_file():
-        sets = (f"seed={seed}", f"output_dir={folder}")
+        sets = (f"seed={seed}", f"output_dir={folder}", f"data.cache={CACHE}")
         command = [sys.executable, "-m", "vitos", "train", RECIPE, "--resume"]
         subprocess.run(command + [part for value in sets for part in ("--set", value)], check=True)
 
@@ -189,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
+    subprocess.run([sys.executable, "-m", "vitos", "data", "cache", RECIPE, "--out", CACHE], check=True)
     for seed in range(args.seeds):
         run_one(seed)
     runs = [read_cases(seed) for seed in range(args.seeds)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitos.engines.growing import growing_cache
+from vitos.engines.growing import caching, growing_cache
 from vitos.prompt import Prompt
 
 
@@ -73,8 +73,7 @@ class Prefilled:
             input_ids=token[:, None],
             attention_mask=self.mask,
             position_ids=positions.expand(self.axes, -1, -1) if self.axes > 1 else positions,
-            past_key_values=self.cache,
-            use_cache=True,
+            **caching(self.cache),
         )
         self.logits = out.logits[:, -1]
         self.next_positions = self.next_positions + 1

@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vitos.backbones.base import Backbone
-from vitos.engines.growing import GrowingLayer
+from vitos.engines.growing import GrowingLayer, caching
 from vitos.engines.prefix import Prefilled
 
 _NAME, _BASE = "vitos_siblings", "sdpa"
@@ -81,8 +81,7 @@ class Siblings:
                 input_ids=ids,
                 attention_mask=(shared[:, None] | own)[:, None],
                 position_ids=positions.expand(self.state.axes, -1, -1) if self.state.axes > 1 else positions,
-                past_key_values=self.state.cache,
-                use_cache=True,
+                **caching(self.state.cache),
             )
         finally:
             self.config._attn_implementation = before

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Completion, Sampling, Stage
-from vitos.engines.growing import growing_cache
+from vitos.engines.growing import caching, growing_cache
 from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.packing import attention_masks, pack
 from vitos.engines.pieces import Pieces
@@ -284,10 +284,8 @@ class TorchEngine:
             cache, mask = join(known, [p.hidden for p in prompts], config)
             mask = torch.cat([mask, batch.attention_mask], dim=1)
         inputs = self.backbone.model_inputs(batch) | {"attention_mask": mask}
-        out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Prefilled(
-            out.logits[:, -1], out.past_key_values, mask, batch.next_positions, batch.position_ids.shape[0]
-        )
+        out = self.model(**inputs, **caching(cache), logits_to_keep=1)
+        return Prefilled(out.logits[:, -1], cache, mask, batch.next_positions, batch.position_ids.shape[0])
 
     def log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
         """float32 log-probabilities with the banned tokens left out."""
