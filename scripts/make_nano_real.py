@@ -54,12 +54,14 @@ class Leg:
         full: share of lessons that show all tokens; the others show the evidence and a random part of the rest.
         answer_weight: of the tokens of an answer in the loss.
         matrix_rate: of Muon. At 0.02 the first updates of `look`, all of one direction, destroy what it starts with.
+        copies: hold the heads that copy a box of the question.
     """
 
     name: str
     full: float
     answer_weight: float = 1.0
     matrix_rate: float = 0.01
+    copies: bool = False
 
 
 KEPT_EVERY = 200  # updates after which an unfinished leg keeps its model
@@ -68,7 +70,7 @@ LEGS = (
     Leg("names", 0.1),
     Leg("sparse", 0.1),
     Leg("dense", 0.8, 4.0),
-    Leg("boxes", 0.8, 4.0),
+    Leg("boxes", 0.8, 4.0, copies=True),
 )
 CARD = """---
 license: apache-2.0
@@ -143,7 +145,7 @@ def train_language(
         report(step, loss)
         path.restore()
         hold_circuit(backbone)
-        if leg.name == "boxes":
+        if leg.copies:
             hold_copying(backbone)
         if step % KEPT_EVERY == 0:
             with staged_folder(keep) as folder:
