@@ -1,7 +1,7 @@
 """The dual stream on real images, from nano-real: `python studies/nano_real/run.py [--seeds 3]`.
 
 Trains and evaluates `recipes/nano-real.yaml` once a seed, in `runs/nano-real-SEED`; finished runs are kept. Writes
-beside this file `results.json`, `table.md` (per template, means over the seeds, paired differences), `curves.svg` and
+beside this file `results.json`, `table.md` (per template, means over the seeds, paired differences), `curves.png` and
 `cases.jpg`: twenty test questions of seed 0, ten that the sparse branch answers right and ten wrong, in the order of
 the SHA-256 of image and question, at most two of a template in each ten.
 """
@@ -169,7 +169,7 @@ def picture(cases: Sequence[Case]) -> Figure:
         grid = TokenGrid.single(view["rows"], view["cols"], Rect(*view["rect"]))
         sparse, own = case["conditions"]["sparse"], case["conditions"]["localization"]["boxes"]
         overlay = draw_overlay(
-            load_image(Path(case["image"])),
+            load_image(folder_of(0) / case["image"]),
             grid,
             sparse["kept"],
             [Box(*box) for box in own],
@@ -199,7 +199,7 @@ def main() -> None:
     first = folder_of(0)
     (HERE / "results.json").write_text((first / "results.json").read_text(encoding="utf-8"), encoding="utf-8")
     metrics = [json.loads(line) for line in (first / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    training_curves(metrics).savefig(HERE / "curves.svg")
+    training_curves(metrics).savefig(HERE / "curves.png", dpi=90)
     right, wrong = drawn_cases(runs[0])
     picture([*right, *wrong]).savefig(HERE / "cases.jpg", dpi=80, pil_kwargs={"quality": 85})
     print(tables)
