@@ -245,6 +245,11 @@ def test_plan_coarse_looks_at_an_image_twice(write, wrong):
     assert "plan: coarse" in line
 
 
+def test_adapters_leave_no_weights_to_unfreeze(write):
+    (line,) = problems_of(write(MINIMAL), ["model.lora={r: 4}", "train.unfrozen_parameters=[norm]"])
+    assert line.startswith("train.unfrozen_parameters: has no effect with model.lora")
+
+
 def test_a_warm_start_changes_what_a_cache_holds(write):
     (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
     assert line.startswith("data.cache: ")

@@ -323,6 +323,11 @@ class Recipe:
     evaluate: EvaluateSection = EvaluateSection()
 
     def problems(self) -> Iterator[Problem]:
+        if self.model.lora is not None and self.train.unfrozen_parameters is not None:
+            yield (
+                "train.unfrozen_parameters",
+                "has no effect with model.lora, which freezes all weights; leave one out",
+            )
         if self.data.cache is not None and self.warm_start is not None:
             yield (
                 "data.cache",
