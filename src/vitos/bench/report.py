@@ -241,9 +241,11 @@ def _flat(row: Json) -> dict[str, Any]:
 
 
 def _csv(rows: Sequence[Json]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    # A figure of several parts that a row lacks is one empty cell there: its parts are the columns.
+    columns = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     # A cell that begins like a formula is one to a spreadsheet; names of models and data sets are untrusted.
     writer.writerows(
