@@ -1,4 +1,7 @@
-"""Means over seeds of a `rows.csv` of `vitos bench run`: `python studies/bench/table.py studies/bench/phantom.csv`."""
+"""Means over seeds of a `rows.csv` of `vitos bench run`: `python studies/bench/table.py studies/bench/phantom.csv`.
+
+Of several benchmarks, the questions of all; name one behind the file for its own.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,15 @@ from pathlib import Path
 from statistics import mean
 
 
-def main(path: Path) -> None:
+def main(path: Path, benchmark: str | None = None) -> None:
     """Print selectors over budgets: accuracy in per cent, mean of the models (lowest to highest)."""
     cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        rows = list(csv.DictReader(file))
+    named = {row["benchmark"] for row in rows}
+    wanted = benchmark or ("all" if "all" in named else min(named))
+    for row in rows:
+        if row["benchmark"] == wanted:
             cells[row["selector"]][row["budget"]].append(100 * float(row["accuracy"]))
     budgets = list(dict.fromkeys(budget for own in cells.values() for budget in own))
     print("| tokens | " + " | ".join(budgets) + " |")
@@ -24,4 +31,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
