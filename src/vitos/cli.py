@@ -166,9 +166,10 @@ def demo(
     from vitos.policy import SparseVLM
 
     vlm = SparseVLM.from_pretrained(checkpoint)
-    console.print(f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]")
+    told = f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]"
     with TemporaryDirectory(prefix="vitos-demo-") as folder:
-        launch(vlm, Path(folder), data=data or (), model=checkpoint, host=host, port=port)
+        announce = partial(console.print, told)
+        launch(vlm, Path(folder), data=data or (), model=checkpoint, host=host, port=port, announce=announce)
 
 
 @data_app.command("check")

@@ -8,7 +8,7 @@ is answered at a time.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -165,6 +165,7 @@ def launch(
     host: str = "127.0.0.1",
     port: int | None = 7860,
     block: bool = True,
+    announce: Callable[[], None] = lambda: None,
 ) -> tuple[gr.Blocks, str]:
     """Serve the page; returns it and its address, with `block` after it was stopped.
 
@@ -172,6 +173,7 @@ def launch(
         folder: where the examples' pictures are put; a temporary one will do.
         data: record files whose questions are the examples; none: phantoms are drawn.
         port: None: a free one from 7860 on.
+        announce: called before the page is served, when nothing more can be wrong with what was given.
 
     Raises:
         DataError: from `record_examples`.
@@ -181,6 +183,7 @@ def launch(
     page = build(vlm, examples, model)
     if port is not None and _taken(host, port):
         raise OSError(f"port {port} of {host} cannot be had; choose another with --port")
+    announce()
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
