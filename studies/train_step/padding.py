@@ -32,17 +32,14 @@ def seconds(
     engine: TorchEngine,
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Tensor]],
-    budget: int,
-    narrowest: float,
-) -> tuple[float, int]:
-    """Time of scoring and backward pass, and the tokens that ran, padding included."""
-    sizes = [(1, len(p) + sum(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
-    started, padded = time.perf_counter(), 0
-    for batch in chunk_by_tokens(sizes, budget, narrowest):
+    batches: Sequence[list[int]],
+) -> float:
+    """Time of scoring and backward pass."""
+    started = time.perf_counter()
+    for batch in batches:
         scores = engine.score([prompts[i] for i in batch], [completions[i] for i in batch])
         scores.logprobs.sum().backward()  # type: ignore[no-untyped-call]
-        padded += len(batch) * max(sizes[i][1] for i in batch)
-    return time.perf_counter() - started, padded
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -66,19 +63,18 @@ def main() -> None:
             seeds = [[100 * i + k for k in range(SIBLINGS)] for i in range(QUESTIONS)]
             rows = policy.localize(queries, Sampling(256, 1.0), seeds, prompts=prompts)
         completions = [[rollout.completion.token_ids for rollout in row] for row in rows]
-        tokens = sum(len(p) + sum(map(len, ids)) for p, ids in zip(prompts, completions, strict=True))
-        seconds(policy.engine, prompts, completions, 16_384, NARROWEST_SCORED)  # warm
+        lengths = [len(p) + sum(map(len, ids)) for p, ids in zip(prompts, completions, strict=True)]
         for budget in (65_536, 16_384):
-            runs = [
-                [
-                    seconds(policy.engine, prompts, completions, budget, narrowest)
-                    for narrowest in (0.0, NARROWEST_SCORED)
-                ]
-                for _ in range(3)
+            ways = [
+                list(chunk_by_tokens([(1, length) for length in lengths], budget, narrowest))
+                for narrowest in (0.0, NARROWEST_SCORED)
             ]
-            (a, padded), (b, alike) = ((median(run[i][0] for run in runs), runs[0][i][1]) for i in (0, 1))
+            seconds(policy.engine, prompts, completions, ways[1])  # warm
+            runs = [[seconds(policy.engine, prompts, completions, batches) for batches in ways] for _ in range(3)]
+            a, b = (median(run[i] for run in runs) for i in (0, 1))
+            padded, alike = (sum(len(batch) * max(lengths[i] for i in batch) for batch in way) for way in ways)
             lines.append(
-                f"| {first} to {first + QUESTIONS - 1} | {budget:,} | {tokens:,} | {padded:,} | {alike:,} "
+                f"| {first} to {first + QUESTIONS - 1} | {budget:,} | {sum(lengths):,} | {padded:,} | {alike:,} "
                 f"| {a:.1f} | {b:.1f} | {a / b:.1f} |"
             )
             print(lines[-1], flush=True)

@@ -7,22 +7,28 @@ them in buffers with room for more, so that a token costs its own keys and value
 from __future__ import annotations
 
 import inspect
+from functools import cache as remembered
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 # Tokens of room when a buffer is made, at least; and its share of the tokens that are there.
 ROOM, SHARE = 32, 0.25
 
-# transformers renamed the models' argument within version 5, and drops the old name in 5.40.
-_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+
+@remembered
+def _argument() -> str:
+    """What models call it: transformers renamed it within version 5, and drops the old name in 5.40."""
+    from transformers import LlamaForCausalLM  # loads the model's code, which is no work for an import
+
+    return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def caching(cache: Any) -> dict[str, Any]:
     """Arguments of a model's forward pass that reads the cache and adds to it."""
-    return {_ARGUMENT: cache, "use_cache": True}
+    return {_argument(): cache, "use_cache": True}
 
 
 class GrowingLayer(DynamicLayer):
