@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitos.bench.command import read_sets, rescore
 from vitos.bench.looks import blank, painted
@@ -330,6 +331,28 @@ def test_two_models_and_their_base(checkpoint, questions, whole, tmp_path):
         assert dense["warm"]["relative"] == pytest.approx(dense["warm"]["accuracy"] / dense["nano"]["accuracy"])
     with pytest.raises(ValueError, match="no model 'other'"):
         rescore(tmp_path / "two", base="other")
+
+
+def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, caplog):
+    rows = []
+    for number in range(23):
+        folder = tmp_path / "imgs" / f"xmlab{number}"
+        folder.mkdir(parents=True)
+        if number == 0:
+            Image.new("RGB", (60, 40)).save(folder / "source.jpg")
+        else:
+            (folder / "source.jpg").write_bytes(b"no picture")
+        rows.append({
+            "img_name": f"xmlab{number}/source.jpg", "question": "Is it healthy?", "answer": "Yes", "qid": number,
+            "answer_type": "CLOSED", "q_lang": "en",
+        })  # fmt: skip
+    (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    (found,) = read_sets([], [f"slake={tmp_path}"])
+    assert (len(found.records), found.left_out) == (1, 22)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 21
+    assert told[0].startswith("slake: left out test.json[1]: image source.jpg: ")
+    assert told[-1] == "slake: 2 more rows are left out"
 
 
 def test_sets_need_names_of_their_own(phantom_records, tmp_path):

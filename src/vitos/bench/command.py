@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from vitos.bench.report import write_report
 from vitos.bench.store import BenchFolder
 from vitos.benchmarks.loading import load_benchmark
 from vitos.data.readers import read_records
+
+NAMED = 20
+"""Rows left out of a benchmark that the log names, at most; all are counted in the results."""
+
+_log = logging.getLogger(__name__)
 
 
 def rescore(out: Path, base: str | None = None, bootstrap_samples: int = 10_000) -> dict[str, Any]:
@@ -46,6 +52,10 @@ def read_sets(data: Sequence[str], benchmarks: Sequence[str], limit: int | None 
     for spec in benchmarks:
         name, _, source = spec.partition("=")
         loaded = load_benchmark(name, source or None, limit=limit)
+        for row, reason in loaded.left_out[:NAMED]:
+            _log.warning("%s: left out %s: %s", name, row, reason)
+        if (more := len(loaded.left_out) - NAMED) > 0:
+            _log.warning("%s: %d more rows are left out", name, more)
         sets.append(BenchSet(name, loaded.records, len(loaded.left_out)))
     names = [one.name for one in sets]
     if not names:
