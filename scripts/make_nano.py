@@ -36,26 +36,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitos.backbones import Backbone
-from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
-from vitos.benchmarks.results import summarize
-from vitos.data.phantom import (
-    KINDS,
-    TEMPLATES,
-    Finding,
-    Question,
-    Scene,
-    render,
-    sample,
-    write_phantoms,
-)
+from vitos.core.geometry import TokenGrid
+from vitos.core.prompt import VisualTokens
+from vitos.core.response import format_box_list, format_localization, format_reasoning
+from vitos.data.phantom import KINDS, TEMPLATES, Finding, Question, Scene, render, sample, write_phantoms
 from vitos.data.readers import read_records
-from vitos.geometry import TokenGrid
+from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.results import summarize
 from vitos.nano.build import NANO_SPEC, build_nano
-from vitos.policy import SparseVLM
-from vitos.prompt import VisualTokens
-from vitos.response import format_box_list, format_localization, format_reasoning
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import is_complete, staged_folder
-from vitos.supervised import Exercise, Lesson, train_supervised
+from vitos.rl.sft import Exercise, Lesson, train_supervised
 
 SIDE = 8  # rows and columns of the token grid
 SCENES, SHORT, LONG = 10, 4, 3  # scenes of a batch; short questions and questions of the templates about each

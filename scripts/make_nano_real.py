@@ -36,14 +36,14 @@ from nano_real.start import hold_circuit
 from progress import reporter
 from rich.progress import track
 
-from vitos.benchmarks.evaluate import EvaluationPlan, run_policy
-from vitos.benchmarks.results import summarize
 from vitos.data.files import atomic_folder, write_json_atomic
 from vitos.data.readers import read_records
+from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.results import summarize
 from vitos.nano.real import save_decoder
-from vitos.policy import SparseVLM
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import is_complete, staged_folder
-from vitos.supervised import Lesson, train_supervised
+from vitos.rl.sft import Lesson, train_supervised
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 Writes two files: `preprocessor_config.json`, so that the image is padded to a square with CLIP's mean colour before it
 is resized (the original's `image_aspect_ratio: pad`; CLIP's image processor would cut the longer side's ends),
-and `chat_template.jinja`, the prompt of the authors' `cli.py`. Weights, config and tokenizer stay as they are.
-Source: github.com/FreedomIntelligence/HuatuoGPT-Vision, cli.py and the checkpoint's config.json.
+and `chat_template.jinja`, the prompt of the authors' `cli/main.py`. Weights, config and tokenizer stay as they are.
+Source: github.com/FreedomIntelligence/HuatuoGPT-Vision, cli/main.py and the checkpoint's config.json.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from nano_real.features import HIDDEN, LAYERS, load_features
 from nano_real.projector import GRID
 from torch import Tensor
 
-from vitos.policy import SparseVLM
+from vitos.policy.vlm import SparseVLM
 
 SIDE = 16  # cells of GRID in a row
 

@@ -88,8 +88,8 @@ def warm_policy(phantom_records):
 
     from vitos.data.images import load_image
     from vitos.nano.build import NANO_SPEC, build_nano
-    from vitos.policy import SparseVLM
-    from vitos.supervised import record_lesson, train_supervised
+    from vitos.policy.vlm import SparseVLM
+    from vitos.rl.sft import record_lesson, train_supervised
 
     backbone = build_nano()
     lessons = [record_lesson(r, load_image(r.image_paths[0]), backbone, NANO_SPEC) for r in phantom_records]
@@ -100,7 +100,7 @@ def warm_policy(phantom_records):
 @pytest.fixture(scope="session")
 def clone_policy():
     """`clone_policy(policy)`: the same policy with weights of its own."""
-    from vitos.policy import SparseVLM
+    from vitos.policy.vlm import SparseVLM
 
     def clone(policy):
         backbone = copy.copy(policy.backbone)

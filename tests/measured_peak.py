@@ -19,10 +19,11 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vitos.backbones.qwen2_5_vl import Qwen25VL
-from vitos.data.record import Record
+from vitos.core.record import Record
 from vitos.engines.torch_engine import TorchEngine
 from vitos.nano.build import build_nano
-from vitos.policy import Query, SparseVLM
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.trainer import DualStreamTrainer
 

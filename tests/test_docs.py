@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def test_code_and_tests_that_are_named_exist(page: Path) -> None:
         if f"{path}:{name}" in EXAMPLES:
             continue
         assert (mark == "::") == path.startswith("tests/"), f"{path}{mark}{name}"
-        file = ROOT / path if path.startswith(("tests/", "scripts/")) else ROOT / "src/vitos" / path
+        file = ROOT / path if path.startswith(("tests/", "scripts/", "benchmarks/")) else ROOT / "src/vitos" / path
         assert file.is_file(), f"{page.name} names {path}"
         assert name in names_in(file), f"{page.name} names {path}{mark}{name}"
 
@@ -99,12 +100,13 @@ def test_commands_parse(page: Path) -> None:
         words = shlex.split(line, comments=True)
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
-        elif words[:1] == ["python"]:
+        elif words[:1] == ["python"] and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), line
         elif words:
-            assert words[0] == "vitos", line
-            command: Any = get_command(_app())
-            context, rest = None, words[1:]
+            timing = words[:3] == ["python", "-m", "benchmarks"]
+            assert timing or words[0] == "vitos", line
+            command: Any = get_command(_app("benchmarks.__main__" if timing else "vitos.cli.main"))
+            context, rest = None, words[3 if timing else 1 :]
             while True:
                 context = command.make_context(command.name, list(rest), parent=context)  # fails on unknown options
                 if not hasattr(command, "resolve_command"):
@@ -114,10 +116,8 @@ def test_commands_parse(page: Path) -> None:
             assert all((ROOT / recipe).is_file() for recipe in recipes), line
 
 
-def _app() -> Any:
-    from vitos.cli import app
-
-    return app
+def _app(module: str) -> Any:
+    return importlib.import_module(module).app
 
 
 @per_page
@@ -141,7 +141,7 @@ def _lazy_names(file: Path) -> set[str]:
 
 
 def test_the_yaml_examples_are_recipes(tmp_path: Path) -> None:
-    from vitos.config import load_recipe
+    from vitos.config.recipe import load_recipe
 
     required = {"name": "x", "output_dir": "x", "data": {"train": "x.json"}}
     found = [block for page in PAGES for block in blocks(page, "yaml")]
@@ -176,7 +176,7 @@ def as_yaml(value: object) -> str:
 
 
 def test_every_recipe_key_has_a_row_with_its_default() -> None:
-    from vitos.config import Recipe
+    from vitos.config.recipe import Recipe
 
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \| `?([^`|]+?)`? \|", text, re.MULTILINE))
@@ -196,8 +196,8 @@ def documented() -> set[str]:
 
 
 def literal_keys(function: str) -> set[str]:
-    """Text keys of the dictionaries written out in a function of `vitos.run`, and the texts of its tuples."""
-    tree = ast.parse((ROOT / "src/vitos/run.py").read_text(encoding="utf-8"))
+    """Text keys of the dictionaries written out in a function of `vitos.cli.run`, and the texts of its tuples."""
+    tree = ast.parse((ROOT / "src/vitos/cli/run.py").read_text(encoding="utf-8"))
     (body,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     dicts = [key for node in ast.walk(body) if isinstance(node, ast.Dict) for key in node.keys]
     tuples = [item for node in ast.walk(body) if isinstance(node, ast.Tuple) for item in node.elts]
@@ -213,10 +213,10 @@ def test_keys_of_a_run_and_its_stages_are_explained() -> None:
 
 
 def test_keys_of_results_and_cases_are_explained() -> None:
-    from vitos.benchmarks.evaluate import Case
-    from vitos.benchmarks.results import summarize
-    from vitos.data.record import Record
-    from vitos.geometry import TokenGrid
+    from vitos.core.geometry import TokenGrid
+    from vitos.core.record import Record
+    from vitos.eval.evaluate import Case
+    from vitos.eval.results import summarize
 
     answer = {"text": "", "answer": "A", "correct": True}
     boxes = {"boxes": [], "parsed": True, "iou": 0.5}
@@ -237,15 +237,16 @@ def test_metrics_of_an_update_are_explained() -> None:
     import numpy as np
     import torch
 
-    from vitos.data.record import Record
+    from vitos.core.geometry import Box, TokenGrid
+    from vitos.core.record import Record
+    from vitos.core.response import parse_localization, parse_reasoning
+    from vitos.core.sparsify import Selection
     from vitos.engines.base import Completion
-    from vitos.geometry import Box, TokenGrid
-    from vitos.policy import Query, Rollout, Scan
-    from vitos.response import parse_localization, parse_reasoning
+    from vitos.policy.types import Query, Rollout, Scan
     from vitos.rl.loss import LossOutputs
+    from vitos.rl.metrics import rollout_metrics
     from vitos.rl.rewards import RewardWeights, group_rewards
-    from vitos.rl.rollout import QuestionGroup, rollout_metrics
-    from vitos.sparsify import Selection
+    from vitos.rl.rollout import QuestionGroup
 
     record = Record("1", (Path("a.png"),), "?", "A", (Box(0, 0, 0.5, 0.5),))
     completion = Completion(torch.tensor([1]), torch.zeros(1), "", True)

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, LlavaConfig, L
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vitos.backbones.llava import Llava
+from vitos.core.sparsify import KeepRule
 from vitos.nano.build import NANO_SPEC, SPECIAL, build_tokenizer, structured_start
-from vitos.sparsify import KeepRule
 
 # Prompts of few tokens, answers by an option's text; a cell is large beside a platelet, so one more around boxes.
 SPEC = dataclasses.replace(NANO_SPEC, keep=KeepRule(margin=1))

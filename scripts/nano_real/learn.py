@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitos.backbones.llava import Llava
-from vitos.geometry import Box
-from vitos.prompt import VisualTokens
-from vitos.response import format_box_list, format_localization, format_reasoning
-from vitos.spec import VitosSpec
-from vitos.supervised import Exercise, Lesson
+from vitos.core.geometry import Box
+from vitos.core.prompt import VisualTokens
+from vitos.core.response import format_box_list, format_localization, format_reasoning
+from vitos.policy.spec import VitosSpec
+from vitos.rl.sft import Exercise, Lesson
 
 LISTED = 6  # boxes that a short answer lists at most
 ASKED = 3  # questions of the templates about a scene, each for one branch

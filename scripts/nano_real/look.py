@@ -17,8 +17,8 @@ from nano_real.scenes import CELLS, KINDS, Scene
 from numpy.typing import NDArray
 
 from vitos.backbones.llava import Llava
-from vitos.prompt import VisualTokens
-from vitos.supervised import Exercise, Lesson
+from vitos.core.prompt import VisualTokens
+from vitos.rl.sft import Exercise, Lesson
 
 NOTHING = "nothing"
 NAMES = (*KINDS, NOTHING)

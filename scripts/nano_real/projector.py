@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitos.backbones.llava import Llava
-from vitos.geometry import TokenGrid
+from vitos.core.geometry import TokenGrid
 
 GRID = TokenGrid.single(16, 16)
 OUTPUT_RMS = 0.2  # of the projected tokens, their place aside: small beside what the layers add

@@ -9,7 +9,7 @@ import numpy as np
 from nano_real.scenes import CELLS, NUCLEUS, TUMOURS, Corners, Fact, Scene, touches
 from transformers import PreTrainedTokenizerBase
 
-from vitos.data.record import option_lines
+from vitos.core.record import option_lines
 
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 OFF_MIDLINE = 0.04  # a centre nearer to a midline is asked for no quadrant

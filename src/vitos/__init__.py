@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Box": "vitos.geometry",
+    "Box": "vitos.core.geometry",
     "DualStreamConfig": "vitos.rl.config",
     "DualStreamTrainer": "vitos.rl.trainer",
     "ExtraReward": "vitos.rl.rewards",
-    "Finding": "vitos.policy",
-    "Record": "vitos.data.record",
+    "Finding": "vitos.policy.vlm",
+    "Record": "vitos.core.record",
     "RewardWeights": "vitos.rl.rewards",
-    "Scan": "vitos.policy",
-    "SparseVLM": "vitos.policy",
-    "load_recipe": "vitos.config",
+    "Scan": "vitos.policy.vlm",
+    "SparseVLM": "vitos.policy.vlm",
+    "load_recipe": "vitos.config.recipe",
     "read_records": "vitos.data.readers",
 }
 
 if TYPE_CHECKING:
-    from vitos.config import load_recipe as load_recipe
+    from vitos.config.recipe import load_recipe as load_recipe
+    from vitos.core.geometry import Box as Box
+    from vitos.core.record import Record as Record
     from vitos.data.readers import read_records as read_records
-    from vitos.data.record import Record as Record
-    from vitos.geometry import Box as Box
-    from vitos.policy import Finding as Finding
-    from vitos.policy import Scan as Scan
-    from vitos.policy import SparseVLM as SparseVLM
+    from vitos.policy.types import Finding as Finding
+    from vitos.policy.types import Scan as Scan
+    from vitos.policy.vlm import SparseVLM as SparseVLM
     from vitos.rl.config import DualStreamConfig as DualStreamConfig
     from vitos.rl.rewards import ExtraReward as ExtraReward
     from vitos.rl.rewards import RewardWeights as RewardWeights

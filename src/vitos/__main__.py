@@ -1,6 +1,6 @@
 """`python -m vitos` is `vitos`."""
 
-from vitos.cli import main
+from vitos.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitos.config.options import DualStreamOptions
+from vitos.core.record import Record
 from vitos.data.readers import read_records
-from vitos.data.record import Record
 from vitos.engines.base import Sampling
-from vitos.options import DualStreamOptions
-from vitos.policy import SparseVLM
-from vitos.rl.branch import BranchBatch, reasoning_batch
+from vitos.policy.vlm import SparseVLM
+from vitos.rl.batch import BranchBatch, reasoning_batch
 from vitos.rl.loss import LossInputs, policy_loss
+from vitos.rl.metrics import stack
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out, stack
-from vitos.scans import ScanStore
+from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.scans.store import ScanStore
 
 QUESTIONS = 24
 SETTINGS = [(1.0, 1, 16), (1.0, 4, 4), (0.6, 1, 16)]  # temperature, G, K

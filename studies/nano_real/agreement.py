@@ -19,12 +19,13 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from vitos.cli.screen import quiet
+from vitos.core.record import Record
 from vitos.data.images import load_image
 from vitos.data.readers import read_records
-from vitos.data.record import Record
 from vitos.engines.base import Sampling
-from vitos.policy import Query, SparseVLM
-from vitos.screen import quiet
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 
 HERE = Path(__file__).parent
 SETS = ("blood_cells", "brain_tumor_mri", "nuclei")

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vitos.benchmarks.statistics import bootstrap_mean
+from vitos.core.geometry import Box, Rect, TokenGrid
+from vitos.core.record import parse_options
 from vitos.data.images import load_image
-from vitos.data.record import parse_options
-from vitos.geometry import Box, Rect, TokenGrid
+from vitos.eval.statistics import bootstrap_mean
 from vitos.reports.curves import training_curves
 from vitos.reports.overlay import draw_overlay
 

@@ -16,13 +16,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from vitos.cli.screen import quiet
+from vitos.core.prompt import Prompt
 from vitos.data.images import load_image
 from vitos.data.readers import read_records
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import NARROWEST_SCORED, TorchEngine, chunk_by_tokens
-from vitos.policy import Query, SparseVLM
-from vitos.prompt import Prompt
-from vitos.screen import quiet
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 
 SETS = ("blood_cells", "brain_tumor_mri", "nuclei")
 QUESTIONS, SIBLINGS = 24, 8

@@ -9,7 +9,7 @@ from tests.backbones.families import FAMILIES_BY_NAME
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vitos.backbones.attention import observe_attention
-from vitos.prompt import pad_prompts
+from vitos.core.prompt import pad_prompts
 
 
 def inputs_of(backbone, picture):

@@ -10,11 +10,11 @@ from tests.backbones.family_gemma3 import gemma3, gemma3_processor
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from vitos.backbones import load_backbone
+from vitos.core.geometry import WHOLE_IMAGE, Box, Rect
+from vitos.core.prompt import pad_prompts
+from vitos.core.sparsify import Fusion, select
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
-from vitos.geometry import WHOLE_IMAGE, Box, Rect
-from vitos.prompt import pad_prompts
-from vitos.sparsify import Fusion, select
 
 NONE = Fusion("none")
 BOXES = [Box(0.1, 0.15, 0.3, 0.4), Box(0.55, 0.5, 0.6, 0.9)]

@@ -9,9 +9,9 @@ from PIL import Image
 from tests.backbones.family import library_inputs, library_run
 from tests.backbones.family_internvl import internvl, internvl_processor
 
-from vitos.geometry import WHOLE_IMAGE, Box, Rect
-from vitos.prompt import pad_prompts
-from vitos.sparsify import Fusion, select
+from vitos.core.geometry import WHOLE_IMAGE, Box, Rect
+from vitos.core.prompt import pad_prompts
+from vitos.core.sparsify import Fusion, select
 
 
 @pytest.fixture(scope="module")

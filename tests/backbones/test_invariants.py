@@ -17,11 +17,11 @@ from tests.backbones.family import library_inputs, library_run
 
 from vitos.backbones import FAMILIES as REGISTERED
 from vitos.backbones import load_backbone
+from vitos.core.geometry import Box, TokenGrid
+from vitos.core.prompt import VisualTokens, pad_prompts
+from vitos.core.sparsify import Fusion, KeepRule, select
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
-from vitos.geometry import Box, TokenGrid
-from vitos.prompt import VisualTokens, pad_prompts
-from vitos.sparsify import Fusion, KeepRule, select
 
 LAYOUTS = {
     "image first": ("<image>What is shown?", 1),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.backbones.families import FAMILIES_BY_NAME
 
-from vitos.geometry import Box
+from vitos.core.geometry import Box
 
 
 @pytest.fixture(scope="module")

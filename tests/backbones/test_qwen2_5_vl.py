@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitos.backbones import load_backbone
-from vitos.geometry import Box, TokenGrid
-from vitos.prompt import VisualTokens
+from vitos.core.geometry import Box, TokenGrid
+from vitos.core.prompt import VisualTokens
 
 
 def encode(backbone, images):

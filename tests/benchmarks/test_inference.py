@@ -1,18 +1,18 @@
-"""`vitos bench infer`: its arithmetic by hand, and a run on the smallest image."""
+"""`python -m benchmarks infer`: its arithmetic by hand, and a run on the smallest image."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.__main__ import app
+from benchmarks.inference import STAGES, Settings, compare, middle, run_benchmark
+from benchmarks.inference_models import build_model
+from benchmarks.inference_page import inference_page, write_inference
 from typer.testing import CliRunner
 
-from vitos.benchmarks.inference import STAGES, Settings, compare, middle, run_benchmark
-from vitos.benchmarks.inference_models import build_model
-from vitos.cli import app
-from vitos.geometry import TokenGrid
-from vitos.reports.inference import inference_page, write_inference
-from vitos.sparsify import select
+from vitos.core.geometry import TokenGrid
+from vitos.core.sparsify import select
 
 
 @pytest.mark.parametrize(("side", "share"), [(36, 0.25), (18, 0.25), (8, 0.1), (37, 0.5), (4, 1.0), (3, 0.01)])
@@ -35,7 +35,7 @@ def test_ratios_are_taken_within_a_run():
 @pytest.fixture(scope="module")
 def results():
     settings = Settings(sizes=(128,), batches=(1, 2), runs=1, evidence_tokens=3, reasoning_tokens=4)
-    return run_benchmark(settings) | {"command": "vitos bench infer"}
+    return run_benchmark(settings) | {"command": "python -m benchmarks infer"}
 
 
 def test_tokens_of_every_plan_and_stage(results):
@@ -76,7 +76,7 @@ def test_page_and_figure(results, tmp_path):
 
 def test_the_verb(tmp_path):
     options = ["--plan", "gather", "--size", "64", "--kept", "0.5", "--runs", "1"]
-    result = CliRunner().invoke(app, ["bench", "infer", "--out", str(tmp_path), *options])
+    result = CliRunner().invoke(app, ["infer", "--out", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "inference.json").read_text())
     assert found["plans"] == ["dense", "gather"]

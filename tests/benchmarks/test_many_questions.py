@@ -1,14 +1,14 @@
-"""`vitos bench questions`: the questions differ, each image is looked at once, and answers are compared for real."""
+"""The timing of many questions: they differ, each image is encoded once, and answers are compared for real."""
 
 import json
 
 import pytest
+from benchmarks import many_questions
+from benchmarks.__main__ import app
+from benchmarks.many_questions import Questions, question, run_questions
 from typer.testing import CliRunner
 
-from vitos.benchmarks import many_questions
-from vitos.benchmarks.many_questions import Questions, question, run_questions
-from vitos.cli import app
-from vitos.data.record import parse_options
+from vitos.core.record import parse_options
 
 
 def test_questions_differ_and_have_options():
@@ -18,7 +18,7 @@ def test_questions_differ_and_have_options():
 
 
 def test_a_small_measurement(tmp_path):
-    args = ["bench", "questions", "--out", str(tmp_path), "--size", "64", "--questions", "3", "--runs", "1"]
+    args = ["questions", "--out", str(tmp_path), "--size", "64", "--questions", "3", "--runs", "1"]
     said = CliRunner().invoke(app, args)
     assert said.exit_code == 0, said.output
     results = json.loads((tmp_path / "questions.json").read_text())

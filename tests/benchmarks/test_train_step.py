@@ -1,4 +1,4 @@
-"""`vitos bench train`: the unshared reference computes the same thing, and the figures are what they are called."""
+"""The timing of a training step: the unshared reference computes the same thing, and figures are what they say."""
 
 import copy
 import importlib.metadata
@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from benchmarks import train_step
+from benchmarks.train_dual import OwnPromptsEngine, UnsharedEngine
+from benchmarks.train_turns import Meter
 from rich.console import Console
 
-from vitos.benchmarks import train_step
-from vitos.benchmarks.train_dual import OwnPromptsEngine, UnsharedEngine
-from vitos.benchmarks.train_turns import Meter
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from benchmarks import true_shapes
+from benchmarks.peak import peak_memory
+from benchmarks.true_shapes import Plan, ideal_ratio, make_backbone, make_prompt, run_shapes, sparsified
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitos.benchmarks import true_shapes
-from vitos.benchmarks.peak import peak_memory
-from vitos.benchmarks.true_shapes import Plan, ideal_ratio, make_backbone, make_prompt, run_shapes, sparsified
-from vitos.geometry import Box
-from vitos.shapes import KNOWN
+from vitos.core.geometry import Box
+from vitos.doctor.shapes import KNOWN
 
 PLAN = Plan(pixels=(112, 140), keeps=(0.5, 0.25), layers=2, rounds=1, text_tokens=40)
 

@@ -15,10 +15,10 @@ from PIL import Image
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import datasets
 
+from vitos.core.geometry import Box
 from vitos.data.convert import convert
 from vitos.data.images import DataError
 from vitos.data.readers import read_records
-from vitos.geometry import Box
 
 QUESTION = "<image>What?\nA. cyst\nB. nodule"
 

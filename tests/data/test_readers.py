@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitos.core.geometry import Box
 from vitos.data.images import DataError
 from vitos.data.readers import iter_entries, parse_entry, read_records
-from vitos.geometry import Box
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 QUESTION = "<image>What is it?\nA. cyst\nB. nodule"

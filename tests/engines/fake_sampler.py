@@ -12,11 +12,11 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
-from vitos.engines.vllm_engine import Received, Request, Sampled
+from vitos.engines.vllm.engine import Received, Request, Sampled
 
 
 class FakeSampler:
-    """Behind `vitos.engines.vllm_engine.Sampler`.
+    """Behind `vitos.engines.vllm.engine.Sampler`.
 
     Args:
         lost: part of the names of weights that get lost on the way.

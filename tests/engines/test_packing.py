@@ -13,10 +13,10 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones import Capabilities
+from vitos.core.prompt import Prompt
+from vitos.core.sparsify import Fusion
 from vitos.engines.packing import attention_masks, pack
 from vitos.engines.torch_engine import TorchEngine
-from vitos.prompt import Prompt
-from vitos.sparsify import Fusion
 
 IMAGE, WORDS, HIDDEN = 5, 300, 32
 BANNED = (IMAGE, 7)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tests.backbones import families
 
+from vitos.core.sparsify import Fusion
 from vitos.engines.base import Sampling, derive_seed
 from vitos.engines.packing import pack
 from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
-from vitos.sparsify import Fusion
 
 SIZES = [(33, 97), (250, 40), (128, 128), (17, 200)]
 TEXTS = [

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitos.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
+from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
 from vitos.reports.overlay import GOLD_COLOUR, PREDICTED_COLOUR, draw_overlay
 
 GREY = (150, 150, 150)

@@ -10,10 +10,11 @@ from transformers import TrainerControl, TrainerState
 
 from vitos.engines.base import Sampling
 from vitos.reports.overlay import draw_overlay
-from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics, write_samples
+from vitos.reports.samples import write_samples
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutPlan, roll_out
-from vitos.scans import ScanStore
+from vitos.scans.store import ScanStore
 
 ROW = '{"step": %d, "reward/localization": 0.5}\n'
 

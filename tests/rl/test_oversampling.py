@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitos.data.record import Record
+from vitos.config.options import DualStreamOptions
+from vitos.config.yaml_file import ConfigError
+from vitos.core.record import Record
 from vitos.engines.base import Sampling
-from vitos.options import DualStreamOptions
-from vitos.recipe_file import ConfigError
 from vitos.rl import oversampling
 from vitos.rl.callbacks import read_metrics
 from vitos.rl.oversampling import further_questions, roll_out_until_full
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out
-from vitos.scans import ScanStore
+from vitos.scans.store import ScanStore
 
 
 def records(count):

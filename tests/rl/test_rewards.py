@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitos.data.record import Record
-from vitos.geometry import Box, matched_iou
-from vitos.response import Response, parse_localization, parse_reasoning
+from vitos.core.geometry import Box, matched_iou
+from vitos.core.record import Record
+from vitos.core.response import Response, parse_localization, parse_reasoning
 from vitos.rl.rewards import (
     Branch,
     ExtraReward,
@@ -24,8 +24,8 @@ from vitos.rl.rewards import (
     format_reward,
     group_rewards,
     iou_reward,
-    load_reward,
 )
+from vitos.rl.user_rewards import load_reward
 
 GOLD = (Box(0.0, 0.0, 0.5, 0.5),)
 WEIGHTS = RewardWeights(format=0.2, iou=1.0, accuracy=1.0, feedback=0.5)

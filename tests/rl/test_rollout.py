@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from vitos.core.geometry import TokenGrid
+from vitos.core.sparsify import Fusion
+from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
-from vitos.geometry import TokenGrid
-from vitos.plans import Limits, start
-from vitos.policy import Query, SparseVLM, Stopwatch
+from vitos.policy.plans import Limits, start
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
+from vitos.rl.metrics import rollout_metrics, stack
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out, rollout_metrics, stack
-from vitos.scans import ScanStore
-from vitos.sparsify import Fusion
+from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.scans.store import ScanStore
 
 PLAN = RolloutPlan(3, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=5)
 WEIGHTS = RewardWeights(format=0.25, iou=1.0, accuracy=2.0, feedback=0.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.engines.fake_sampler import FakeSampler
 
-from vitos.policy import SparseVLM
+from vitos.policy.vlm import SparseVLM
 from vitos.rl import sampler as room
 
 
@@ -66,13 +66,13 @@ def test_a_sampler_that_differs_is_measured_from_the_first_update(policy, fakes,
 
 
 def room_engine(backbone, sampler, tolerance):
-    from vitos.engines.vllm_engine import VllmEngine
+    from vitos.engines.vllm.engine import VllmEngine
 
     return VllmEngine(backbone, sampler, tolerance)
 
 
 def test_a_sampler_that_misses_weights_ends_the_run(policy, fakes, make_trainer, tmp_path):
-    from vitos.engines.vllm_engine import WeightsError
+    from vitos.engines.vllm.engine import WeightsError
 
     with pytest.raises(WeightsError, match="reached the sampler"):
         make_trainer(policy, tmp_path, sampler="vllm", sampler_options={"lost": "norm"}).train()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vitos.options import DualStreamOptions
+from vitos.config.options import DualStreamOptions
 from vitos.rl.schedule import Stage, make_stages, stage_at
 
 # L and R: weight 1 on one branch; B: weight 1 on both; one letter an update, "|" where a stage begins.

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from vitos.engines.base import Sampling, derive_seed
-from vitos.policy import Query, SparseVLM
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.callbacks import read_metrics
 from vitos.rl.checkpoint import CheckpointError
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutPlan, roll_out
-from vitos.scans import ScanStore
+from vitos.scans.store import ScanStore
 
 PLAN = RolloutPlan(2, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=3)
 
@@ -323,7 +324,7 @@ def test_final_model_is_an_ordinary_checkpoint(whole, phantom_records, warm_poli
     (prompt,) = policy.localize_prompts(
         [Query(ScanStore(policy).get(phantom_records[:1])[0], phantom_records[0].question)]
     )
-    from vitos.prompt import pad_prompts
+    from vitos.core.prompt import pad_prompts
 
     inputs = policy.backbone.model_inputs(pad_prompts([prompt], 0))
     with torch.no_grad():

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from vitos.data.readers import read_records
-from vitos.policy import SparseVLM
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.trainer import DualStreamTrainer
 

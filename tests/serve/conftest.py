@@ -2,8 +2,8 @@
 
 import pytest
 
-from vitos.policy import SparseVLM
-from vitos.serve import given
+from vitos.policy.vlm import SparseVLM
+from vitos.serve.demo import inputs as given
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones.attention import Attention
-from vitos.data.record import IMAGE_PLACEHOLDER
-from vitos.geometry import Box, Rect, TokenGrid, into_crop, out_of_crop
-from vitos.prompt import Prompt, PromptBatch, VisualTokens
+from vitos.core.geometry import Box, Rect, TokenGrid, into_crop, out_of_crop
+from vitos.core.prompt import Prompt, PromptBatch, VisualTokens
+from vitos.core.record import IMAGE_PLACEHOLDER
 
 CoordinateStyle = Literal["normalized", "absolute", "per_mille"]
 

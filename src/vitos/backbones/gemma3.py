@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
-from vitos.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
-from vitos.prompt import PromptBatch, VisualTokens
+from vitos.core.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
+from vitos.core.prompt import PromptBatch, VisualTokens
 
 # What the library's processor takes where a checkpoint's image processor says nothing (published ones say null).
 PAN_AND_SCAN: dict[str, int | float | bool] = {

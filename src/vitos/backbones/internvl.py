@@ -19,8 +19,8 @@ from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
-from vitos.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
-from vitos.prompt import VisualTokens
+from vitos.core.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
+from vitos.core.prompt import VisualTokens
 
 
 class InternVL(Backbone):

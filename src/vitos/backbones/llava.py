@@ -27,8 +27,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones.attention import Attention, observe_attention
 from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
-from vitos.geometry import Rect, TokenGrid
-from vitos.prompt import PromptBatch, VisualTokens
+from vitos.core.geometry import Rect, TokenGrid
+from vitos.core.prompt import PromptBatch, VisualTokens
 
 DINOV2 = "dinov2"
 CLS_FIRST = ("clip_vision_model", DINOV2)  # towers whose first token is no patch

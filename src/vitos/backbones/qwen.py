@@ -19,8 +19,8 @@ from transformers.vision_utils import get_vision_window_index
 
 from vitos.backbones.attention import Attention, observe_attention
 from vitos.backbones.base import Backbone, VisionGeometry
-from vitos.geometry import TokenGrid
-from vitos.prompt import PromptBatch, VisualTokens
+from vitos.core.geometry import TokenGrid
+from vitos.core.prompt import PromptBatch, VisualTokens
 
 
 class QwenVL(Backbone):

@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from vitos.backbones.base import Capabilities
 from vitos.backbones.qwen import QwenVL
-from vitos.prompt import PromptBatch
+from vitos.core.prompt import PromptBatch
 
 
 class Qwen3VL(QwenVL):

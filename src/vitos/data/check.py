@@ -18,10 +18,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from vitos.core.record import Record
 from vitos.data.images import DataError, ImageError, ImageFacts, load_image_facts
+from vitos.data.picture import split_name
 from vitos.data.readers import Problem, Severity, iter_entries, record_files
-from vitos.data.record import Record
-from vitos.data.selector import split_name
 
 HUGE_PIXELS = 16_000_000
 _THREADS = 4

@@ -27,11 +27,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitos.core.record import Record
 from vitos.data.files import atomic_folder, write_json_atomic
 from vitos.data.images import DataError, open_header
+from vitos.data.picture import split_name
 from vitos.data.readers import HUB_PREFIX, iter_entries, parse_entry, record_files, show
-from vitos.data.record import Record
-from vitos.data.selector import split_name
 
 ROWS_PER_GROUP = 100  # as Hugging Face writes images: a reader holds one group in memory
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.data.gray import ByteArray, FloatArray, Rendering, VolumeError, WindowFunction, apply_window, render
-from vitos.data.selector import Selector
+from vitos.data.picture import Selector
 
 # Everything that is read of a header.
 TAGS = (

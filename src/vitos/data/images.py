@@ -2,7 +2,7 @@
 
 The one path by which training, evaluation and `ask` open images. DICOM is known by its content (`data/dicom.py`),
 NIfTI by its name (`data/nifti.py`), everything else is Pillow's; a name may select a frame, slice or window
-(`data/selector.py`). What a file may be is decided from its header, before a pixel is decoded. Colour modes, all of
+(`data/picture.py`). What a file may be is decided from its header, before a pixel is decoded. Colour modes, all of
 them → RGB:
 
 - grayscale and 1-bit: the value in all three channels; palette: its colours
@@ -27,11 +27,11 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, touched_pixels
 from vitos.data.dicom import is_dicom, read_frame
 from vitos.data.gray import Rendering, VolumeError, render
 from vitos.data.nifti import is_nifti, read_slice
-from vitos.data.selector import Selector, parse_selector, split_name
-from vitos.geometry import WHOLE_IMAGE, Box, Rect, touched_pixels
+from vitos.data.picture import Selector, parse_selector, split_name
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.data.gray import FloatArray, VolumeError
-from vitos.data.selector import Selector
+from vitos.data.picture import Selector
 
 SUFFIXES = (".nii", ".nii.gz")
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from vitos.core.geometry import Box
+from vitos.core.record import IMAGE_PLACEHOLDER, option_lines
 from vitos.data.files import write_json_atomic
-from vitos.data.record import IMAGE_PLACEHOLDER, option_lines
-from vitos.geometry import Box
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vitos.core.geometry import Box, cut
+from vitos.core.record import IMAGE_PLACEHOLDER, Record, parse_options
 from vitos.data.images import DataError, resolve_under
-from vitos.data.record import IMAGE_PLACEHOLDER, Record, parse_options
-from vitos.data.selector import parse_selector, split_name
-from vitos.geometry import Box, cut
+from vitos.data.picture import parse_selector, split_name
 
 META_FILE = "meta.json"
 HUB_PREFIX = "hub:"

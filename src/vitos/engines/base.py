@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from vitos.prompt import Prompt
+from vitos.core.prompt import Prompt
 
 if TYPE_CHECKING:
     from vitos.engines.prefix import Prefix
@@ -83,3 +83,19 @@ def derive_seed(*parts: int | str) -> int:
     """A seed of 64 bits from a path such as (run seed, step, sample id, branch, i, j), whatever the order of work."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class Pieces:
+    """What is new of a text that grows token by token. A character may need several: half of one is not shown."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def next(self, text: str) -> str:
+        """What can be shown now, of the whole text so far; often nothing."""
+        return "" if text.endswith("\ufffd") or not text.startswith(self._shown) else self.rest(text)
+
+    def rest(self, text: str) -> str:
+        """What was not shown yet of the finished text."""
+        piece, self._shown = text[len(self._shown) :], text
+        return piece

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitos.backbones.base import layer_kinds
-from vitos.prompt import Prompt, PromptBatch, pad_prompts
+from vitos.core.prompt import Prompt, PromptBatch, pad_prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
-from vitos.engines.base import Completion, Sampling, Stage
-from vitos.engines.growing import caching, growing_cache
-from vitos.engines.head import HEAD_TOKENS, check_untouched, chunked_head
+from vitos.core.prompt import Prompt, pad_prompts
+from vitos.engines.base import Completion, Pieces, Sampling, Stage
+from vitos.engines.chunked_logprobs import HEAD_TOKENS, check_untouched, chunked_head
+from vitos.engines.group_decode import Siblings
+from vitos.engines.kv_cache import caching, growing_cache
 from vitos.engines.packing import attention_masks, pack
-from vitos.engines.pieces import Pieces
 from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
-from vitos.engines.siblings import Siblings
-from vitos.prompt import Prompt, pad_prompts
 
 NARROWEST_SCORED = 0.75
 """Least part of a scoring batch's longest row that another may have: padding is below a quarter, and a batch differs

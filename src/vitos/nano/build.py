@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.data.phantom import samples
-from vitos.spec import VitosSpec
+from vitos.policy.spec import VitosSpec
 
 PATCH, MERGE = 8, 2
 ROTARY_BASE = 10_000.0

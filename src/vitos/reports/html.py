@@ -18,11 +18,11 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
+from vitos.core.record import IMAGE_PLACEHOLDER
 from vitos.data.files import write_text_atomic
 from vitos.data.images import load_image
-from vitos.data.record import IMAGE_PLACEHOLDER
-from vitos.data.selector import without_crop
-from vitos.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
+from vitos.data.picture import without_crop
 from vitos.reports import table
 from vitos.reports import values as v
 from vitos.reports.card import RESEARCH_ONLY

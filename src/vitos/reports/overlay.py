@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vitos.geometry import BoolArray, Box, Rect, TokenGrid, View
+from vitos.core.geometry import BoolArray, Box, Rect, TokenGrid, View
 
 # Okabe–Ito: told apart with every common colour vision deficiency. The gold box is dashed too.
 PREDICTED_COLOUR = (230, 159, 0)

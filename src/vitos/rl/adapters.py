@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from vitos.policy import SparseVLM
+from vitos.policy.vlm import SparseVLM
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vitos.data.files import write_json_atomic, write_text_atomic
-from vitos.data.images import load_image
-from vitos.data.selector import without_crop
-from vitos.reports.overlay import draw_overlay
-from vitos.rl.rollout import QuestionGroup
+from vitos.data.files import write_text_atomic
 
 METRICS_FILE = "metrics.jsonl"
 # Short names of the bar, in order.
@@ -104,49 +99,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def write_samples(run: Path, step: int, groups: Sequence[QuestionGroup]) -> None:
-    """Questions of one update with all their texts (`samples/step-N.json`) and the first localization drawn."""
-    folder = run / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index, group in enumerate(groups):
-        selection, localization = group.selections[0], group.localizations[0]
-        picture = draw_overlay(
-            load_image(without_crop(group.record.image_paths[0])),
-            group.grid,
-            selection.mask,
-            localization.response.boxes,
-            group.record.boxes or (),
-        )
-        name = f"step-{step}-{index}.png"
-        picture.save(folder / name)
-        rows.append(
-            {
-                "id": group.record.id,
-                "question": group.record.question,
-                "gold": group.record.answer,
-                "overlay": name,
-                "localizations": [
-                    {
-                        "text": rollout.completion.text,
-                        "kept_ratio": selected.kept_ratio,
-                        "fallback": selected.fallback,
-                        "rewards": rewards.tolist(),
-                        "reasonings": [r.completion.text for r in row],
-                    }
-                    for rollout, selected, rewards, row in zip(
-                        group.localizations,
-                        group.selections,
-                        group.rewards.localization,
-                        group.reasonings,
-                        strict=True,
-                    )
-                ],
-            }
-        )
-    write_json_atomic(folder / f"step-{step}.json", rows)
 
 
 def _line(row: dict[str, Any]) -> str:

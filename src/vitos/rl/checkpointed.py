@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from vitos.policy import SparseVLM
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import is_adapted
 from vitos.rl.checkpoint import prune_checkpoints, staged_folder, staging_path
-from vitos.rl.parallel import is_sharded, sharded_state, whole_state, whole_weights_of
+from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
 
 
 class CheckpointedTrainer(Trainer):

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from vitos.options import DualStreamOptions
+from vitos.config.options import DualStreamOptions
 
 
 @dataclass

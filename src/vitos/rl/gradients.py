@@ -6,20 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from vitos.policy import SparseVLM
-from vitos.rl.branch import BranchBatch, localization_batch, reasoning_batch
+from vitos.policy.vlm import SparseVLM
+from vitos.rl.batch import BranchBatch, localization_batch, reasoning_batch
 from vitos.rl.checkpointed import CheckpointedTrainer
 from vitos.rl.config import DualStreamConfig
+from vitos.rl.distributed import gradient, gradient_norm, gradient_products, is_sharded, maximum, sum_gradients, sums
 from vitos.rl.loss import LossInputs, policy_loss
-from vitos.rl.parallel import (
-    gradient,
-    gradient_norm,
-    gradient_products,
-    is_sharded,
-    maximum,
-    sum_gradients,
-    sums,
-)
 from vitos.rl.rollout import RolloutBatch
 from vitos.rl.schedule import LOCALIZATION, REASONING, Stage
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 from accelerate import Accelerator
 
-from vitos.data.record import Record
+from vitos.core.record import Record
 from vitos.engines.base import derive_seed
-from vitos.rl.parallel import gathered
+from vitos.rl.distributed import gathered
 from vitos.rl.rollout import QuestionGroup, RolloutBatch
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from vitos.data.record import Record
+from vitos.core.geometry import TokenGrid
+from vitos.core.prompt import Prompt
+from vitos.core.record import Record
+from vitos.core.sparsify import Selection
+from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling, derive_seed
-from vitos.geometry import TokenGrid
-from vitos.plans import PLANS
-from vitos.policy import Query, Rollout, Scan, SparseVLM, Stopwatch
-from vitos.prompt import Prompt
+from vitos.policy.plans import PLANS
+from vitos.policy.types import Query, Rollout, Scan
+from vitos.policy.vlm import SparseVLM
 from vitos.rl.rewards import ExtraReward, GroupRewards, RewardWeights, group_rewards
-from vitos.sparsify import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,48 +134,3 @@ def roll_out(
         grid = looks[p * size].grid
         groups.append(QuestionGroup(record, query, localizations[p], selections[own], reasonings, rewards, grid))
     return RolloutBatch(groups, localize_prompts, reason_prompts)
-
-
-def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
-    """The figures of one update's questions that are logged.
-
-    `fallback_rate` and `parse_rate` are shares of the localizations; `whole_image_rate` of boxes with more than 0.9 of
-    the image; `group_std` is the standard deviation of a question's rewards, averaged, and `zero_std_rate` the share
-    of questions without any.
-    """
-    localizations = [r for g in groups for r in g.localizations]
-    reasonings = [r for g in groups for row in g.reasonings for r in row]
-    selections = [s for g in groups for s in g.selections]
-    boxes = [len(r.response.boxes) for r in localizations]
-    whole = [any(b.area > 0.9 for b in r.response.boxes) for r in localizations]
-    spread = np.array([[g.rewards.localization.std(), g.rewards.reasoning.std()] for g in groups])
-    metrics = {
-        "reward/localization": float(np.mean([g.rewards.localization.mean() for g in groups])),
-        "reward/reasoning": float(np.mean([g.rewards.reasoning.mean() for g in groups])),
-        "accuracy/localization": float(stack(groups, "accuracy").mean()),
-        "accuracy/sparse": float(stack(groups, "sparse_accuracy").mean()),
-        "kept_ratio": float(np.mean([s.kept_ratio for s in selections])),
-        "fallback_rate": float(np.mean([s.fallback for s in selections])),
-        "parse_rate": float(np.mean([r.response.evidence_parsed for r in localizations])),
-        "no_answer_rate": float(np.mean([r.response.answer is None for r in reasonings])),
-        "boxes_per_response": float(np.mean(boxes)),
-        "whole_image_rate": float(np.mean(whole)),
-        "truncated_rate": float(np.mean([not r.completion.finished for r in [*localizations, *reasonings]])),
-        "group_std/localization": float(spread[:, 0].mean()),
-        "group_std/reasoning": float(spread[:, 1].mean()),
-        "zero_std_rate": float((spread.max(1) < 1e-9).mean()),
-        "tokens/localization": float(np.mean([len(r.completion.token_ids) for r in localizations])),
-        "tokens/reasoning": float(np.mean([len(r.completion.token_ids) for r in reasonings])),
-    }
-    for term in groups[0].rewards.terms:
-        if term not in ("accuracy", "sparse_accuracy"):
-            values = stack(groups, term)
-            if not np.isnan(values).all():
-                metrics[f"reward/{term}"] = float(np.nanmean(values))
-    metrics["iou"] = metrics.get("reward/iou", float("nan"))
-    return metrics
-
-
-def stack(groups: Sequence[QuestionGroup], term: str) -> NDArray[np.float64]:
-    """A reward term of all groups, shape (P, G) or (P, G, K)."""
-    return np.stack([group.rewards.terms[term] for group in groups])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from vitos.backbones.base import Backbone
-from vitos.engines.vllm_engine import VllmEngine
-from vitos.engines.vllm_sampler import VllmSampler
+from vitos.engines.vllm.engine import VllmEngine
+from vitos.engines.vllm.sampler import VllmSampler
 from vitos.rl.adapters import is_adapted
 from vitos.rl.config import DualStreamConfig
 

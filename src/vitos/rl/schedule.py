@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitos.options import DualStreamOptions
+from vitos.config.options import DualStreamOptions
 
 LOCALIZATION, REASONING = "localization", "reasoning"
 

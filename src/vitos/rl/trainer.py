@@ -20,35 +20,28 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
 
-from vitos.cache import EmbeddingCache
-from vitos.data.record import Record
+from vitos.core.record import Record
+from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
-from vitos.plans import PLANS
-from vitos.policy import SparseVLM, Stopwatch
+from vitos.policy.plans import PLANS
+from vitos.policy.vlm import SparseVLM
+from vitos.reports.samples import write_samples
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
-from vitos.rl.branch import count_with_signal
-from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
-from vitos.rl.checkpoint import (
-    CheckpointError,
-    all_checkpoints,
-    complete_checkpoints,
-    damage,
-)
+from vitos.rl.batch import count_with_signal
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback
+from vitos.rl.checkpoint import CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
+from vitos.rl.distributed import gathered, runnable, set_up_sharding, whole_weights
 from vitos.rl.gradients import GradientTrainer
 from vitos.rl.guards import CollapseWarning, UpdateGuard
+from vitos.rl.metrics import rollout_metrics
 from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
-from vitos.rl.parallel import (
-    gathered,
-    runnable,
-    set_up_sharding,
-    whole_weights,
-)
 from vitos.rl.rewards import ExtraReward, RewardWeights
-from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out, rollout_metrics
+from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out
 from vitos.rl.sampler import vllm_engine
 from vitos.rl.schedule import LOCALIZATION, Stage, make_stages, stage_at
-from vitos.scans import ScanStore
+from vitos.scans.cache import EmbeddingCache
+from vitos.scans.store import ScanStore
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -1,0 +1,1 @@
+"""Timing scripts for developers: `python -m benchmarks --help`. Not part of the wheel."""

@@ -1,0 +1,221 @@
+"""What each plan costs, stage by stage: `python -m benchmarks infer`.
+
+Evidence is given (a square in the image's middle) and nothing ends early, so that all plans read and write texts of
+the same length. Each image is asked about once: only gather shares a prefix, between its own two branches. A run
+measures every plan in turn, starting with another one each time, and ratios are taken within a run: what slows the
+machine down for a while slows both sides down.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.inference_models import build_model
+from benchmarks.peak import peak_memory
+from vitos import __version__
+from vitos.backbones.base import Backbone
+from vitos.core.geometry import Box
+from vitos.core.response import parse_localization
+from vitos.core.stopwatch import Stopwatch
+from vitos.engines.base import Completion
+from vitos.nano.build import NANO_SPEC
+from vitos.policy.plans import PLANS, Limits, answer
+from vitos.policy.types import Query, Rollout
+from vitos.policy.vlm import SparseVLM
+
+QUESTION = "<image>What is in the upper left quadrant?\nA. cyst\nB. mass"  # one token a word, for nano's tokenizer
+STAGES = ("vision", "prefill 1", "decode 1", "sparsify", "prefill 2", "decode 2")
+_STAGE_OF = {
+    "vision": "vision",
+    "prefix": "prefill 1",
+    "localize_prefill": "prefill 1",
+    "localize_decode": "decode 1",
+    "sparsify": "sparsify",
+    "reason_prefill": "prefill 2",
+    "reason_decode": "decode 2",
+}
+LOOKS = ("vision", "prefill 1", "prefill 2")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        model, parts, dtype, device: as in `build_model`.
+        plans: "dense", which the others are compared with, is always among them.
+        sizes: width and height of the images in pixels.
+        kept: shares of the visual tokens that the evidence covers, 0..1.
+        batches: questions answered together, each about an image of its own.
+        runs: timed runs; one more before them warms up and measures memory.
+        evidence_tokens, reasoning_tokens: written by the two branches.
+    """
+
+    model: str = "nano"
+    parts: int = 4
+    dtype: str = "float32"
+    device: str = "cpu"
+    plans: tuple[str, ...] = ("dense", "two_pass", "gather", "coarse", "crop")
+    sizes: tuple[int, ...] = (512, 1024)
+    kept: tuple[float, ...] = (0.25,)
+    batches: tuple[int, ...] = (1,)
+    runs: int = 5
+    evidence_tokens: int = 16
+    reasoning_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.plans) - set(PLANS):
+            raise ValueError(f"unknown plan {', '.join(sorted(unknown))}; known: {', '.join(PLANS)}")
+        if not all(0 < share <= 1 for share in self.kept) or self.runs < 1:
+            raise ValueError(f"kept shares must lie in (0, 1] and runs be >= 1, got {self.kept} and {self.runs}")
+
+
+class GivenEvidence(SparseVLM):
+    """A policy that localizes as ever, and whose boxes are then replaced by a given one."""
+
+    def __init__(self, backbone: Backbone, box: Box) -> None:
+        super().__init__(backbone, NANO_SPEC)
+        self.box = box
+
+    def read_localization(self, query: Query, completion: Completion) -> Rollout:
+        return Rollout(completion, parse_localization(f"<evidence>{[list(self.box.as_tuple())]}</evidence>"))
+
+
+def middle(grid_side: int, share: float) -> Box:
+    """The square of whole cells in the middle of a square grid whose share of the cells is nearest to `share`."""
+    side = max(1, round(grid_side * math.sqrt(share)))
+    first = (grid_side - side) // 2
+    # A hair inside, so that rounding keeps no cell beside it.
+    low, high = (first + 0.01) / grid_side, (first + side - 0.01) / grid_side
+    return Box(round(low, 6), round(low, 6), round(high, 6), round(high, 6))
+
+
+def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
+    """Measure all plans for every size, kept share and batch; see `summarize` for the figures."""
+    device = torch.device(settings.device)
+    backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), device)
+    vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
+    names = ("dense", *(name for name in settings.plans if name != "dense"))
+    cases = []
+    for size in settings.sizes:
+        pictures = [noise(size, seed) for seed in range(max(settings.batches))]
+        (view,) = backbone.layout(pictures[0])[0].views
+        for share in settings.kept:
+            vlm = GivenEvidence(backbone, middle(view.cols, share))
+            for batch in settings.batches:
+                label = f"{size} px, {share:.0%} kept, batch {batch}"
+                progress(f"{label}: warming up")
+                peaks = {name: _peak_bytes(vlm, name, pictures[:batch], settings) for name in names}
+                runs: list[dict[str, dict[str, Any]]] = []
+                for number in range(settings.runs):
+                    progress(f"{label}: run {number + 1} of {settings.runs}")
+                    turn = number % len(names)
+                    order = names[turn:] + names[:turn]
+                    runs.append({name: _measure(vlm, name, pictures[:batch], settings) for name in order})
+                dense = [run["dense"] for run in runs]
+                figures: dict[str, dict[str, Any]] = {}
+                for name in names:
+                    own = [run[name] for run in runs]
+                    figures[name] = summarize(own) | compare(own, dense) | {"peak_bytes": peaks[name]}
+                cases.append({"size": size, "kept": share, "batch": batch, "tokens": view.rows * view.cols, **figures})
+    return {
+        "model": settings.model,
+        "said": said,
+        "dtype": settings.dtype,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "vitos": __version__,
+        "runs": settings.runs,
+        "evidence_tokens": settings.evidence_tokens,
+        "reasoning_tokens": settings.reasoning_tokens,
+        "plans": list(names),
+        "cases": cases,
+    }
+
+
+def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of one plan's runs: seconds by stage, of both looks and in all; tokens; KV bytes."""
+    return {
+        "seconds": {stage: median(run["seconds"][stage] for run in runs) for stage in STAGES},
+        "looks": median(run["looks"] for run in runs),
+        "total": median(run["total"] for run in runs),
+        "tokens": runs[0]["tokens"],
+        "kept": runs[0]["kept"],
+        "fallback": runs[0]["fallback"],
+        "kv_bytes": runs[0]["kv_bytes"],
+        "prefix_bytes": runs[0]["prefix_bytes"],
+    }
+
+
+def compare(runs: Sequence[dict[str, Any]], dense: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A plan's time beside the dense one's of the same run, as median, least and greatest ratio; its KV beside theirs.
+
+    `looks` is vision and both prefills: what it takes to see; `total` is everything.
+    """
+    ratios = {
+        f"{key}_ratio": [ours[key] / theirs[key] for ours, theirs in zip(runs, dense, strict=True)]
+        for key in ("looks", "total")
+    }
+    spread = {name: [median(values), min(values), max(values)] for name, values in ratios.items()}
+    return {**spread, "kv_ratio": runs[0]["kv_bytes"] / dense[0]["kv_bytes"]}
+
+
+def _peak_bytes(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], settings: Settings) -> int:
+    """Peak memory of one plan; never in a run whose time counts, which this slows down."""
+    with peak_memory(vlm.backbone.device) as found:
+        _measure(vlm, name, pictures, settings)
+    return found[0]
+
+
+@torch.no_grad()
+def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], settings: Settings) -> dict[str, Any]:
+    """One plan, once, from pixels to answers."""
+    policy, plan, watch = vlm.with_spec(plan=name), PLANS[name], Stopwatch()
+    limits = Limits(settings.reasoning_tokens, settings.evidence_tokens)
+    queries = []
+    for picture in pictures:
+        with watch.stage("vision"):
+            scan = plan.scan(policy, [picture])
+        watch.count("vision", scan.visuals[0].grid.num_tokens)
+        queries.append(Query(scan, QUESTION))
+    if name == "gather":  # as it would itself; here to know their size
+        queries = policy.with_prefixes(queries, watch)
+    outcomes = answer(policy, queries, limits, watch)
+    written = {len(outcome.reasoning.completion.token_ids) for outcome in outcomes}
+    if written != {settings.reasoning_tokens}:
+        raise ValueError(f"reasoning wrote {written} tokens instead of {settings.reasoning_tokens}")
+    seconds, tokens = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0)
+    for stage, value in watch.seconds.items():
+        seconds[_STAGE_OF[stage]] += value
+    for stage, count in watch.tokens.items():
+        tokens[_STAGE_OF[stage]] += count
+    return {
+        "seconds": seconds,
+        "looks": sum(seconds[stage] for stage in LOOKS),
+        "total": sum(seconds.values()),
+        "tokens": tokens,
+        "kept": float(np.mean([outcome.mask.mean() for outcome in outcomes])),
+        "fallback": any(outcome.fallback for outcome in outcomes),
+        "kv_bytes": policy.engine.kv_bytes,
+        "prefix_bytes": sum(query.scan.prefix.nbytes for query in queries if query.scan.prefix),
+    }
+
+
+def noise(size: int, seed: int) -> Image.Image:
+    """A square picture of random pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
+
+
+def device_name(device: torch.device) -> str:
+    """What a table calls a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -1,0 +1,145 @@
+"""What many questions about one image cost, beside one question: `python -m benchmarks questions`.
+
+Both from pixels, with given evidence and texts of fixed length as in `inference.py`. The many are asked together about
+one scan; the answers are then compared with those of every question asked alone about a scan of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from benchmarks.inference import GivenEvidence, device_name, middle, noise
+from benchmarks.inference_models import build_model
+from vitos.core.names import PlanName
+from vitos.core.stopwatch import Stopwatch
+from vitos.data.files import write_json_atomic, write_text_atomic
+from vitos.policy.plans import PLANS, Limits
+from vitos.policy.types import Finding
+
+JSON_FILE, TABLE = "questions.json", "questions.md"
+_PLACES = ("upper left", "upper right", "lower left", "lower right")
+_KINDS = ("cyst", "mass", "nodule")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is measured.
+
+    Attributes:
+        model, parts, dtype, device: as in `build_model`.
+        plans: of `PLANS`.
+        size: width and height of the image in pixels.
+        kept: share of the visual tokens that the evidence covers, 0..1.
+        count: questions about the image, at most 24.
+        runs: timed runs of each; one more before them warms up.
+        evidence_tokens, reasoning_tokens: written by the two branches.
+    """
+
+    model: str = "nano"
+    parts: int = 4
+    dtype: str = "float32"
+    device: str = "cpu"
+    plans: tuple[str, ...] = ("two_pass", "gather")
+    size: int = 512
+    kept: float = 0.25
+    count: int = 10
+    runs: int = 3
+    evidence_tokens: int = 16
+    reasoning_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.plans) - set(PLANS):
+            raise ValueError(f"unknown plan {', '.join(sorted(unknown))}; known: {', '.join(PLANS)}")
+        if not 1 <= self.count <= 24 or self.runs < 1 or not 0 < self.kept <= 1:
+            raise ValueError("questions must be 1 to 24, runs >= 1 and the kept share in (0, 1]")
+
+
+def run_questions(asked: Questions, progress: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
+    """Measure all plans; `ratio` is the time of all questions over that of one, median, least and greatest."""
+    device = torch.device(asked.device)
+    backbone, said = build_model(asked.model, asked.parts, getattr(torch, asked.dtype), device)
+    vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
+    picture = noise(asked.size, 0)
+    (view,) = backbone.layout(picture)[0].views
+    vlm = GivenEvidence(backbone, middle(view.cols, asked.kept))
+    texts = [question(i) for i in range(asked.count)]
+    cases = {}
+    for plan in asked.plans:
+        pairs: list[tuple[float, float]] = []
+        for run in range(asked.runs + 1):
+            progress(f"{plan}: run {run} of {asked.runs}" if run else f"{plan}: warming up")
+            one, _ = _ask(vlm, picture, texts[:1], plan, asked)
+            many, together = _ask(vlm, picture, texts, plan, asked)
+            pairs.append((one, many))
+        progress(f"{plan}: every question alone")
+        alone = [_ask(vlm, picture, [text], plan, asked)[1][0] for text in texts]
+        ratios = [many / one for one, many in pairs[1:]]
+        cases[plan] = {
+            "seconds_of_one": median(one for one, _ in pairs[1:]),
+            "seconds_of_all": median(many for _, many in pairs[1:]),
+            "ratio": [median(ratios), min(ratios), max(ratios)],
+            "same_texts": sum(_written(a) == _written(b) for a, b in zip(together, alone, strict=True)),
+            "distinct_texts": len({found.reasoning.completion.text for found in alone}),
+        }
+    machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {**asdict(asked), "said": said, **machine, "visual_tokens": view.rows * view.cols, "cases": cases}
+
+
+def question(index: int) -> str:
+    """One of 24 different questions."""
+    place, first = _PLACES[index % 4], index // 4 % 3
+    options = [*_KINDS[first:], *_KINDS[:first]]
+    asked = "What is in" if index < 12 else "Which kind is in"
+    return f"<image>{asked} the {place} quadrant?\nA. {options[0]}\nB. {options[1]}"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table."""
+    count = results["count"]
+    lines = [
+        f"{results['said']}; {results['size']} px, {results['visual_tokens']} visual tokens, {results['kept']:.0%} "
+        f"kept, {results['evidence_tokens']} + {results['reasoning_tokens']} tokens written, {results['dtype']} on "
+        f"{results['device']}, {results['threads']} threads, PyTorch {results['torch']}; medians of {results['runs']} "
+        "paired runs from pixels to answers (range of pairs).",
+        "",
+        f"| plan | 1 question, s | {count} questions, s | {count} ÷ 1 | answers as alone | different answers |",
+        "| :-- | --: | --: | --: | --: | --: |",
+    ]
+    for plan, case in results["cases"].items():
+        middle_ratio, low, high = case["ratio"]
+        lines.append(
+            f"| {plan} | {case['seconds_of_one']:.2f} | {case['seconds_of_all']:.2f} | {middle_ratio:.2f} "
+            f"({low:.2f}–{high:.2f}) | {case['same_texts']} of {count} | {case['distinct_texts']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    """`questions.json` and `questions.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / JSON_FILE, results)
+    write_text_atomic(folder / TABLE, markdown(results))
+
+
+def _ask(
+    vlm: GivenEvidence, picture: Image.Image, texts: list[str], plan: str, asked: Questions
+) -> tuple[float, list[Finding]]:
+    """Seconds from pixels to answers, and the findings."""
+    name, limits = cast(PlanName, plan), Limits(asked.reasoning_tokens, asked.evidence_tokens)
+    watch = Stopwatch()
+    with watch.stage("all"):
+        scan = vlm.encode(picture, plan=name)
+        findings = vlm.ask_many([scan] * len(texts), texts, plan=name, limits=limits)
+    return watch.seconds["all"], findings
+
+
+def _written(found: Finding) -> list[list[int]]:
+    """The tokens of its branches."""
+    return [r.completion.token_ids.tolist() for r in (found.localization, found.reasoning) if r is not None]

@@ -1,0 +1,253 @@
+"""The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
+
+    vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
+    vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
+    vitos serve [CHECKPOINT] [--port 8000]
+    vitos demo [CHECKPOINT] [--port 7860]
+    vitos data check|convert|cache|phantom …
+    vitos bench run|rescore …
+    vitos doctor [--recipe recipe.yaml]
+
+`vitos VERB --help` says more of each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vitos.cli.data import data_app
+from vitos.cli.eval import bench_app
+from vitos.cli.screen import console, needs_extra, quiet
+
+app = typer.Typer(
+    help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+
+PlanOption = Literal["two_pass", "gather", "coarse", "dense", "crop"]
+Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the questions of an update.")] = 1,
+) -> None:
+    """Train a recipe in all its stages, evaluate the result and write the report."""
+    from vitos.config.recipe import dump_recipe, load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    if dry_run:
+        console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
+        return
+    if processes > 1:
+        from vitos.cli import launch
+
+        if not launch.launched():
+            launch.again(processes)
+    quiet()
+    from vitos.cli import run
+
+    try:
+        folder = run.train(loaded, resume=resume, console=console)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. Complete checkpoints are in {loaded.output_dir}; go on with --resume.")
+        raise typer.Exit(130) from None
+    console.print(f"Model:  {folder / 'model'}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[list[str], typer.Option("--data", help="Record file; may be repeated.")],
+    base: Annotated[str | None, typer.Option(help="Model before training, to relate the accuracy to.")] = None,
+    rl_dense: Annotated[str | None, typer.Option(help="Model trained without pruning, as a control.")] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; may be repeated.")] = None,
+    controls: Annotated[bool, typer.Option(help="Also answer from other tokens in the same number.")] = True,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each file.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
+    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
+) -> None:
+    """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
+    if bad := [b for b in budget or () if not 0 < b <= 1]:
+        raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {bad[0]}", param_hint="--budget")
+    quiet()
+    from vitos.cli.run import Evaluation, evaluate
+    from vitos.eval.evaluate import EvaluationPlan
+
+    what = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
+    name = Path(checkpoint).name
+    evaluate(
+        Evaluation(name, checkpoint, tuple(data), what, base, rl_dense, limit, cache=cache, answer_by=plan),
+        out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
+        console=console,
+    )
+
+
+@app.command()
+def ask(
+    checkpoint: Checkpoint,
+    image: Annotated[
+        Path, typer.Argument(help="Image file; frame, slice, window or crop behind it, as in scan.dcm#frame=3.")
+    ],
+    question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
+    overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
+    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
+) -> None:
+    """Answer one question about one image from the tokens of its evidence."""
+    quiet()
+    from vitos.core.stopwatch import Stopwatch
+    from vitos.data.images import load_image, load_image_facts
+    from vitos.data.picture import without_crop
+    from vitos.policy.vlm import SparseVLM
+    from vitos.reports.overlay import draw_overlay
+
+    picture, facts = load_image_facts(image)
+    for warning in facts.warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
+    vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
+    scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
+    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan).with_encoding(watch)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("image", facts.summary())
+    table.add_row("answer", finding.answer or "no answer could be read")
+    table.add_row("reasoning", finding.thought or "–")
+    table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
+    kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
+    table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
+    table.add_row("tokens kept", kept)
+    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
+    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in finding.tokens.items()))
+    console.print(table)
+    console.print("[dim]Research use only; not a medical device.[/dim]")
+    if overlay is not None:
+        whole = load_image(without_crop(image))
+        draw_overlay(whole, finding.grid, finding.kept, finding.boxes).save(overlay)
+        console.print(f"Overlay: {overlay}")
+
+
+@app.command()
+def demo(
+    checkpoint: Checkpoint = "nano",
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Record file whose questions are the examples; may be repeated.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+) -> None:
+    """Show in a browser what a model looks at: boxes, kept tokens, and answers beside dense and random ones."""
+    quiet()
+    with needs_extra("demo", "gradio"):
+        from vitos.serve.demo.page import launch
+    from vitos.policy.vlm import SparseVLM
+
+    vlm = SparseVLM.from_pretrained(checkpoint)
+    told = f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]"
+    with TemporaryDirectory(prefix="vitos-demo-") as folder:
+        announce = partial(console.print, told)
+        launch(vlm, Path(folder), data=data or (), model=checkpoint, host=host, port=port, announce=announce)
+
+
+@app.command()
+def serve(
+    checkpoint: Checkpoint = "nano",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    images: Annotated[Path | None, typer.Option(help="Folder whose files requests may name as file:NAME.")] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Questions in line; more get 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Until an answer must be there.")] = 120.0,
+) -> None:
+    """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
+    quiet()
+    with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
+        from vitos.serve.api.app import Settings
+        from vitos.serve.api.launch import run_server
+
+    run_server(
+        checkpoint,
+        Settings(
+            name=Path(checkpoint).name,
+            token=os.environ.get("VITOS_TOKEN") or None,
+            images=images,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_tokens=max_tokens,
+            max_bytes=max_megabytes << 20,
+            max_pixels=max_megapixels * 1_000_000,
+            seconds=seconds,
+        ),
+        host,
+        port,
+        console,
+    )
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
+    device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
+) -> None:
+    """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
+    from vitos.doctor.machine import diagnose, is_ready, render
+
+    if recipe is None:
+        findings = diagnose()
+        console.print(render(findings))
+    else:
+        quiet()
+        from vitos.config.recipe import load_recipe
+        from vitos.doctor.devices import find_device
+        from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
+
+        on = find_device(device) if device else None
+        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        findings = list(diagnosis.findings)
+        console.print(render_diagnosis(diagnosis))
+    if not is_ready(findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr and exit code 1; a wrong call exits with 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        # The package's refusals (DataError, ConfigError, CheckpointError …) say what to do. VITOS_TRACEBACK=1 shows
+        # where they come from.
+        if os.environ.get("VITOS_TRACEBACK"):
+            raise
+        message = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The recipe: typed, validated, importable without PyTorch."""

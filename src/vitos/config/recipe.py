@@ -1,0 +1,383 @@
+"""The recipe: every value of a run, typed and validated, importable without torch, transformers or NumPy.
+
+A recipe is a YAML file whose keys are the fields of `Recipe`. `load_recipe` reads it, applies `--set` overrides and
+reports all problems at once, each with its dotted key; `dump_recipe` writes it back with every default filled in.
+Paths stay as written: relative ones are relative to the current directory, not to the recipe.
+
+Building a dataclass in code checks nothing. The ranges in the annotations and the rules in `problems` hold for what
+came through `load_recipe` or `DualStreamOptions.validate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from vitos.config.options import (
+    FORBID_UNKNOWN,
+    Bool,
+    Checked,
+    Count,
+    CountOrZero,
+    DualStreamOptions,
+    NameOrNames,
+    NotNegative,
+    Number,
+    Positive,
+    Problem,
+)
+from vitos.config.yaml_file import RULES, ConfigError, dump_yaml, explain, override, parse_yaml
+
+__all__ = [
+    "ConfigError",
+    "DataSection",
+    "DualStreamOptions",
+    "EvaluateSection",
+    "ExtraRewardSection",
+    "LoraSection",
+    "ModelSection",
+    "Recipe",
+    "RewardsSection",
+    "SparsifySection",
+    "WarmStartSection",
+    "dump_recipe",
+    "load_recipe",
+]
+
+
+def _paths(value: object) -> tuple[str, ...]:
+    """One path, a list of paths or null, as a tuple."""
+    values = () if value is None else (value,) if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
+        raise ValueError("must be a path or a list of paths")
+    return tuple(values)
+
+
+def _file_and_name(value: str) -> str:
+    path, _, name = value.rpartition(":")
+    if not path.endswith(".py") or not name.isidentifier():
+        raise ValueError('must look like "rewards.py:my_reward"')
+    return value
+
+
+Paths = Annotated[tuple[str, ...], PlainValidator(_paths)]
+
+
+@dataclass(frozen=True)
+class LoraSection:
+    """Low-rank adapters on the language model instead of full training; needs the `lora` extra (PEFT).
+
+    Attributes:
+        r: rank, >= 1.
+        alpha: scale; the adapter's output is multiplied by alpha / r.
+        dropout: 0 <= dropout < 1, on the adapter's input.
+        target_modules: names of linear layers, or "all-linear"; the vision encoder is never adapted.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    target_modules: NameOrNames = "all-linear"
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The checkpoint that is trained, and how it is loaded.
+
+    Attributes:
+        path: "nano" (the model inside the package), a folder or a hub id.
+        dtype: of the weights; "auto" takes the checkpoint's.
+        attn_implementation: as in transformers; "sdpa" needs nothing installed.
+        trust_remote_code: run Python code that comes with the checkpoint.
+
+        coordinates: how boxes are written in text: fractions with two decimals, pixels of the resized image, or
+            0..1000. None: what the checkpoint says.
+        min_pixels, max_pixels: bounds of the resized image's area, in pixels. None: what the checkpoint says.
+
+        lora: train adapters instead of the weights. None: train the weights.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    path: str = "nano"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str = "sdpa"
+    trust_remote_code: Bool = False
+    coordinates: Literal["normalized", "absolute", "per_mille"] | None = None
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
+    lora: LoraSection | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.path:
+            yield "path", 'is empty; give "nano", a folder or a hub id'
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            yield "min_pixels", f"must not exceed model.max_pixels ({self.max_pixels}), got {self.min_pixels}"
+
+
+@dataclass(frozen=True)
+class SparsifySection:
+    """From boxes to the visual tokens that the reasoning stream sees (algorithm.md §2-4).
+
+    Attributes:
+        margin: cells by which every box is widened, >= 0.
+        min_tokens: least number of kept tokens, >= 1.
+        fusion: how tokens outside the boxes are merged into kept ones.
+        beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
+        positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
+        plan: what reasoning is trained and evaluated on: a prompt of the kept tokens ("two_pass", the paper), or the
+            keys and values of the kept tokens, which saw the whole image ("gather"; nothing is fused), or of their
+            cells alone, found on a reduced image ("coarse"; nothing is fused).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    margin: CountOrZero = 0
+    min_tokens: Count = 1
+    fusion: Literal["none", "mean", "weighted"] = "weighted"
+    beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
+    positions: Literal["keep", "renumber"] = "keep"
+    plan: Literal["two_pass", "gather", "coarse"] = "two_pass"
+
+    def problems(self) -> Iterator[Problem]:
+        if self.plan == "gather" and self.positions == "renumber":
+            yield "positions", "has no effect with sparsify.plan: gather, whose keys are written already; use keep"
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Record files (JSON or JSONL), one path or a list; relative paths are relative to the current directory.
+
+    Attributes:
+        train: questions to train on.
+        eval: questions of the evaluation after training, one data set each; empty: none.
+        limit_train, limit_eval: use only the first so many questions (of each eval file).
+        cache: folder that `vitos data cache` made of these files with this model's encoder; None: encode as they come.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    train: Paths
+    eval: Paths = ()
+    limit_train: Count | None = None
+    limit_eval: Count | None = None
+    cache: Annotated[str, Field(min_length=1)] | None = None
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.train:
+            yield "train", "is empty; give at least one record file"
+        for name in ("train", "eval"):
+            paths = getattr(self, name)
+            for path in sorted({p for p in paths if paths.count(p) > 1}):
+                yield name, f"lists {path} more than once; list every file once"
+
+
+@dataclass(frozen=True)
+class WarmStartSection:
+    """Supervised start on the training records, before RL: gold boxes and answers in the format of section 5.
+
+    Attributes:
+        steps: updates, >= 1 (no warm start: `warm_start: null`).
+        batch_size: examples of one update.
+        learning_rate: peak of the schedule.
+        weight_decay: of AdamW.
+        warmup_share: share of the steps with a rising learning rate, 0 <= share < 1.
+        seed: of the order of the examples.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    steps: Count
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.01
+    warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.06
+    seed: CountOrZero = 0
+
+
+@dataclass(frozen=True)
+class ExtraRewardSection:
+    """One reward of the user's own.
+
+    Attributes:
+        function: "file.py:name"; the file is relative to the current directory.
+        weight: factor of the reward, any finite number.
+        branch: whose responses it judges.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    function: Annotated[str, AfterValidator(_file_and_name)]
+    weight: Number = 1.0
+    branch: Literal["localization", "reasoning", "both"] = "localization"
+
+    @property
+    def name(self) -> str:
+        """The function's name, under which the reward is logged."""
+        return self.function.rpartition(":")[2]
+
+
+@dataclass(frozen=True)
+class RewardsSection:
+    """Weights of the reward terms (algorithm.md §6; the terms are the paper's, the weights ours), all >= 0.
+
+    Attributes:
+        format: w_f, the response has exactly the asked-for form.
+        iou: w_iou, matched IoU of the evidence boxes; localization only, abstains without gold boxes.
+        accuracy: w_a, the response's own answer.
+        feedback: λ, the answer of the partner in the other branch.
+        extra: rewards of the user's own.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    format: NotNegative = 0.2
+    iou: NotNegative = 1.0
+    accuracy: NotNegative = 1.0
+    feedback: NotNegative = 0.5
+    extra: tuple[ExtraRewardSection, ...] = ()
+
+    def problems(self) -> Iterator[Problem]:
+        if not any((self.format, self.iou, self.accuracy, self.feedback, *(e.weight for e in self.extra))):
+            yield "accuracy", "all weights are 0, so nothing would be learned; give at least one a weight"
+        names = ["format", "iou", "accuracy", *(e.name for e in self.extra)]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield "extra", f"two rewards would be logged as {name}; rename the function of one"
+
+
+@dataclass(frozen=True)
+class EvaluateSection:
+    """The evaluation after training; responses are as long as in training.
+
+    Attributes:
+        budgets: shares of visual tokens, 0 < budget <= 1, at which evidence and controls are compared.
+        controls: also run random, centre, inverted and oracle boxes at the same number of tokens.
+        batch_size: questions decoded together.
+        bootstrap_samples: of the paired intervals.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    budgets: tuple[Annotated[Number, Field(gt=0, le=1)], ...] = ()
+    controls: Bool = True
+    batch_size: Count = 64
+    bootstrap_samples: Count = 10_000
+
+
+# TrainingArguments that follow from other keys of the recipe, with the key to set instead.
+_OWNED = {
+    "output_dir": "output_dir",
+    "max_steps": "train.localization_steps and train.reasoning_steps",
+    "num_train_epochs": "train.localization_steps and train.reasoning_steps",
+    "per_device_train_batch_size": "train.questions_per_step",
+    "gradient_accumulation_steps": "train.questions_per_step and train.micro_batch_tokens",
+} | {f.name: f"train.{f.name}" for f in dataclasses.fields(DualStreamOptions)}
+
+
+def _not_owned(trainer: Mapping[str, Any]) -> Mapping[str, Any]:
+    if found := [(key, f"is not set here; set {_OWNED[key]}") for key in trainer if key in _OWNED]:
+        raise PydanticCustomError(RULES, RULES, {"problems": found})
+    return trainer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run from the data to the report.
+
+    Attributes:
+        name: of the run, in tables and reports.
+        output_dir: run folder; relative to the current directory.
+        data: record files.
+        seed: of everything without a seed of its own; `train.seed` and `warm_start.seed` take it when left out.
+        model: checkpoint.
+        sparsify: keep rule and fusion.
+        warm_start: supervised start; None: none.
+        rewards: weights.
+        train: the reinforcement learning.
+        trainer: any other field of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
+            trainer is built.
+        evaluate: the evaluation.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    name: Annotated[str, Field(min_length=1)]
+    output_dir: Annotated[str, Field(min_length=1)]
+    data: Annotated[DataSection, Checked]
+    seed: CountOrZero = 0
+    model: Annotated[ModelSection, Checked] = ModelSection()
+    sparsify: Annotated[SparsifySection, Checked] = SparsifySection()
+    warm_start: WarmStartSection | None = None
+    rewards: Annotated[RewardsSection, Checked] = RewardsSection()
+    train: Annotated[DualStreamOptions, Checked] = field(default_factory=DualStreamOptions)
+    trainer: Annotated[Mapping[str, Any], AfterValidator(_not_owned)] = field(default_factory=dict)
+    evaluate: EvaluateSection = EvaluateSection()
+
+    def problems(self) -> Iterator[Problem]:
+        if self.model.lora is not None and self.train.unfrozen_parameters is not None:
+            yield (
+                "train.unfrozen_parameters",
+                "has no effect with model.lora, which freezes all weights; leave one out",
+            )
+        if self.data.cache is not None and self.warm_start is not None:
+            yield (
+                "data.cache",
+                "holds what the encoder said before the warm start, which trains it; leave one of them out",
+            )
+        if self.sparsify.plan == "coarse":
+            why = "sparsify.plan: coarse looks at a reduced image, then at its evidence"
+            if self.data.cache is not None:
+                yield "data.cache", f"holds whole images, but {why}; leave it out"
+            if self.train.schedule == "dense":
+                yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
+            if self.train.sampler == "vllm":
+                yield "train.sampler", f"vllm is given whole images, but {why}; use torch"
+            if self.evaluate.budgets:
+                yield "evaluate.budgets", f"choose among the tokens of one look, but {why}; set them to []"
+
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, set `overrides` in it ("train.learning_rate=2e-6", the value is YAML) and validate the result.
+
+    Raises:
+        ConfigError: for a file that cannot be read or is no mapping, and with all problems of a recipe at once.
+    """
+    source = str(path)
+    try:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(source, [f"cannot be read ({error}); give the path of a recipe file"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(source, [f"is not valid YAML: {error}"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError(source, ["holds no mapping; a recipe is lines such as `name: my-run`"])
+    problems = [line for text in overrides for line in override(values, text)]
+    if "seed" in values:
+        values.setdefault("train", {})
+        for section in (values["train"], values.get("warm_start")):
+            if isinstance(section, dict):
+                section.setdefault("seed", values["seed"])
+    try:
+        recipe = _RECIPE.validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(source, problems + explain(error.errors(), Recipe)) from None
+    if problems:
+        raise ConfigError(source, problems)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default filled in; `load_recipe` of it gives an equal recipe."""
+    return dump_yaml(dataclasses.asdict(recipe))

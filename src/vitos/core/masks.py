@@ -1,0 +1,177 @@
+"""Keep masks that compare evidence with its alternatives at the same token budget (algorithm.md §9).
+
+At 77 % of the tokens a random choice loses almost nothing, so an accuracy at some budget says little without the
+accuracy of other tokens at that budget. Every mask here is bool, shape (num_tokens,), in token order, and keeps at
+least one token.
+
+Distances are in image fractions, between cell centres, over the tokens of all views. Cells that see only padding
+(LLaVA's padded square) are chosen last: a control that spends its budget on padding would flatter the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitos.core.geometry import BoolArray, Box, TokenGrid
+from vitos.core.sparsify import distance_to_boxes
+
+
+def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolArray:
+    """`count` tokens, all equally likely.
+
+    Raises:
+        ValueError: if `count` is not in 1..num_tokens.
+    """
+    return _first(count, padding(grid), rng.permutation(grid.num_tokens))
+
+
+def centre_mask(grid: TokenGrid, count: int) -> BoolArray:
+    """The `count` tokens nearest to the centre of what is shown of the image; of equally near ones the first.
+
+    Raises:
+        ValueError: if `count` is not in 1..num_tokens.
+    """
+    x1, y1, x2, y2 = grid.shown.as_tuple()
+    return _first(count, padding(grid), _distance(grid, np.array([[(x1 + x2) / 2, (y1 + y2) / 2]])))
+
+
+def inverted_mask(
+    grid: TokenGrid, mask: BoolArray, rng: np.random.Generator, *, count: int | None = None
+) -> BoolArray:
+    """`count` random tokens out of those that `mask` drops.
+
+    Args:
+        mask: the tokens kept as evidence.
+        count: by default as many as `mask` keeps or, where fewer lie outside it, all of these. Evidence over more
+            than half of the image has no inverse at equal budget: compare the masks' sums.
+
+    Raises:
+        ValueError: if `mask` does not fit the grid or drops no token, or `count` is not in 1..dropped tokens.
+    """
+    if mask.shape != (grid.num_tokens,):
+        raise ValueError(f"the keep mask has shape {mask.shape} for {grid.num_tokens} visual tokens")
+    outside = int((~mask).sum())
+    if outside == 0:
+        raise ValueError("the mask keeps every token, nothing lies outside it; leave this sample out of the control")
+    if count is None:
+        count = min(int(mask.sum()), outside)
+    if count > outside:
+        raise ValueError(f"cannot keep {count} tokens outside the mask, which drops {outside}")
+    return _first(count, mask, padding(grid), rng.permutation(grid.num_tokens))
+
+
+def shifted_mask(
+    grid: TokenGrid,
+    boxes: Sequence[Box],
+    rng: np.random.Generator,
+    *,
+    margin: int = 0,
+    count: int | None = None,
+) -> BoolArray:
+    """The tokens of `boxes`, moved as one pattern to another place: same shape, same number of tokens.
+
+    The pattern moves by whole cells to the place within the grid where it shares the fewest tokens with the original
+    (and with padding); of several such places one is drawn. Evidence too large to move away keeps part of itself, and
+    a pattern as large as the grid stays where it is: measure the overlap with the original before concluding anything.
+    Every view moves on its own, since one view's cell is no whole number of another's.
+
+    Args:
+        margin: cells by which the boxes are widened, as in the keep rule; only without `count`.
+        count: move `fit_budget(grid, boxes, count)` instead.
+
+    Raises:
+        ValueError: if there is no box, `margin` is given with `count`, or `count` is not in 1..num_tokens.
+    """
+    if count is not None and margin:
+        raise ValueError(f"give either margin or count, got margin={margin} and count={count}")
+    mask = _evidence(grid, boxes, margin) if count is None else fit_budget(grid, boxes, count)
+    avoid = mask | padding(grid)
+    shifted, start = np.zeros_like(mask), 0
+    for view in grid.views:
+        cells, shape = slice(start, start + view.num_tokens), (view.rows, view.cols)
+        shifted[cells] = _moved(mask[cells].reshape(shape), avoid[cells].reshape(shape), rng).ravel()
+        start += view.num_tokens
+    return shifted
+
+
+def oracle_mask(grid: TokenGrid, gold_boxes: Sequence[Box], margin: int = 0) -> BoolArray:
+    """The tokens that the gold boxes keep, each box widened by `margin` cells: evidence without localization errors.
+
+    Raises:
+        ValueError: if there is no gold box, or none overlaps a cell.
+    """
+    return _evidence(grid, gold_boxes, margin)
+
+
+def fit_budget(grid: TokenGrid, boxes: Sequence[Box], count: int) -> BoolArray:
+    """Evidence cut or widened to exactly `count` tokens.
+
+    Tokens are taken in one fixed order, so that a smaller budget is always part of a larger one: those that overlap
+    a box, nearest to a box's centre first; then the others, nearest to a box first. Of equally near tokens the first.
+
+    Raises:
+        ValueError: if there is no box, or `count` is not in 1..num_tokens.
+    """
+    _require_boxes(boxes)
+    outside = ~grid.overlapping(boxes)
+    centres = np.array([((b.x1 + b.x2) / 2, (b.y1 + b.y2) / 2) for b in boxes])
+    distance = np.where(outside, _rounded(distance_to_boxes(grid, boxes)), _distance(grid, centres))
+    return _first(count, outside, padding(grid), distance)
+
+
+def padding(grid: TokenGrid) -> BoolArray:
+    """Tokens whose cell lies outside the image, or the part of it that is shown."""
+    return ~grid.overlapping([Box(*grid.shown.as_tuple())])
+
+
+def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:
+    """The `count` smallest tokens in the lexicographic order of `keys`, ties by index."""
+    total = len(keys[0])
+    if not 1 <= count <= total:
+        raise ValueError(f"count must be in 1..{total}, the number of visual tokens, got {count}")
+    mask = np.zeros(total, dtype=bool)
+    mask[np.lexsort(keys[::-1])[:count]] = True
+    return mask
+
+
+def _distance(grid: TokenGrid, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance from every cell's centre to the nearest of `points`, shape (k, 2)."""
+    offsets = grid.centres()[:, None] - points[None]
+    return _rounded(np.hypot(offsets[..., 0], offsets[..., 1]).min(axis=1))
+
+
+def _rounded(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without the last digits, in which cells that mirror each other differ by rounding errors."""
+    return np.round(distance, 9)
+
+
+def _require_boxes(boxes: Sequence[Box]) -> None:
+    if not boxes:
+        raise ValueError("no box to keep tokens by; such a sample uses the dense image (a counted fallback)")
+
+
+def _evidence(grid: TokenGrid, boxes: Sequence[Box], margin: int) -> BoolArray:
+    _require_boxes(boxes)
+    mask = grid.overlapping(boxes, margin)
+    if not mask.any():
+        raise ValueError(f"boxes {[b.as_tuple() for b in boxes]} overlap no cell of the grid")
+    return mask
+
+
+def _moved(pattern: BoolArray, avoid: BoolArray, rng: np.random.Generator) -> BoolArray:
+    """`pattern` moved by whole cells within its grid to where it meets the fewest cells of `avoid`; (rows, cols)."""
+    rows, cols = np.nonzero(pattern)
+    if rows.size == 0:
+        return pattern
+    height, width = pattern.shape
+    rows, cols = rows - rows.min(), cols - cols.min()
+    # Every place of the pattern's upper left corner, shape (places, 1), against its cells, shape (cells,).
+    top, left = np.divmod(np.arange((height - rows.max()) * (width - cols.max()))[:, None], width - cols.max())
+    cost = avoid[top + rows, left + cols].sum(axis=1)
+    place = rng.choice(np.flatnonzero(cost == cost.min()))
+    out = np.zeros_like(pattern)
+    out[top[place] + rows, left[place] + cols] = True
+    return out

@@ -1,0 +1,216 @@
+"""A prompt as token ids, position ids and visual embeddings; dropping visual tokens from it; padding a batch.
+
+Everything here is plain tensors: what a family's placeholders and positions look like is decided in its backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vitos.core.geometry import Rect, TokenGrid
+from vitos.core.sparsify import Fusion, fuse
+
+
+@dataclass(frozen=True, slots=True)
+class VisualTokens:
+    """The visual tokens of one whole image, after the encoder and its merger, as the language model would see them.
+
+    Attributes:
+        embeddings: shape (N, hidden).
+        grid: where in the image each token looks, N cells.
+        resized: width and height in pixels of the image the encoder saw, for native pixel coordinates.
+        streams: extra visual streams into early layers (DeepStack), each (N, hidden).
+    """
+
+    embeddings: Tensor
+    grid: TokenGrid
+    resized: tuple[int, int]
+    streams: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        for tensor in self.tensors:
+            if tensor.shape[0] != self.grid.num_tokens:
+                raise ValueError(f"{tensor.shape[0]} visual tokens do not fit a grid of {self.grid.num_tokens} cells")
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The embeddings and the streams."""
+        return (self.embeddings, *self.streams)
+
+    def within(self, crop: Rect) -> VisualTokens:
+        """The same tokens, laid over the image that the encoder's picture was cut from (`crop` of it)."""
+        return replace(self, grid=self.grid.within(crop))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, ready for the language model.
+
+    Attributes:
+        input_ids: shape (T,), with one placeholder for every visual token.
+        position_ids: shape (axes, T); 3 axes for M-RoPE, 1 otherwise.
+        is_visual: bool, shape (T,), where the placeholders stand.
+        embeddings: shape (V, hidden), V = is_visual.sum(), in the order of the placeholders.
+        streams: extra visual streams, each (V, hidden).
+        next_position: position, on every axis, of the first generated token.
+        hidden: bool, shape (T,): visual tokens that nothing behind the last visual token may look at (the `gather`
+            plan); None hides nothing.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    is_visual: Tensor
+    embeddings: Tensor
+    next_position: int
+    streams: tuple[Tensor, ...] = ()
+    hidden: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens up to the last visual one, which later questions about the same image may share; 0 without images."""
+        return int(self.is_visual.nonzero()[-1]) + 1 if len(self.embeddings) else 0
+
+    @property
+    def cached_length(self) -> int:
+        """Tokens whose keys and values a sampler holds: all but the hidden ones."""
+        return len(self) - (0 if self.hidden is None else int(self.hidden.sum()))
+
+    def head(self, length: int) -> Prompt:
+        """The first `length` tokens, which must hold all visual tokens; generation goes on where the rest began."""
+        if bool(self.is_visual[length:].any()):
+            raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
+        if self.hidden is not None and length > self.prefix_length:
+            raise ValueError(f"tokens are hidden from what follows the image, up to the head's end at {length}")
+        return replace(
+            self,
+            input_ids=self.input_ids[:length],
+            position_ids=self.position_ids[:, :length],
+            is_visual=self.is_visual[:length],
+            hidden=None,
+            # Not the largest position so far plus one: a sparse prompt may have dropped the token that took it.
+            next_position=int(self.position_ids[0, length]) if length < len(self) else self.next_position,
+        )
+
+    def tail(self, length: int) -> Prompt:
+        """What follows the first `length` tokens, which must hold all visual tokens, at its own positions."""
+        if bool(self.is_visual[length:].any()):
+            raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
+        return replace(
+            self,
+            input_ids=self.input_ids[length:],
+            position_ids=self.position_ids[:, length:],
+            is_visual=self.is_visual[length:],
+            embeddings=self.embeddings[:0],
+            streams=(),
+            hidden=None,
+        )
+
+    def sparse(self, masks: Sequence[Tensor], fusion: Fusion = Fusion(), renumber: bool = False) -> Prompt:
+        """This prompt with only the visual tokens of `masks`, the others fused into them.
+
+        Kept tokens, later text and generated tokens stay at their dense positions (algorithm.md §4).
+
+        Args:
+            masks: one bool mask for every image in the prompt, each (N_k,), together V.
+            renumber: ablation: text-like consecutive positions instead; destroys grounding.
+        """
+        keep = self._keep(masks)
+        sources, start, parts = (self.embeddings, *self.streams), 0, []
+        for mask in masks:
+            part = slice(start, start := start + len(mask))
+            parts.append(fuse([source[part] for source in sources], mask.to(keep.device), fusion))
+        embeddings, *streams = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        dropped = int((~keep).sum())
+        positions = self.position_ids[:, keep]
+        if renumber:
+            positions = torch.arange(positions.shape[1], device=keep.device).expand(positions.shape[0], -1)
+        return replace(
+            self,
+            input_ids=self.input_ids[keep],
+            position_ids=positions,
+            is_visual=self.is_visual[keep],
+            embeddings=embeddings,
+            streams=tuple(streams),
+            next_position=len(self) - dropped if renumber else self.next_position,
+        )
+
+    def gather(self, masks: Sequence[Tensor]) -> Prompt:
+        """This prompt with the visual tokens outside of `masks` hidden from all that follows the image.
+
+        The visual tokens themselves still see one another: that is what a sampler gets that runs system text and
+        image densely and then keeps the keys and values of the kept tokens only.
+
+        Args:
+            masks: one bool mask for every image in the prompt, each (N_k,), together V.
+        """
+        keep = self._keep(masks)
+        return self if bool(keep.all()) else replace(self, hidden=~keep)
+
+    def _keep(self, masks: Sequence[Tensor]) -> Tensor:
+        """Bool (T,): text, and the visual tokens of `masks`."""
+        if sum(len(m) for m in masks) != len(self.embeddings):
+            raise ValueError(
+                f"keep masks for {sum(len(m) for m in masks)} visual tokens do not fit a prompt with "
+                f"{len(self.embeddings)}; pass one mask for every image of the dense prompt"
+            )
+        keep = torch.ones_like(self.is_visual)
+        keep[self.is_visual] = torch.cat(list(masks)).to(keep.device)
+        return keep
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts padded to one length.
+
+    Attributes:
+        input_ids, attention_mask: shape (B, T).
+        position_ids: shape (axes, B, T), 0 on padding.
+        embeddings: all visual embeddings, in the order of the batch, (sum of V, hidden).
+        next_positions: shape (B,).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    embeddings: Tensor
+    streams: tuple[Tensor, ...]
+    next_positions: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """True lengths, shape (B,)."""
+        return self.attention_mask.sum(-1)
+
+
+def pad_prompts(prompts: Sequence[Prompt], pad_token_id: int, side: str = "left") -> PromptBatch:
+    """Pad prompts to the longest; `side` is "left" (for generation) or "right". Nothing is ever truncated."""
+    if not prompts:
+        raise ValueError("an empty batch of prompts")
+    if side not in ("left", "right"):
+        raise ValueError(f"side must be left or right, got {side!r}")
+    width = max(len(p) for p in prompts)
+    axes, device = prompts[0].position_ids.shape[0], prompts[0].input_ids.device
+    ids = torch.full((len(prompts), width), pad_token_id, device=device)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+    positions = torch.zeros(axes, len(prompts), width, dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
+        ids[row, place] = prompt.input_ids
+        mask[row, place] = 1
+        positions[:, row, place] = prompt.position_ids
+    return PromptBatch(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        embeddings=torch.cat([p.embeddings for p in prompts]),
+        # A prompt without an image has no streams.
+        streams=tuple(torch.cat(x) for x in zip(*(p.streams for p in prompts if len(p.embeddings)), strict=True)),
+        next_positions=torch.tensor([p.next_position for p in prompts], device=device),
+    )

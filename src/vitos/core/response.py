@@ -1,0 +1,271 @@
+"""Model text → evidence boxes and an answer (algorithm.md §5).
+
+    localization   <think>…</think><evidence>[[x1, y1, x2, y2], …]</evidence><answer>B</answer>
+    reasoning      <think>…</think><answer>B</answer>
+
+Parsing is total and never guesses: any string gives boxes or none, an option letter or None, in linear time, and no
+exception. An answer is an option's letter or, word for word, its text. There is no "first capital letter", no most
+similar option and no half-read box list, because a policy under reward finds every such leniency. What could not be
+read stays visible: `evidence_parsed` and `well_formed` are counted, and text without an answer is a verdict of its own
+(None), neither right nor wrong by accident.
+
+`format_localization` and `format_reasoning` are the inverse, for supervised targets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from vitos.core.geometry import Box
+
+CoordinateReader = Callable[[tuple[float, float, float, float]], Box | None]
+"""Four numbers as the model wrote them → a box of the original image, or None if they are no valid box.
+
+Each backbone has its own: `read_normalized` for 0..1, others for pixels of the resized image or 0..1000.
+"""
+
+# A tag is exactly these characters: lower case, no white space, no attributes.
+_TAG = re.compile(r"(</?(?:think|evidence|answer)>)")
+_LOCALIZATION = ["<think>", "</think>", "<evidence>", "</evidence>", "<answer>", "</answer>"]
+_REASONING = ["<think>", "</think>", "<answer>", "</answer>"]
+
+# Evidence is JSON with decimals only. float() would also read "nan", "1e999999" and "٣"; no convention has a use for
+# these or for a sign. Possessive quantifiers ("*+") never go back, so megabytes of hostile text cost linear time.
+_NUMBER = r"(?:0|[1-9][0-9]{0,19}+)(?:\.[0-9]{1,20}+)?+"
+_BOX = rf"\[\s*+{_NUMBER}(?:\s*+,\s*+{_NUMBER}){{3}}\s*+\]"
+_NUMBERS = re.compile(_NUMBER)
+_BOX_ROW = re.compile(_BOX, re.ASCII)
+_BOX_LIST = re.compile(rf"\[\s*+{_BOX}(?:\s*+,\s*+{_BOX})*+\s*+\]", re.ASCII)
+
+# "B", "B)", "B.", "B:", "(B)", "(B).": one ASCII capital and its closing marks.
+_LETTER = r"(?P<open>\()?(?P<letter>[A-Z])(?(open)\)|\)?)[.:]?"
+_BARE_LETTER = re.compile(_LETTER)
+# … and, only after a mark, the option's text: "B) nodule", but not "A nodule", where A may be an article.
+_ANSWER = re.compile(_LETTER + r"(?:(?<=[).:])\s++(?P<option>.*))?", re.DOTALL)
+_FINAL_ANSWER = re.compile(r"\b(?i:answer)(?:(?i:\s++is)?\s*+:\s*+|(?i:\s++is)\s++)" + _LETTER + r"\Z")
+# A second option inside the option's text: "… or B) cyst", "… B. cyst", or nothing but "or B".
+_OTHER_LETTER = re.compile(r"(?:^|[\s(,/&])([A-Z])(?:[):]|\.\s)|^(?:or|and|[,/&])?\s*+\(?([A-Z])\W*+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What could be read from one completion.
+
+    Attributes:
+        text: the completion, end tokens removed.
+        thought: inside the `<think>` tags, unchanged; None unless there is exactly one such block.
+        boxes: evidence in 0..1 of the original image; empty if there is none or *any* of it is not valid.
+        answer: an option letter, or None, the verdict "no answer".
+        well_formed: the text is the branch's format, once, all parts readable, with nothing but white space around
+            and between the blocks; the `format` reward.
+    """
+
+    text: str
+    thought: str | None
+    boxes: tuple[Box, ...]
+    answer: str | None
+    well_formed: bool
+
+    @property
+    def evidence_parsed(self) -> bool:
+        """There is one evidence block, at least one valid box and nothing else in it. Always False for reasoning."""
+        return bool(self.boxes)
+
+
+def read_normalized(numbers: tuple[float, float, float, float]) -> Box | None:
+    """The convention of the paper's data: x1, y1, x2, y2 in 0..1 of the original image. Nothing is clipped."""
+    try:
+        return Box(*numbers)
+    except ValueError:
+        return None
+
+
+def parse_localization(
+    text: str,
+    options: Collection[str] | None = None,
+    read_box: CoordinateReader = read_normalized,
+    max_boxes: int = 32,
+) -> Response:
+    """Read a completion of the localization branch. Never raises, whatever the text.
+
+    Evidence: one block, strictly a list of boxes. One bad box (inverted, out of range, not four numbers), more than
+    `max_boxes` boxes, or a second block, and there are none: the caller falls back to the dense image and counts it.
+    A single box without the outer brackets is read, but is not `well_formed`.
+
+    Answer: see `_read_answer`.
+
+    Args:
+        options: letters that may be chosen, or letter → text, such as `record.options`, whose texts are then answers
+            as well; None or empty (not known): any letter of A-Z.
+        read_box: the backbone's coordinate convention.
+    """
+    parts = _TAG.split(text)
+    blocks = _blocks(parts, "evidence")
+    boxes = _read_boxes(blocks[0], read_box, max_boxes) if len(blocks) == 1 else ()
+    listed = bool(boxes) and _BOX_ROW.fullmatch(blocks[0].strip()) is None
+    return _response(text, parts, boxes, options, well_formed=listed and _has_format(parts, _LOCALIZATION))
+
+
+def parse_reasoning(text: str, options: Collection[str] | None = None) -> Response:
+    """Read a completion of the reasoning branch, as `parse_localization` does; it never has boxes."""
+    parts = _TAG.split(text)
+    return _response(text, parts, (), options, well_formed=_has_format(parts, _REASONING))
+
+
+def read_answer_text(text: str) -> str | None:
+    """The text that a completion answers with, for questions without options; None, "no answer", if there is none.
+
+    With an answer tag anywhere: what stands in the answer blocks, which must be the same in all. Without: the text
+    behind the last closing tag, or all of it where there is no tag; nothing of an unfinished thought. Never raises.
+    """
+    parts = _TAG.split(text)
+    if "<answer" in text or "</answer" in text:
+        found = {block.strip() for block in _blocks(parts, "answer")}
+        return (found.pop() or None) if len(found) == 1 else None
+    if parts[1::2] and not parts[-2].startswith("</"):
+        return None
+    return parts[-1].strip() or None
+
+
+def format_box_list(numbers: Sequence[Sequence[str]]) -> str:
+    """Boxes as text, `[[0.10, 0.20, 0.30, 0.40], …]`, from numbers already written in the backbone's convention.
+
+    Raises:
+        ValueError: if there is no box, or a box is not four plain decimals; such text would not parse.
+    """
+    rows = ["[" + ", ".join(row) + "]" for row in numbers]
+    for row in rows:
+        if not _BOX_ROW.fullmatch(row):
+            raise ValueError(f"a box needs four plain decimal numbers such as 0.25, got {row[:80]!r}")
+    if not rows:
+        raise ValueError("an evidence list needs at least one box; leave questions without boxes out")
+    return "[" + ", ".join(rows) + "]"
+
+
+def format_localization(thought: str, boxes_text: str, answer: str) -> str:
+    """The text that `parse_localization` reads back; `boxes_text` is from `format_box_list`.
+
+    Raises:
+        ValueError: if a part would not be read back.
+    """
+    if not _BOX_LIST.fullmatch(boxes_text):
+        raise ValueError(f"boxes must be written by format_box_list, got {boxes_text[:80]!r}")
+    return f"{_format_thought(thought)}<evidence>{boxes_text}</evidence>{_format_answer(answer)}"
+
+
+def format_reasoning(thought: str, answer: str) -> str:
+    """The text that `parse_reasoning` reads back.
+
+    Raises:
+        ValueError: if a part would not be read back.
+    """
+    return _format_thought(thought) + _format_answer(answer)
+
+
+def _response(
+    text: str, parts: list[str], boxes: tuple[Box, ...], options: Collection[str] | None, well_formed: bool
+) -> Response:
+    thoughts = _blocks(parts, "think")
+    answer = _read_answer(text, parts, options)
+    return Response(
+        text=text,
+        thought=thoughts[0] if len(thoughts) == 1 else None,
+        boxes=boxes,
+        answer=answer,
+        # The letter or the text alone: "B) nodule" is an answer, but not the format. The answer is the last block.
+        well_formed=well_formed and answer is not None and answer in (parts[-3].strip(), _named(parts[-3], options)),
+    )
+
+
+def _blocks(parts: list[str], name: str) -> list[str]:
+    """Contents of all `<name>…</name>`; none at all if one of these tags is unpaired or has another tag inside.
+
+    `parts` is text, tag, text, tag, …, text.
+    """
+    start, end = f"<{name}>", f"</{name}>"
+    tags = parts[1::2]
+    found = [
+        content
+        for opening, content, closing in zip(tags, parts[2::2], tags[1:], strict=False)
+        if opening == start and closing == end
+    ]
+    return found if tags.count(start) == tags.count(end) == len(found) else []
+
+
+def _has_format(parts: list[str], tags: list[str]) -> bool:
+    """Exactly these tags in this order, and only white space outside of the blocks."""
+    return parts[1::2] == tags and not any(between.strip() for between in parts[::4])
+
+
+def _read_boxes(block: str, read_box: CoordinateReader, max_boxes: int) -> tuple[Box, ...]:
+    """All boxes of a strict list, or of one flat box; () if anything in the block is not valid."""
+    block = block.strip()
+    if not (_BOX_LIST.fullmatch(block) or _BOX_ROW.fullmatch(block)):
+        return ()
+    values = [float(number) for number in _NUMBERS.findall(block)]
+    if len(values) > 4 * max_boxes:
+        return ()
+    boxes = []
+    for x1, y1, x2, y2 in zip(*(values[axis::4] for axis in range(4)), strict=True):
+        box = read_box((x1, y1, x2, y2))
+        if box is None:
+            return ()
+        boxes.append(box)
+    return tuple(boxes)
+
+
+def _read_answer(text: str, parts: list[str], options: Collection[str] | None) -> str | None:
+    """The letter of the one option that the text answers with, else None.
+
+    With an answer tag anywhere: every block must hold a letter, bare or as "B) text", or an option's text, and all
+    the same option. Without: the whole text is a letter, or ends with "answer is B" or "Answer: B", outside of an
+    unfinished thought.
+    """
+    tags = parts[1::2]
+    if "<answer" in text or "</answer" in text:
+        letters = {_read_letter(block, options) for block in _blocks(parts, "answer")}
+        return letters.pop() if len(letters) == 1 else None
+    if tags and not tags[-1].startswith("</"):
+        return None  # cut off inside a block: "the answer is B" may be the start of "… is Benign" or of a detour
+    stripped = text.strip()
+    match = _BARE_LETTER.fullmatch(stripped) or _FINAL_ANSWER.search(stripped)
+    return match["letter"] if match and _is_option(match["letter"], options) else None
+
+
+def _read_letter(content: str, options: Collection[str] | None) -> str | None:
+    match = _ANSWER.fullmatch(content.strip())
+    if match is None:
+        return _named(content, options)
+    if not _is_option(match["letter"], options):
+        return None
+    for other in _OTHER_LETTER.finditer(match["option"] or ""):
+        letter = other[1] or other[2]
+        if letter != match["letter"] and _is_option(letter, options):
+            return None
+    return match["letter"]
+
+
+def _named(content: str, options: Collection[str] | None) -> str | None:
+    """The letter of the only option with exactly this text, case and runs of white space aside."""
+    texts = options if isinstance(options, Mapping) else {}
+    written = content.casefold().split()
+    same = [letter for letter, text in texts.items() if text.casefold().split() == written]
+    return same[0] if len(same) == 1 else None
+
+
+def _is_option(letter: str, options: Collection[str] | None) -> bool:
+    return not options or letter in options
+
+
+def _format_thought(thought: str) -> str:
+    if _TAG.search(thought):
+        raise ValueError(f"a thought must not hold think, evidence or answer tags, got {thought[:80]!r}")
+    return f"<think>{thought}</think>"
+
+
+def _format_answer(answer: str) -> str:
+    if not answer.strip() or _TAG.search(answer):
+        raise ValueError(f"an answer is an option's letter or text, without tags, got {answer[:80]!r}")
+    return f"<answer>{answer}</answer>"

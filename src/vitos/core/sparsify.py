@@ -1,0 +1,169 @@
+"""From boxes to a sparse set of visual tokens: which are kept, and what becomes of the rest (algorithm.md §2, §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from vitos.core.geometry import BoolArray, Box, TokenGrid
+
+FusionMode = Literal["none", "mean", "weighted"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRule:
+    """Which visual tokens a set of boxes keeps (ours).
+
+    Attributes:
+        margin: cells by which every box is widened on all sides.
+        min_tokens: the least number of tokens kept; the cells nearest to the boxes fill it up.
+    """
+
+    margin: int = 0
+    min_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        if self.margin < 0 or self.min_tokens < 1:
+            raise ValueError(f"margin must be >= 0 and min_tokens >= 1, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How outside tokens enter the kept ones: `none`, `mean`, or `weighted` with strength `beta` in 0..1."""
+
+    mode: FusionMode = "weighted"
+    beta: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("none", "mean", "weighted"):
+            raise ValueError(f"fusion mode must be none, mean or weighted, got {self.mode!r}")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"fusion beta must be in 0..1, got {self.beta}")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The tokens of one image that are kept.
+
+    Attributes:
+        mask: bool, shape (num_tokens,), at least one True.
+        fallback: the boxes named nothing, so the whole image is used; always counted, never hidden.
+    """
+
+    mask: BoolArray
+    fallback: bool = False
+
+    @property
+    def kept_ratio(self) -> float:
+        """Share of the visual tokens kept, in (0, 1]."""
+        return float(self.mask.mean())
+
+
+def select(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule = KeepRule()) -> Selection:
+    """Keep the tokens whose cells overlap a box; without any box, the whole image (`fallback`).
+
+    A box that lies in no cell, as on the seam of a tiled model that drops a border, keeps the nearest `min_tokens`.
+    """
+    if not boxes:
+        return Selection(np.ones(grid.num_tokens, dtype=bool), fallback=True)
+    mask = grid.overlapping(boxes, rule.margin)
+    missing = min(rule.min_tokens, grid.num_tokens) - int(mask.sum())
+    if missing > 0:
+        distance = np.where(mask, np.inf, distance_to_boxes(grid, boxes))
+        mask[np.argsort(distance, kind="stable")[:missing]] = True
+    return Selection(mask)
+
+
+def distance_to_boxes(grid: TokenGrid, boxes: Sequence[Box]) -> np.ndarray:
+    """Distance from every cell's centre to the nearest box, in image fractions, shape (num_tokens,); 0 inside."""
+    centres = grid.centres()
+    low = np.array([(b.x1, b.y1) for b in boxes])[:, None]
+    high = np.array([(b.x2, b.y2) for b in boxes])[:, None]
+    outside = np.maximum(np.maximum(low - centres, centres - high), 0)
+    nearest: np.ndarray = np.hypot(outside[..., 0], outside[..., 1]).min(0)
+    return nearest
+
+
+def cell_rectangles(grid: TokenGrid, mask: BoolArray) -> list[tuple[int, int, int, int]]:
+    """The fewest cells in rectangles that touch nowhere and hold all of `mask`: (top, left, bottom, right), ends out.
+
+    Args:
+        grid: of one view.
+        mask: bool, shape (num_tokens,).
+    """
+    (view,) = grid.views
+    cells = mask.reshape(view.rows, view.cols)
+    while True:
+        pieces, _ = ndimage.label(cells, structure=np.ones((3, 3)))
+        places = ndimage.find_objects(pieces)
+        filled = cells.copy()
+        for place in places:
+            filled[place] = True
+        if (filled == cells).all():
+            return [(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in places]
+        cells = filled
+
+
+def fusion_matrix(tokens: Tensor, mask: Tensor, fusion: Fusion = Fusion()) -> Tensor:
+    """Mixing weights that turn all tokens of an image into the kept ones; every row sums to 1.
+
+    Each outside token d is assigned to the kept token k of highest cosine similarity; S_k are those of k, and
+
+    - `mean`: k' = (k + Σ d) / (1 + |S_k|)
+    - `weighted`: k' = (1 − β) k + β Σ w_d d / Σ w_d with w_d = max(cos(d, k), 0); k' = k where Σ w_d = 0.
+
+    Args:
+        tokens: visual embeddings as the language model would see them, shape (N, hidden).
+        mask: bool, shape (N,), n of them True.
+
+    Returns:
+        Shape (n, N), float32, on the tokens' device. Multiply every visual stream by it.
+    """
+    _check_mask(tokens, mask)
+    kept, outside = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+    rows = torch.arange(len(kept), device=tokens.device)
+    matrix = torch.zeros(len(kept), len(tokens), device=tokens.device)
+    matrix[rows, kept] = 1.0
+    if fusion.mode == "none" or len(outside) == 0:
+        return matrix
+    unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
+    cosine, owner = (unit[outside] @ unit[kept].T).max(-1)
+    weight = torch.ones_like(cosine) if fusion.mode == "mean" else cosine.clamp(min=0)
+    matrix[owner, outside] = weight
+    absorbed = matrix.sum(-1, keepdim=True) - 1  # Σ w_d of every row
+    if fusion.mode == "mean":
+        return matrix / (1 + absorbed)
+    share = torch.where(absorbed > 0, fusion.beta / absorbed.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+    matrix = matrix * share
+    matrix[rows, kept] = torch.where(absorbed[:, 0] > 0, 1.0 - fusion.beta, 1.0)
+    return matrix
+
+
+def fuse(streams: Sequence[Tensor], mask: Tensor, fusion: Fusion = Fusion()) -> tuple[Tensor, ...]:
+    """The kept tokens of every visual stream, with the outside ones fused in.
+
+    Args:
+        streams: the embeddings (N, hidden), which decide who is fused into whom, then any extra visual streams.
+        mask: bool, shape (N,), n of them True.
+
+    Returns:
+        One (n, hidden) tensor for every stream, in its dtype; exactly the kept rows where nothing is fused.
+    """
+    _check_mask(streams[0], mask)
+    if fusion.mode == "none" or bool(mask.all()):
+        return tuple(stream[mask] for stream in streams)
+    matrix = fusion_matrix(streams[0], mask, fusion)
+    return tuple((matrix @ stream.float()).to(stream.dtype) for stream in streams)
+
+
+def _check_mask(tokens: Tensor, mask: Tensor) -> None:
+    if mask.shape != tokens.shape[:1]:
+        raise ValueError(f"the keep mask has shape {tuple(mask.shape)} for {tokens.shape[0]} visual tokens")
+    if not bool(mask.any()):
+        raise ValueError("no visual token is kept; use the dense image instead")

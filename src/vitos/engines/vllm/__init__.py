@@ -1,0 +1,1 @@
+"""vLLM as engine and sampler; the plug-in for vLLM itself."""

@@ -1,0 +1,160 @@
+"""The engine `vllm`: rollouts sampled by vLLM, scored by the model that is trained.
+
+vLLM holds a copy of the weights. `refresh` writes the trained ones into it in place, counts them, empties its caches
+and compares one log-probability, so that no update is sampled with weights of the one before. What the two engines
+still disagree by (kernels, number formats) is corrected in the loss by the sampler's log-probabilities, which every
+completion brings along, and logged as `mismatch_kl`.
+
+vLLM itself stands behind `Sampler`: `vllm_sampler.py` is the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vitos.backbones.base import Backbone
+from vitos.core.prompt import Prompt
+from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.prefix import Prefix
+from vitos.engines.torch_engine import TorchEngine, untimed
+
+PROBE = "Which weights are these?"
+"""Text of the prompt whose next token is compared after every push."""
+
+
+class WeightsError(RuntimeError):
+    """The sampler does not hold the weights that are trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to be sampled; temperature 0 is greedy. Stop tokens and bans are the sampler's, for all alike."""
+
+    prompt: Prompt
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A completion's tokens (L), the stop token included, and their log-probabilities under the sampler (L)."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What became of pushed weights: tensors that arrived, and parameters of the sampler that none was written to."""
+
+    tensors: int
+    untouched: tuple[str, ...]
+
+
+class Sampler(Protocol):
+    """What the engine needs of vLLM."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
+        """A completion for each request; one prompt object may stand in several."""
+        ...
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> Received:
+        """Write weights, named as in the Hugging Face model, in place, and forget what was computed before."""
+        ...
+
+
+class VllmEngine(TorchEngine):
+    """Samples with a `Sampler`, scores as `TorchEngine` does.
+
+    Args:
+        backbone: the model that is trained; adapters must be merged.
+        sampler: holds a copy of it.
+        tolerance: largest difference of the compared log-probability. The default is for one number format in both;
+            bfloat16 needs about 0.1.
+    """
+
+    samples_elsewhere = True
+
+    def __init__(self, backbone: Backbone, sampler: Sampler, tolerance: float = 1e-3) -> None:
+        super().__init__(backbone)
+        self.sampler = sampler
+        self.tolerance = tolerance
+        self._pushed = False
+
+    @torch.no_grad()
+    def refresh(self) -> dict[str, float]:
+        """Push all weights; figures for the log: tensors pushed, and the difference of the compared log-probability.
+
+        Raises:
+            WeightsError: if a tensor did not arrive, a parameter of the sampler was not written, or the two models
+                disagree.
+        """
+        # Tied weights stand here once; buffers are no weights.
+        weights = {name: weight.detach() for name, weight in self.backbone.model.named_parameters()}
+        received = self.sampler.load(weights.items())
+        if received.tensors != len(weights) or received.untouched:
+            raise WeightsError(
+                f"{received.tensors} of {len(weights)} tensors reached the sampler, which has "
+                f"{len(received.untouched)} parameters that none was written to: {', '.join(received.untouched[:5])}"
+            )
+        self._pushed = True
+        gap = self._gap()
+        if not gap <= self.tolerance:
+            raise WeightsError(
+                f"after the weights were pushed, the log-probability of one token differs by {gap:.2g} between the "
+                f"sampler and the trained model; at most {self.tolerance:g} is rounding"
+            )
+        return {"sampler/tensors": float(len(weights)), "sampler/logprob_gap": gap}
+
+    def _gap(self) -> float:
+        """Difference of the log-probability that both give the sampler's greedy next token of a fixed text."""
+        prompt = self.backbone.build_prompt(PROBE, [])
+        (said,) = self.sampler.generate([Request(prompt, 1, 0.0, 0)])
+        here = self.score([prompt], [[torch.tensor(said.token_ids)]])
+        return abs(float(here.logprobs[0, 0]) - said.logprobs[0])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        stage: Stage = untimed,
+        prefixes: Sequence[Prefix | None] | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.sample`. vLLM mixes prefill and decoding: all its time is "decode".
+
+        Args:
+            prefixes: not used; vLLM has a cache of its own, and the prompts hold everything.
+
+        Raises:
+            ValueError: for stop strings, and for hidden tokens (plan `gather`).
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
+        if sampling.stop:
+            raise ValueError("the vLLM engine knows no stop strings; leave them out, or use the torch engine")
+        if any(prompt.hidden is not None for prompt in prompts):
+            raise ValueError("the vLLM engine cannot hide tokens that have run; use the torch engine or another plan")
+        if not self._pushed:
+            self.refresh()
+        requests = [
+            Request(prompt, sampling.max_tokens, sampling.temperature, seed)
+            for prompt, row in zip(prompts, seeds, strict=True)
+            for seed in row
+        ]
+        with stage("decode"):
+            drawn = self.sampler.generate(requests)
+        texts = self.backbone.tokenizer.batch_decode([d.token_ids for d in drawn], skip_special_tokens=True)
+        flat = iter(
+            Completion(torch.tensor(d.token_ids), torch.tensor(d.logprobs, dtype=torch.float32), text, d.finished)
+            for d, text in zip(drawn, texts, strict=True)
+        )
+        return [[next(flat) for _ in row] for row in seeds]

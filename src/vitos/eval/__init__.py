@@ -1,0 +1,1 @@
+"""One evaluator: models, data sets and conditions, stored answer by answer."""

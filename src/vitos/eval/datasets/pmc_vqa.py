@@ -1,0 +1,49 @@
+"""PMC-VQA: multiple choice about figures of papers (`RadGenome/PMC-VQA`).
+
+- `test_2` (default): `test_2.csv` with `index`, `Figure_path`, `Caption`, `Question`, `Choice A` … `Choice D`,
+  `Answer` (a letter), `split`; images in `figures/` of `images_2.zip`
+- `test`, `test_clean`: `<split>.csv` with `Figure_path`, `Question`, `Answer` (a text), `Choice A` … `Choice D`,
+  `Answer_label` (a letter); images in `images/` of `images.zip`
+
+The choices carry their letters, as in ` A:Diffuse uptake pattern `; they are taken off. `test_2` is the version
+without compound figures, on which medical models are usually compared; `test_clean` was checked by hand.
+
+Verified: files of the repository, the card's row of version 1, columns and `figures/` of version 2 by two programs
+that read them. Not verified: that `images.zip` holds `images/` (that, `figures/` and its content alone are read).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitos.eval.datasets.loading import Benchmark, Release, register
+from vitos.eval.datasets.questions import Question, with_options
+from vitos.eval.datasets.rows import Row, csv_rows, find, text_of
+
+
+def _archive(split: str) -> str:
+    return "images_2.zip" if split.endswith("_2") else "images.zip"
+
+
+def _release(folder: Path, split: str) -> Release:
+    rows = csv_rows(folder, find(folder, f"{split}.csv"))
+    return Release(rows, sorted(folder.glob(_archive(split))), ("figures", "images", ""))
+
+
+def _question(row: Row) -> Question:
+    letter = text_of(row, "Answer_label" if "Answer_label" in row else "Answer")
+    options = [row.get(f"Choice {place}") for place in "ABCD"]
+    text, answer = with_options(text_of(row, "Question"), options, letter=letter)
+    return Question(text, (text_of(row, "Figure_path"),), answer, "letter", {"question_type": "multiple choice"})
+
+
+BENCHMARK = register(
+    Benchmark(
+        name="pmc_vqa",
+        hub="RadGenome/PMC-VQA",
+        files=lambda split: [f"{split}.csv", _archive(split)],
+        splits=("test_2", "test", "test_clean"),
+        release=_release,
+        question=_question,
+    )
+)

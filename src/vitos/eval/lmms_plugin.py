@@ -1,0 +1,163 @@
+"""`SparseVLM` as a model of lmms-eval (extra `lmms-eval`): any of its image tasks, answered from sparse tokens.
+
+    python -m lmms_eval --model vitos --model_args pretrained=CHECKPOINT,tokens=sparse --tasks slake_en --batch_size 8
+
+lmms-eval finds the model through the entry point `lmms_eval.models`. What the task's scorer gets is what stands in
+the `<answer>` block, or "" where no answer can be read; the thought before it is not shown to lenient scorers. The
+task's own limit on new tokens is for bare answers and is not used: `max_tokens` is, for each branch.
+
+One process only, and questions with at least one image and no video or sound; others are refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from PIL import Image
+from tqdm import tqdm
+
+from vitos.core.record import IMAGE_PLACEHOLDER
+from vitos.core.response import read_answer_text
+from vitos.core.sparsify import Selection
+from vitos.engines.base import Sampling, derive_seed
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
+
+_log = logging.getLogger(__name__)
+
+
+def manifest() -> Any:
+    """What the entry point hands to lmms-eval: the model `vitos`, in its chat interface."""
+    # Importing the registry loads all entry points, this one included: not while this module is half imported.
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="vitos", chat_class_path=f"{__name__}.SparseModel")
+
+
+class SparseModel(lmms):
+    """The model as lmms-eval calls it.
+
+    Args:
+        pretrained: folder, hub id, or "nano".
+        tokens: answer from the tokens of the model's own boxes, or from all of them.
+        batch_size: questions decoded together.
+        max_tokens: longest response of each branch.
+        device: by default the GPU if there is one.
+
+    Raises:
+        ValueError: for other values of `tokens`, a checkpoint of plan coarse, dense or crop, or when started as one
+            of several processes.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        tokens: Literal["sparse", "dense"] = "sparse",
+        batch_size: int | str = 8,
+        max_tokens: int = 256,
+        device: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        # lmms-eval hands these to every model, whether it asks for them or not.
+        if unexpected := {key for key in unknown if key not in ("max_batch_size",)}:
+            raise ValueError(f"model_args holds {', '.join(sorted(unexpected))}, which the model vitos does not know")
+        if tokens not in ("sparse", "dense"):
+            raise ValueError(f"tokens must be sparse or dense, got {tokens!r}")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("the model vitos runs in one process; start lmms_eval without accelerate launch")
+        self.policy = SparseVLM.from_pretrained(pretrained, device=device)
+        if (plan := self.policy.spec.plan) not in ("two_pass", "gather"):
+            raise ValueError(f"the model vitos answers by plan two_pass or gather here; {pretrained} has {plan}")
+        self.tokens = tokens
+        self.batch_size = int(batch_size)
+        self.max_tokens = int(max_tokens)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers in the order of the requests; how many tokens were kept and what could not be read is logged."""
+        answers: list[str] = []
+        kept: list[float] = []
+        fallbacks = 0
+        starts = range(0, len(requests), self.batch_size)
+        for start in tqdm(starts, desc="vitos", unit="batch", disable=not requests):
+            batch = requests[start : start + self.batch_size]
+            queries = [self._query(request) for request in batch]
+            selections = self._select(queries)
+            kept += [1.0 if selection is None else selection.kept_ratio for selection in selections]
+            fallbacks += sum(selection is not None and selection.fallback for selection in selections)
+            sampling = Sampling(self.max_tokens, _temperature(batch))
+            seeds = [[derive_seed("lmms-eval", request.args[4], request.args[3])] for request in batch]
+            texts = [row[0].completion.text for row in self.policy.reason(queries, selections, sampling, seeds)]
+            answers += [read_answer_text(text) or "" for text in texts]
+        if answers:
+            _log.warning(
+                "%d questions: %.1f %% of the visual tokens kept, %d without boxes (answered from all tokens), "
+                "%d without an answer",
+                *(len(answers), 100 * sum(kept) / len(kept), fallbacks, answers.count("")),
+            )
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: a likelihood of an answer without its thought is not what the model was trained for."""
+        raise NotImplementedError("the model vitos generates answers; choose a task of type generate_until")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered."""
+        raise NotImplementedError("the model vitos answers in one round; choose a task of type generate_until")
+
+    def _query(self, request: Instance) -> Query:
+        _, to_messages, _, doc_id, task, split = request.args
+        text, images = read_messages(to_messages(self.task_dict[task][split][doc_id]), f"{task}, {split}, {doc_id}")
+        return Query.about(self.policy.encode(*images), text)
+
+    def _select(self, queries: Sequence[Query]) -> list[Selection | None]:
+        if self.tokens == "dense":
+            return [None] * len(queries)
+        located = self.policy.localize(queries, Sampling(self.max_tokens))
+        return [self.policy.select(query, row[0].response) for query, row in zip(queries, located, strict=True)]
+
+
+def read_messages(messages: Sequence[dict[str, Any]], where: str) -> tuple[str, list[Image.Image]]:
+    """A task's chat → the question with `<image>` where its images stand, and the images.
+
+    Args:
+        where: how errors name the question.
+
+    Raises:
+        ValueError: for anything but text and images of a system or user, or if there is no image.
+    """
+    parts: list[str] = []
+    images: list[Image.Image] = []
+    for message in messages:
+        if message["role"] not in ("system", "user"):
+            raise ValueError(f"{where}: has a turn of {message['role']!r}; the model vitos answers single questions")
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                # The place of an image is that of its part; a placeholder in the text belongs to another model.
+                parts.append(part["text"].replace(IMAGE_PLACEHOLDER, ""))
+            elif part["type"] == "image" and isinstance(part["url"], Image.Image):
+                parts.append(IMAGE_PLACEHOLDER)
+                images.append(part["url"].convert("RGB"))
+            else:
+                raise ValueError(
+                    f"{where}: holds a part of type {part['type']!r}; the model vitos reads text and images"
+                )
+    if not images:
+        raise ValueError(f"{where}: has no image; leave text-only questions out")
+    return "".join(parts), images
+
+
+def _temperature(batch: Sequence[Instance]) -> float:
+    """The batch's temperature, 0 where the task does not sample; a task has one for all its questions."""
+    found = {float(r.args[2].get("temperature") or 0.0) if r.args[2].get("do_sample", True) else 0.0 for r in batch}
+    if len(found) != 1:
+        raise ValueError(f"one batch asks for several temperatures ({sorted(found)}); run these tasks one by one")
+    return found.pop()

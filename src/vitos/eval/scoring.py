@@ -1,0 +1,175 @@
+"""Right, wrong or no answer, under one of two protocols.
+
+- `choice`: closed questions only, those with options and those that ask for one word. Right is the letter of the
+  right option, or exactly its text; for a word, exactly that word.
+- `open`: every question. Those with options as above; a word or a free text is right if it is the same as the gold
+  answer after `normalize_answer`, and its token F1 is given beside. A `Judge`, such as another model, may decide
+  instead of the exact match; there is none by default.
+
+Nothing is guessed: what cannot be read is NO_ANSWER, a class of its own, and not correct.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from vitos.core.record import AnswerKind, Record
+from vitos.core.response import parse_reasoning, read_answer_text
+
+Protocol = Literal["choice", "open"]
+PROTOCOL_KINDS: Mapping[Protocol, tuple[AnswerKind, ...]] = {
+    "choice": ("letter", "word"),
+    "open": ("letter", "word", "text"),
+}
+
+Judge = Callable[[str, str, str], bool]
+"""(question, gold answer, answer given) → whether the answer means the same; asked only where both are texts."""
+
+_ARTICLES = ("a", "an", "the")
+# A point or comma inside a number is part of it, "1.5" is not "15"; every other mark separates words.
+_MARKS = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|[^\w\s.,]|_")
+# Chinese and Japanese are written without spaces: there, a character is a token.
+_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+
+class Verdict(StrEnum):
+    """What became of a question. A missing answer is a class of its own, not a wrong letter (algorithm.md §5)."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredAnswer:
+    """What was read from one completion, and what it is worth.
+
+    Attributes:
+        answer: the letter, or the word or text as written; None if none could be read.
+        token_f1: overlap with the gold text, 0..1; None for questions with options. 0 without an answer.
+    """
+
+    answer: str | None
+    verdict: Verdict
+    token_f1: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Scores of `count` >= 1 questions.
+
+    Attributes:
+        accuracy: share of correct answers, 0..1; a question without an answer is not correct.
+        no_answer_rate: share of questions without an answer, 0..1.
+    """
+
+    count: int
+    accuracy: float
+    no_answer_rate: float
+
+
+def in_protocol(record: Record, protocol: Protocol) -> bool:
+    """Whether a protocol asks this question."""
+    return record.kind in PROTOCOL_KINDS[protocol]
+
+
+def score_answer(text: str, record: Record, judge: Judge | None = None) -> ScoredAnswer:
+    """Read a completion's answer to a question and score it; needs no model, so stored texts can be scored again.
+
+    Args:
+        text: the completion.
+        judge: decides on words and texts that are not exactly the gold answer.
+
+    Raises:
+        ValueError: if the gold answer is blank.
+    """
+    if record.kind == "letter":
+        letter = choose_option(text, record.options)
+        return ScoredAnswer(letter, score_choice(letter, record.answer))
+    if not record.answer.strip():
+        raise ValueError(f"{record.id}: the gold answer is blank; check the `answer` field of the record")
+    answer = read_answer_text(text)
+    if answer is None:
+        return ScoredAnswer(None, Verdict.NO_ANSWER, 0.0)
+    right = normalize_answer(answer) == normalize_answer(record.answer)
+    if not right and judge is not None:
+        right = judge(record.question, record.answer, answer)
+    return ScoredAnswer(answer, Verdict.CORRECT if right else Verdict.WRONG, token_f1(answer, record.answer))
+
+
+def choose_option(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter that a completion answers with: as `parse_reasoning` reads it, as in training, or else by the text of
+    one option after `normalize_answer`, also without tags, as models answer that were not trained here.
+
+    Args:
+        options: letter → text; empty if they are not known: any letter.
+    """
+    letter = parse_reasoning(text, options).answer
+    written = read_answer_text(text)
+    if letter is not None or written is None:
+        return letter
+    same = [key for key, option in options.items() if normalize_answer(option) == normalize_answer(written)]
+    return same[0] if len(same) == 1 else None
+
+
+def normalize_answer(text: str) -> str:
+    """One form for answers that differ only in writing.
+
+    Unicode NFKC, case folded, marks but those inside numbers become spaces, the articles a, an and the are left out,
+    runs of white space become one space. A text of marks or articles alone keeps them: "+" is not "-".
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = _MARKS.sub(" ", folded).split()
+    return " ".join([word for word in words if word not in _ARTICLES] or words or folded.split())
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall over the tokens of both normalised texts, counted with repeats; 0..1.
+
+    Tokens are words, and characters of Chinese and Japanese (as in SQuAD's script but for the latter).
+    """
+    given, wanted = (Counter(_TOKEN.findall(normalize_answer(part))) for part in (answer, gold))
+    shared = (given & wanted).total()
+    return 2 * shared / (given.total() + wanted.total()) if shared else 0.0
+
+
+def score_choice(answer: str | None, gold: str) -> Verdict:
+    """Compare a parsed answer with the letter of the right option; case and surrounding blanks do not count.
+
+    Nothing is guessed: "B) cyst" is not "B". Taking the letter out of a text is the parser's work
+    (`vitos.core.response`).
+
+    Args:
+        answer: what the model answered; None or blank if no answer could be parsed.
+
+    Raises:
+        ValueError: if `gold` is blank.
+    """
+    if not gold.strip():
+        raise ValueError("the gold answer is blank; check the `answer` field of the record")
+    if answer is None or not answer.strip():
+        return Verdict.NO_ANSWER
+    return Verdict.CORRECT if answer.strip().casefold() == gold.strip().casefold() else Verdict.WRONG
+
+
+def aggregate(verdicts: Iterable[Verdict]) -> Score:
+    """Accuracy and no-answer rate over all questions.
+
+    Raises:
+        ValueError: if there is no question.
+    """
+    all_verdicts = list(verdicts)
+    count = len(all_verdicts)
+    if count == 0:
+        raise ValueError("no verdicts to aggregate; the data set or the filter on it is empty")
+    return Score(
+        count=count,
+        accuracy=all_verdicts.count(Verdict.CORRECT) / count,
+        no_answer_rate=all_verdicts.count(Verdict.NO_ANSWER) / count,
+    )

@@ -1,0 +1,69 @@
+"""Selectors that go by places: chance, the middle, an even grid, and boxes.
+
+They differ in the choice of tokens only, so the dropped tokens are fused as the policy was trained (`Choice.fusion`
+None). Cells that see only padding are taken last, as in `core/masks.py`.
+"""
+
+from __future__ import annotations
+
+from vitos.core.geometry import BoolArray, TokenGrid
+from vitos.core.masks import centre_mask, fit_budget, inverted_mask, padding, random_mask
+from vitos.eval.selectors.base import Choice, Task, mask_of
+from vitos.eval.selectors.spread import max_min_order
+
+
+def random(task: Task, count: int) -> Choice:
+    """`count` tokens drawn at random."""
+    return Choice(random_mask(task.grid, count, task.rng("random")))
+
+
+def centre(task: Task, count: int) -> Choice:
+    """The tokens nearest to the middle of the image."""
+    return Choice(centre_mask(task.grid, count))
+
+
+def uniform(task: Task, count: int) -> Choice:
+    """An even cover of the image: see `uniform_mask`."""
+    return Choice(uniform_mask(task.grid, count))
+
+
+def oracle(task: Task, count: int) -> Choice | None:
+    """The tokens of the gold boxes, cut or widened to the budget; None where there are none."""
+    return Choice(fit_budget(task.grid, task.record.boxes, count)) if task.record.boxes else None
+
+
+def policy(task: Task, count: int) -> Choice:
+    """The tokens of the policy's own boxes (ours), cut or widened to the budget; without a box an even cover."""
+    if not task.boxes:
+        return Choice(uniform_mask(task.grid, count), fallback=True)
+    return Choice(fit_budget(task.grid, task.boxes, count))
+
+
+def inverted(task: Task, count: int) -> Choice:
+    """Tokens outside of the policy's boxes, drawn at random; without a box as `policy`.
+
+    Where the budget is larger than what lies outside, as much evidence is taken as it takes, the least central first.
+    """
+    if not task.boxes:
+        return Choice(uniform_mask(task.grid, count), fallback=True)
+    grid = task.grid
+    evidence = min(int(grid.overlapping(task.boxes).sum()), grid.num_tokens - count)
+    if evidence == 0:
+        return Choice(random_mask(grid, count, task.rng("inverted")))
+    mask = fit_budget(grid, task.boxes, evidence)
+    return Choice(inverted_mask(grid, mask, task.rng("inverted"), count=count))
+
+
+def uniform_mask(grid: TokenGrid, count: int) -> BoolArray:
+    """`count` tokens that cover the image evenly, each the farthest from those before it; the most central first.
+
+    On a square grid a quarter of the tokens is about every second of every second row; a smaller budget is always
+    part of a larger one (ours).
+    """
+    if not 1 <= count <= grid.num_tokens:
+        raise ValueError(f"count must be in 1..{grid.num_tokens}, the number of visual tokens, got {count}")
+    centres = grid.centres()
+    distance = ((centres[:, None] - centres[None]) ** 2).sum(-1).round(9)
+    first = int(centre_mask(grid, 1).argmax())
+    order = max_min_order(distance, first, last=padding(grid))
+    return mask_of(order[:count], grid.num_tokens)

@@ -1,0 +1,132 @@
+"""`vitos.json`: what a checkpoint needs beside its weights to be used as trained (architecture.md, decision 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
+from vitos.core.names import PlanName
+from vitos.core.record import AnswerKind
+from vitos.core.sparsify import Fusion, KeepRule
+from vitos.data.files import write_json_atomic
+
+FILE_NAME = "vitos.json"
+FORMAT = 1
+
+
+LOCALIZE_PROMPT = """{question}
+First think inside <think></think>, then give the boxes of the evidence as \
+<evidence>[[x1, y1, x2, y2], ...]</evidence> ({coordinates}), \
+then {answer} as <answer></answer>."""
+REASON_PROMPT = """{question}
+First think inside <think></think>, then give {answer} as <answer></answer>."""
+ANSWER_TEXT: dict[AnswerKind, str] = {
+    "letter": "the letter of the right option",
+    "word": "the answer in one word",
+    "text": "the answer in a few words",
+}
+COORDINATE_TEXT: dict[CoordinateStyle, str] = {
+    "normalized": "fractions of the image's width and height from its top left corner",
+    "absolute": "pixels of the image",
+    "per_mille": "from 0 to 1000 over the image's width and height",
+}
+
+
+@dataclass(frozen=True)
+class VitosSpec:
+    """How a checkpoint is prompted and sparsified.
+
+    Attributes:
+        localize_prompt, reason_prompt: templates with `{question}`, optionally `{answer}` (what to answer with: a
+            letter, a word, a few words) and, for the first, optionally `{coordinates}`.
+        coordinates: convention of the numbers in `<evidence>`.
+        answer_with: what its supervised targets answer with, an option's letter or its text; both are always read.
+        keep, fusion: which tokens are kept and what becomes of the others.
+        positions: "keep" the dense positions, or "renumber" (ablation).
+        plan: how questions are answered, and in training how reasoning sees the image. Under gather nothing is fused:
+            the kept tokens' keys and values have seen the others.
+        geometry: the vision geometry it was trained with; None before the first save.
+    """
+
+    localize_prompt: str = LOCALIZE_PROMPT
+    reason_prompt: str = REASON_PROMPT
+    coordinates: CoordinateStyle = "normalized"
+    answer_with: Literal["letter", "text"] = "letter"
+    keep: KeepRule = field(default_factory=KeepRule)
+    fusion: Fusion = field(default_factory=Fusion)
+    positions: Literal["keep", "renumber"] = "keep"
+    plan: PlanName = "two_pass"
+    geometry: VisionGeometry | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("localize_prompt", "reason_prompt"):
+            if "{question}" not in getattr(self, name):
+                raise ValueError(f"{name} must hold {{question}}, got {getattr(self, name)!r}")
+        for name, known in (
+            ("coordinates", get_args(CoordinateStyle)),
+            ("answer_with", ("letter", "text")),
+            ("positions", ("keep", "renumber")),
+            ("plan", get_args(PlanName)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.plan == "gather":
+            if self.positions == "renumber":
+                raise ValueError("positions: renumber has no effect on keys that are written already (plan: gather)")
+            first, second = self.localize_text("\0").partition("\0")[0], self.reason_text("\0").partition("\0")[0]
+            if first != second:
+                raise ValueError(
+                    "plan gather goes on behind the image that localization saw: localize_prompt and reason_prompt "
+                    f"must begin alike up to {{question}}, got {first!r} and {second!r}"
+                )
+
+    def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
+        """The user message of the localization branch."""
+        text = self.localize_prompt.replace("{coordinates}", COORDINATE_TEXT[self.coordinates])
+        return text.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
+
+    def reason_text(self, question: str, kind: AnswerKind = "letter") -> str:
+        """The user message of the reasoning branch."""
+        return self.reason_prompt.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
+
+    def save(self, folder: Path, backbone: Backbone) -> None:
+        """Write `vitos.json` with the geometry in force."""
+        data = dataclasses.asdict(dataclasses.replace(self, geometry=backbone.geometry))
+        write_json_atomic(folder / FILE_NAME, {"format": FORMAT, **data})
+
+    @classmethod
+    def load(cls, path: str | Path) -> VitosSpec | None:
+        """The spec beside a checkpoint, or None where there is no `vitos.json` (an ordinary model).
+
+        Raises:
+            ValueError: if the file does not parse or is of another format; it names the file.
+        """
+        file = Path(path) / FILE_NAME
+        if not file.is_file():
+            return None
+        try:
+            data: Any = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+                raise ValueError(f"format is not {FORMAT}; it was written by another program or version of vitos")
+            return cls(
+                **data
+                | {
+                    "keep": KeepRule(**data["keep"]),
+                    "fusion": Fusion(**data["fusion"]),
+                    "geometry": VisionGeometry(**data["geometry"]) if data["geometry"] else None,
+                }
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: not a valid {FILE_NAME}: {error}") from error
+
+    def check_geometry(self, backbone: Backbone, where: str) -> None:
+        """Refuse a backbone whose pixels would land in other tokens than in training (field_notes P2)."""
+        if self.geometry is not None and self.geometry != backbone.geometry:
+            raise ValueError(
+                f"{where}: trained with {self.geometry}, but the image processor is set to {backbone.geometry}; "
+                "boxes would shift. Restore preprocessor_config.json, or remove min_pixels/max_pixels overrides."
+            )

@@ -1,0 +1,248 @@
+"""Supervised learning of answers and boxes: the warm start before reinforcement learning.
+
+Reinforcement learning sharpens what a model can already do now and then; a model that never writes a box learns
+nothing from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is
+one image with several exercises about it: the image runs through the model once for all of them.
+
+Simplification: a plain AdamW loop on one device. For supervised fine-tuning of a large model use a library made for
+it (such as TRL), on targets written by `target_texts`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vitos.backbones.base import Backbone
+from vitos.config.recipe import WarmStartSection
+from vitos.core.geometry import WHOLE_IMAGE, Rect
+from vitos.core.prompt import Prompt, VisualTokens
+from vitos.core.record import Record
+from vitos.core.response import format_box_list, format_localization, format_reasoning
+from vitos.core.sparsify import Fusion
+from vitos.data.images import load_image_facts
+from vitos.engines.torch_engine import TorchEngine
+from vitos.policy.spec import VitosSpec
+from vitos.policy.vlm import SparseVLM
+
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """A user message (with one `<image>` for each image of its lesson) and the answer to be learned."""
+
+    text: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Images, or their visual tokens where the encoder is frozen, and the exercises that share them.
+
+    Attributes:
+        kept: for every image which visual tokens are shown, bool (N,), the others left out; None: all of them.
+    """
+
+    images: tuple[Image.Image | VisualTokens, ...]
+    exercises: tuple[Exercise, ...]
+    kept: tuple[Tensor, ...] | None = None
+
+
+def record_lesson(
+    record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
+) -> Lesson:
+    """Both branches' exercises of one record; without gold boxes the reasoning branch's only.
+
+    The thought is the record's `thought`, or the text of the right option. The answer is its letter or its text, as
+    the checkpoint does it (`spec.answer_with`); a question whose options are not known has its letter only.
+
+    Args:
+        image: the record's, or what its name cuts out of it.
+        shown: which part of the stored image that is.
+    """
+    right = record.options.get(record.answer, record.answer)
+    thought = record.meta.get("thought") or right
+    answer = right if spec.answer_with == "text" else record.answer
+    reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, answer))
+    if not record.boxes:
+        return Lesson((image,), (reason,))
+    with torch.no_grad():
+        (visual,) = backbone.encode([image])
+    placed = visual.within(shown)
+    boxes = format_box_list([backbone.write_box(box, placed, spec.coordinates) for box in record.boxes])
+    localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
+    return Lesson((image,), (localize, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One exercise behind the prefix of its lesson.
+
+    Attributes:
+        ids: shape (L,), the rest of the question and the target with its end token.
+        asked: tokens of the question among them.
+        answer: first and last place of the tokens between the target's `<answer>` and `</answer>`; (0, -1) without.
+    """
+
+    ids: Tensor
+    asked: int
+    answer: tuple[int, int]
+
+
+def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weight: float = 1.0) -> Tensor:
+    """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
+
+    Args:
+        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others weigh 1. One token in
+            twenty, a letter would otherwise hardly be heard.
+    """
+    backbone = engine.backbone
+    given = [image for lesson in lessons for image in lesson.images]
+    encoded = iter(backbone.encode([image for image in given if isinstance(image, Image.Image)]))
+    visuals = iter([next(encoded) if isinstance(image, Image.Image) else image for image in given])
+    packed = [_lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images]) for lesson in lessons]
+    scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
+    rows = [row for _, siblings in packed for row in siblings]
+    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
+    asked, first, last = (
+        torch.tensor(values, device=place.device)[:, None]
+        for values in zip(*((row.asked, *row.answer) for row in rows), strict=True)
+    )
+    learned = scores.mask & (place >= asked)
+    weight = torch.where((place >= first) & (place <= last), answer_weight, 1.0)[learned]
+    return -(weight * scores.logprobs[learned]).sum() / weight.sum()
+
+
+def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens]) -> tuple[Prompt, list[_Row]]:
+    """What all exercises of a lesson start with, and the rest of each."""
+    prompts = [backbone.build_prompt(exercise.text, visuals) for exercise in lesson.exercises]
+    # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
+    shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if visuals else 1
+    prefix = prompts[0].head(shared)
+    rows = []
+    for prompt, exercise in zip(prompts, lesson.exercises, strict=True):
+        if not torch.equal(prompt.input_ids[:shared], prefix.input_ids):
+            raise ValueError(
+                f"the exercises of a lesson differ before their last image: {lesson.exercises[0].text!r} and "
+                f"{exercise.text!r}; move the text behind <image>, or make two lessons of them"
+            )
+        question = prompt.input_ids[shared:].cpu()
+        target = backbone.tokenizer(exercise.target, add_special_tokens=False)
+        ids = [*target["input_ids"], backbone.tokenizer.eos_token_id]
+        rows.append(
+            _Row(
+                torch.cat([question, torch.tensor(ids)]), len(question), _answer_span(target, exercise, len(question))
+            )
+        )
+    if lesson.kept is not None:
+        prefix = prefix.sparse(lesson.kept, Fusion("none"))
+    return prefix, rows
+
+
+def _answer_span(target: Any, exercise: Exercise, asked: int) -> tuple[int, int]:
+    """Where an answer's tokens stand in a row whose target begins at `asked`."""
+    before, tag, answer = exercise.target.partition("<answer>")
+    text = answer.partition("</answer>")[0]
+    if not text:
+        return (0, -1)
+    start = len(before + tag)
+    return (asked + target.char_to_token(start), asked + target.char_to_token(start + len(text) - 1))
+
+
+def train_supervised(
+    backbone: Backbone,
+    batches: Iterable[Sequence[Lesson]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    warmup_share: float = 0.05,
+    max_grad_norm: float = 1.0,
+    answer_weight: float = 1.0,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
+
+    Args:
+        batches: batches of lessons; must not run out before `steps`.
+        learning_rate, weight_decay: of AdamW.
+        optimizers: others instead of AdamW, with peak learning rates of their own.
+        answer_weight: see `supervised_loss`.
+        on_step: called with the number of steps done and the loss.
+
+    Raises:
+        ValueError: if the batches run out, or a loss is not finite.
+    """
+    engine, parameters = TorchEngine(backbone), [p for p in backbone.model.parameters() if p.requires_grad]
+    if optimizers is None:
+        optimizers = [torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            [group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=warmup_share,
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
+    backbone.model.train()
+    done = 0
+    for done, lessons in enumerate(itertools.islice(batches, steps), start=1):
+        loss = supervised_loss(engine, lessons, answer_weight)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss of step {done} is {loss.item()}; lower the learning rate")
+        backbone.model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        if on_step is not None:
+            on_step(done, loss.item())
+    backbone.model.eval()
+    if done < steps:
+        raise ValueError(f"the lessons ran out after {done} of {steps} steps")
+
+
+def warm_start(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> None:
+    """Supervised updates on the records' gold boxes and answers, all weights, in shuffled order."""
+    bar = tqdm(total=section.steps, unit="update", dynamic_ncols=True)
+
+    def show(step: int, loss: float) -> None:
+        bar.update(1)
+        bar.set_postfix(loss=f"{loss:.3f}")
+
+    train_supervised(
+        policy.backbone,
+        _lesson_batches(policy, records, section),
+        steps=section.steps,
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        warmup_share=section.warmup_share,
+        on_step=show,
+    )
+    bar.close()
+
+
+def _lesson_batches(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> Iterator[list[Lesson]]:
+    rng = np.random.default_rng(section.seed)
+    lessons: dict[str, Lesson] = {}
+    queue: list[int] = []
+    while True:
+        while len(queue) < section.batch_size:
+            queue.extend(rng.permutation(len(records)).tolist())
+        batch = [records[queue.pop(0)] for _ in range(section.batch_size)]
+        for record in batch:
+            if record.id not in lessons:
+                image, facts = load_image_facts(record.image_paths[0])
+                lessons[record.id] = record_lesson(record, image, policy.backbone, policy.spec, facts.shown)
+        yield [lessons[record.id] for record in batch]

@@ -1,0 +1,1 @@
+"""Encoded images: in memory and on disk."""

@@ -1,0 +1,121 @@
+"""Visual tokens of records, each distinct image encoded once and kept in memory, or read from a cache on disk.
+
+The encoder is frozen during reinforcement learning, so its output serves both branches, all rollouts and every epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+from vitos.core.record import Record
+from vitos.data.images import load_image_facts
+from vitos.policy.plans import PLANS
+from vitos.policy.types import Scan
+from vitos.policy.vlm import SparseVLM
+from vitos.scans.cache import EmbeddingCache
+
+
+class RecentScans:
+    """Scans by key, least recently used ones dropped beyond a size.
+
+    Args:
+        max_bytes: of all together; 0 keeps none.
+        size: bytes that a scan counts.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[Scan], int]) -> None:
+        self._max_bytes = max_bytes
+        self._size = size
+        self._scans: OrderedDict[Hashable, Scan] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> Scan | None:
+        return self._scans.get(key)
+
+    def keep(self, key: Hashable, scan: Scan) -> None:
+        """A scan that was just used; it may be dropped at once if it is too large."""
+        if key not in self._scans:
+            self._bytes += self._size(scan)
+        self._scans[key] = scan
+        self._scans.move_to_end(key)
+        while self._bytes > self._max_bytes:
+            _, dropped = self._scans.popitem(last=False)
+            self._bytes -= self._size(dropped)
+
+
+class ScanStore:
+    """Scans by record, least recently used ones dropped beyond a size.
+
+    Args:
+        policy: whose encoder runs; it must not change while the store is in use.
+        max_bytes: of visual tokens kept; 0 keeps none.
+        batch_size: images open at a time.
+        cache: read from here instead of encoding; it must fit the policy (`EmbeddingCache.open` sees to it).
+        keep_pictures: scans hold the images, too, for plans that look again; they do not count in `max_bytes`.
+        reduced: the first image is encoded at half its width and height, as plan coarse begins.
+
+    Raises:
+        ValueError: for reduced images and a cache, which holds whole ones.
+    """
+
+    def __init__(
+        self,
+        policy: SparseVLM,
+        max_bytes: int = 4 << 30,
+        batch_size: int = 32,
+        cache: EmbeddingCache | None = None,
+        keep_pictures: bool = False,
+        reduced: bool = False,
+    ) -> None:
+        if reduced and cache is not None:
+            raise ValueError("plan coarse begins with reduced images, which no embedding cache holds; leave it out")
+        self._reduced = reduced
+        self._policy = policy
+        self._batch_size = batch_size
+        self._cache = cache
+        self._keep_pictures = keep_pictures
+        self._recent = RecentScans(max_bytes, visual_bytes)
+
+    def get(self, records: Sequence[Record]) -> list[Scan]:
+        """The scan of every record, missing ones encoded or read now.
+
+        Raises:
+            ImageError: if an image cannot be read; it names the file.
+            CacheError: if there is a cache and it lacks an image, or the shard of an image is damaged.
+        """
+        wanted = {record.image_paths: self._recent.get(record.image_paths) for record in records}
+        missing = [paths for paths, scan in wanted.items() if scan is None]
+        found = {paths: scan for paths, scan in wanted.items() if scan is not None}
+        for start in range(0, len(missing), self._batch_size):
+            found |= self._load(missing[start : start + self._batch_size])
+        for paths in wanted:
+            self._recent.keep(paths, found[paths])
+        return [found[record.image_paths] for record in records]
+
+    def _load(self, groups: Sequence[tuple[Path, ...]]) -> dict[tuple[Path, ...], Scan]:
+        """Scans of several records' images."""
+        loaded = [[load_image_facts(path) for path in paths] for paths in groups]
+        if self._reduced:
+            scans = [PLANS["coarse"].scan(self._policy, [picture for picture, _ in images]) for images in loaded]
+        elif self._cache is None:
+            scans = self._policy.encode_many([[picture for picture, _ in images] for images in loaded])
+        else:
+            scans = [
+                Scan(tuple(self._cache.get(picture, path) for (picture, _), path in zip(images, paths, strict=True)))
+                for images, paths in zip(loaded, groups, strict=True)
+            ]
+        return {
+            paths: dataclasses.replace(
+                scan.of_files([facts for _, facts in images]),
+                pictures=tuple(picture for picture, _ in images) if self._keep_pictures else (),
+            )
+            for paths, scan, images in zip(groups, scans, loaded, strict=True)
+        }
+
+
+def visual_bytes(scan: Scan) -> int:
+    """Bytes of a scan's visual tokens."""
+    return sum(t.nbytes for visual in scan.visuals for t in visual.tensors)

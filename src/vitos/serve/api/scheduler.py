@@ -1,0 +1,249 @@
+"""Questions of many clients → one model: a thread that begins, decodes and ends them together.
+
+A plan is a generator of requests to complete (`policy/plans/__init__.py`). The scheduler holds one for every question
+that runs, joins its prompts to the running batch and sends it what was written, so that questions in different stages
+and of different plans share each step of decoding. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from vitos.core.names import PlanName
+from vitos.core.stopwatch import Stopwatch
+from vitos.engines.base import Completion
+from vitos.engines.continuous_batching import RunningBatch
+from vitos.engines.prefix import count_run
+from vitos.policy import plans
+from vitos.policy.plans import Limits, Piece, Request, Steps
+from vitos.policy.types import Finding, Query, Scan
+from vitos.policy.vlm import SparseVLM
+from vitos.scans.store import RecentScans, visual_bytes
+from vitos.serve.api.images import Opened
+
+_log = logging.getLogger(__name__)
+_KEYS = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A question that got no answer; `kind` is "invalid" (its own fault), "timeout", "cancelled" or "internal"."""
+
+    kind: str
+    message: str
+
+
+Event = Piece | Finding | Failure
+"""What a question's listener hears: pieces of text, then one finding or failure."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A question on its way.
+
+    Attributes:
+        text: the question, `<image>` where its images stand.
+        emit: called with every event, from the scheduler's thread; must not block.
+        deadline: `time.monotonic()` at which it is given up.
+        cancelled: set by whoever asked and no longer listens.
+    """
+
+    images: Sequence[Opened]
+    text: str
+    plan: PlanName
+    limits: Limits
+    emit: Callable[[Event], None]
+    deadline: float
+    cancelled: bool = False
+    key: int = field(default_factory=lambda: next(_KEYS))
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    arrived: float = field(default_factory=time.perf_counter)
+    query: Query | None = None
+    steps: Steps | None = None
+    request: Request | None = None
+    joined: float | None = None
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for the answer any more."""
+        return self.cancelled or time.monotonic() > self.deadline
+
+
+class Scheduler:
+    """Runs questions on a policy, in a thread of its own.
+
+    Args:
+        policy: with the torch engine; it is used by this thread alone from now on.
+        max_running: questions decoded together.
+        scan_bytes: of encoded images kept for further questions.
+    """
+
+    def __init__(self, policy: SparseVLM, max_running: int = 16, scan_bytes: int = 1 << 30) -> None:
+        self._policy = policy
+        self._max_running = max_running
+        self._scans = RecentScans(scan_bytes, _held_bytes)
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, Job] = {}
+        self._batch = RunningBatch(policy.engine)
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="vitos-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Whether questions are still taken and answered."""
+        return self._thread.is_alive() and not self._closing
+
+    def submit(self, job: Job) -> None:
+        """Put a question in line.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
+        with self._wake:
+            if not self.alive:
+                raise RuntimeError("the scheduler is closed")
+            self._waiting.append(job)
+            self._wake.notify()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more questions, finish those that wait or run, and end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout)
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._running or self._closing):
+                    self._wake.wait()
+                if self._closing and not (self._waiting or self._running):
+                    return
+                fresh: list[Job] = []
+                while self._waiting and len(self._running) + len(fresh) < self._max_running:
+                    fresh.append(self._waiting.popleft())
+            for job in fresh:
+                self._running[job.key] = job
+                self._begin(job)
+            self._give_up()
+            self._join()
+            self._step()
+
+    def _begin(self, job: Job) -> None:
+        """Encode the images and ask the plan for its first request."""
+        job.watch.spend("queue", time.perf_counter() - job.arrived)
+        if job.given_up:
+            return
+        with self._answerable(job):
+            job.query = Query.about(self._scan(job), job.text)
+            job.steps = plans.start(self._policy.with_spec(plan=job.plan), [job.query], job.limits, job.watch)
+            self._advance(job, None)
+
+    def _scan(self, job: Job) -> Scan:
+        """The question's images for its plan, encoded now unless they are known by their content."""
+        key = ("reduced" if job.plan == "coarse" else "whole", *(image.digest for image in job.images))
+        scan = self._scans.get(key)
+        if scan is None:
+            scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)
+            scan = scan.of_files([image.facts for image in job.images])
+        self._scans.keep(key, scan)
+        return scan
+
+    def _advance(self, job: Job, completion: Completion | None) -> None:
+        """Send a plan what it asked for, and take its next request or its outcome."""
+        if job.steps is None or job.query is None:
+            raise RuntimeError("the question has not begun")
+        try:
+            job.request = next(job.steps) if completion is None else job.steps.send([completion])
+            while not job.request.prompts:
+                job.request = job.steps.send([])
+        except StopIteration as end:
+            self._end(job, self._policy.with_spec(plan=job.plan).finding(job.query, end.value[0], job.watch))
+
+    def _join(self) -> None:
+        """Run the prompts that wait for it, first come first served, as far as the batch has room."""
+        for job in list(self._running.values()):
+            if (request := job.request) is None or job.joined is not None:
+                continue
+            (prompt,), (prefix,) = request.prompts, request.prefixes
+            if not self._batch.fits(prompt, request.sampling):
+                return
+            with self._answerable(job), job.watch.stage(f"{request.branch}_prefill"):
+                self._batch.join(job.key, prompt, request.sampling, prefix)
+                job.joined = time.perf_counter()
+
+    def _step(self) -> None:
+        """Write one token of every running row, and send on the plans whose rows have ended."""
+        try:
+            written = self._batch.step()
+        except Exception:  # noqa: BLE001 - memory or a broken weight strikes all rows alike; the thread lives on
+            _log.exception("decoding failed for %d questions", len(self._batch))
+            self._batch.clear()
+            for job in [job for job in self._running.values() if job.joined is not None]:
+                self._end(job, Failure("internal", "decoding failed; the server's log says why"))
+            return
+        for row in written:
+            job = self._running[row.key]
+            if job.request is None or job.joined is None:
+                raise RuntimeError("a row without its request")
+            if row.text:
+                job.emit(Piece(job.request.branch, row.text))
+            if row.completion is not None:
+                request = job.request
+                job.watch.spend(f"{request.branch}_decode", time.perf_counter() - job.joined)
+                count_run(job.watch, request.branch, request.prompts, request.prefixes, [[row.completion]])
+                job.request = job.joined = None
+                with self._answerable(job):
+                    self._advance(job, row.completion)
+
+    def _give_up(self) -> None:
+        """Drop questions whose time is over or whose listener is gone."""
+        for job in [job for job in self._running.values() if job.given_up]:
+            kind, message = ("cancelled", "nobody listens") if job.cancelled else ("timeout", "it took too long")
+            self._end(job, Failure(kind, message))
+
+    def _end(self, job: Job, event: Finding | Failure) -> None:
+        """Say the last word to a question's listener and forget the question."""
+        if self._running.pop(job.key, None) is None:
+            return
+        if job.joined is not None:
+            self._batch.drop({job.key})
+        if job.steps is not None:
+            job.steps.close()
+        job.emit(event)
+
+    @contextlib.contextmanager
+    def _answerable(self, job: Job) -> Iterator[None]:
+        """What goes wrong inside is this question's failure, and no other's."""
+        try:
+            yield
+        except ValueError as error:  # the package's refusals, which say what to do
+            self._end(job, Failure("invalid", str(error)))
+        except Exception:  # noqa: BLE001 - one question's trouble must not end the thread
+            _log.exception("a question failed")
+            self._end(job, Failure("internal", "it could not be answered; the server's log says why"))
+
+
+def _held_bytes(scan: Scan) -> int:
+    """Bytes of visual tokens, keys and values, and pictures."""
+    pictures = sum(3 * picture.width * picture.height for picture in scan.pictures)
+    return pictures + visual_bytes(scan) + (scan.prefix.nbytes if scan.prefix else 0)

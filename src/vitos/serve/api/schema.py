@@ -1,0 +1,232 @@
+"""What the server's HTTP API reads and writes: OpenAI's chat completions, with one extra field, `vitos`.
+
+A request is read strictly: what the server would not do is refused, not ignored, so that nobody takes a greedy answer
+for a sampled one. Parameters of OpenAI are taken where they ask for what happens anyway (`n: 1`, `temperature: 0`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+
+from vitos.core.names import PlanName
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+Flag = Annotated[bool, Strict()]
+Zero = Annotated[float, Strict(), Field(ge=0, le=0)]
+One = Annotated[float, Strict(), Field(ge=1, le=1)]
+Whole = Annotated[int, Strict(), Field(ge=1, le=1)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Ignored = Annotated[Any, Field(description="Taken and not used: it changes no answer.")]
+
+
+class Strictly(BaseModel):
+    """Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- request --------------------------------------------------------------------------------------------------------
+
+
+class TextPart(Strictly):
+    """Text of the question."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageAddress(Strictly):
+    """Where an image is: `data:image/png;base64,…`, `attachment:NAME` (multipart), or `file:NAME` if allowed.
+
+    `select` chooses a picture of the file, as in records: `frame=3`, `window=40,400`, `crop=0,0,0.5,1`.
+    """
+
+    url: str
+    detail: Ignored = None
+    select: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^#/\\\x00]*$")] = ""
+
+
+class ImagePart(Strictly):
+    """An image, in its place in the question; evidence boxes refer to the first."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class Message(Strictly):
+    """The question. There is one message, the user's: the model answers single questions."""
+
+    role: Literal["user"]
+    content: Annotated[
+        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=64)
+    ]
+    name: Ignored = None
+
+
+class StreamOptions(Strictly):
+    """Whether the last event of a stream counts tokens."""
+
+    include_usage: Flag = False
+    include_obfuscation: Ignored = None
+
+
+class ResponseFormat(Strictly):
+    """Text is the only one."""
+
+    type: Literal["text"] = "text"
+
+
+class Options(Strictly):
+    """The request's own extra field. `plan`: how to answer, by default the checkpoint's own."""
+
+    plan: PlanName | None = None
+    max_evidence_tokens: Count | None = None
+    evidence_only: Flag = False
+
+
+class ChatRequest(Strictly):
+    """`POST /v1/chat/completions`."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
+    stream: Flag = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    vitos: Options = Options()
+    # OpenAI's parameters, where they ask for what happens anyway.
+    temperature: Zero | None = None
+    top_p: One | None = None
+    n: Whole | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: Literal[False] | None = None
+    seed: Ignored = None
+    user: Ignored = None
+    safety_identifier: Ignored = None
+    metadata: Ignored = None
+    store: Literal[False] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that the answer may have, where the request says so."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+# --- response -------------------------------------------------------------------------------------------------------
+
+
+class Evidence(BaseModel):
+    """What an answer rests on, and what it cost: the field `vitos` of a response.
+
+    Attributes:
+        answer: option letter, or text where the question has no options; null: none could be read.
+        thought: what the reasoning branch thought.
+        text: what it wrote, tags included.
+        boxes: evidence as x1, y1, x2, y2 in fractions of the first image as it is stored.
+        kept_tokens, visual_tokens, kept_ratio: visual tokens of the first image that the answer was given from.
+        plan: the one followed; `fallback_reason` says why it could not be and what was done instead (empty: it could).
+        images: how each was opened: format, size, frame or slice, window, crop; no value of a header.
+        warnings: what a user should look at, such as text that may be burned in.
+        seconds, tokens: by stage. Stages that run together with other requests' count their whole time for each.
+    """
+
+    answer: str | None
+    thought: str | None
+    text: str
+    boxes: list[tuple[float, float, float, float]]
+    kept_tokens: int
+    visual_tokens: int
+    kept_ratio: float
+    plan: str
+    fallback: bool
+    fallback_reason: str
+    images: list[str]
+    warnings: list[str]
+    seconds: dict[str, float]
+    tokens: dict[str, int]
+
+
+class Answer(BaseModel):
+    """`content` is the option with its letter, or the answer's text; empty where none could be read."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    reasoning_content: str | None = None
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """The one answer."""
+
+    index: Literal[0] = 0
+    message: Answer
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class Usage(BaseModel):
+    """Tokens run and written, of both branches; visual tokens among them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """A finished answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    vitos: Evidence
+
+
+class Problem(BaseModel):
+    """What was wrong, in words; `code` in one."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """Every error of the API."""
+
+    error: Problem
+
+
+class ModelCard(BaseModel):
+    """The served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "vitos"
+
+
+class ModelList(BaseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """`GET /health`: "ok", or "stopping" while what runs is finished."""
+
+    status: Literal["ok", "stopping"]
+    running: int
+    waiting: int

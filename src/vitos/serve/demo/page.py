@@ -1,0 +1,215 @@
+"""`vitos demo`: a page in the browser that shows what a model looks at; layout and events only (extra `demo`).
+
+Everything that it computes is in `looking.py`, what it reads in `given.py`, its texts in `shown.py`. It needs no
+network: fonts are the system's, analytics and the browser's history of runs are off, nothing is shared. One question
+is answered at a time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from vitos.policy.plans import Limits
+from vitos.policy.vlm import SparseVLM
+from vitos.serve.demo.compare import plans_of
+from vitos.serve.demo.handlers import Handlers
+from vitos.serve.demo.inputs import Example, draw_examples, record_examples
+
+HERE = Path(__file__).parent
+NOTICE = "Research use only; not a medical device."
+MAX_UPLOAD = "512mb"
+CACHE_SECONDS = 3600
+"""Uploads and pictures older than this are deleted, and all of them when the server stops."""
+PICTURE_HEIGHT = 262
+BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model localizes. Shift+Enter asks."
+EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
+
+
+def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: Limits = Limits()) -> gr.Blocks:
+    """The page.
+
+    Args:
+        examples: pictures and questions with a button each.
+        model: name of the checkpoint, as shown.
+        limits: of both branches.
+    """
+    handlers = Handlers(vlm, limits)
+    plans, refusals = plans_of(vlm)
+    page: gr.Blocks
+    with gr.Blocks(
+        title="vitos demo", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS), fill_width=True
+    ) as page:
+        gr.HTML(
+            f"<h1>vitos demo</h1><p>Which visual tokens does an answer need? Model: <b>{escape(model)}</b>. "
+            f"<strong>{NOTICE}</strong></p>",
+            elem_id="top",
+        )
+        opened, drawn, found = gr.State(None), gr.State(0), gr.State("")
+        with gr.Row(elem_id="examples"):
+            buttons = [
+                gr.Button(e.title, icon=e.icon, size="sm", min_width=150, elem_classes="example") for e in examples
+            ]
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                file = gr.File(label="Your image: PNG, JPEG, TIFF, DICOM, NIfTI", height=120, elem_id="file")
+                facts = gr.Textbox(label="File", interactive=False, max_lines=6, elem_id="facts")
+                part = gr.Textbox(
+                    label="Frame or slice", info="frame=3, or axis=2&slice=40; Enter shows it", max_lines=1,
+                    visible=False, elem_id="part",
+                )  # fmt: skip
+                centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
+                width = gr.Slider(label="Window width", visible=False, elem_id="width")
+                question = gr.Textbox(
+                    label="Question, each option on a line", lines=5, max_lines=9, placeholder=EMPTY_QUESTION,
+                    elem_id="question",
+                )  # fmt: skip
+                plan = gr.Dropdown(plans, value=plans[0], label="Plan", info=" ".join(refusals), elem_id="plan")
+                budget = gr.Slider(
+                    0, 1, value=0, step=0.01, label="Budget", info="Share of the tokens; 0: the boxes as they are",
+                    elem_id="budget",
+                )  # fmt: skip
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
+                    ask_all = gr.Button("All plans", min_width=120, elem_id="ask-all")
+                boxes = gr.Textbox(label="Your boxes", lines=2, max_lines=6, info=BOXES_HELP, elem_id="boxes")
+                with gr.Row():
+                    take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
+                    clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
+                seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
+            with gr.Column(scale=5, min_width=480):
+                with gr.Row():
+                    _, preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
+                    sparse = _picture("sparse", "<b>Sparse</b><br>the tokens of the evidence")
+                with gr.Row():
+                    dense = _picture("dense", "<b>Dense</b><br>all tokens")
+                    random = _picture("random", "<b>Random</b><br>as many tokens, anywhere")
+                table = gr.HTML(elem_id="results")
+                thoughts = gr.HTML(elem_id="thoughts")
+
+        shows = [opened, preview, facts, part, centre, width, boxes]
+        for button, example in zip(buttons, examples, strict=True):
+            button.click(partial(_fill, example), None, [file, question, part], api_visibility="private")
+            button.click(
+                partial(handlers.open, str(example.image), example.part), None, shows, api_visibility="private"
+            )
+        gr.on([file.upload, file.clear], handlers.open, file, shows, api_visibility="private")
+        part.submit(handlers.open, [file, part], shows, api_visibility="private")
+        preview.select(
+            handlers.click, [opened, boxes, drawn], [opened, boxes, drawn], trigger_mode="multiple",
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        clear.click(handlers.clear, opened, [opened, boxes], api_visibility="private")
+        take.click(lambda text: text, found, boxes, api_visibility="private")
+        gr.on(
+            [centre.change, width.change, boxes.change, opened.change], handlers.draw, [opened, centre, width, boxes],
+            preview, show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+        ways = (dense, sparse, random)
+        results = [*(heading for heading, _ in ways), *(picture for _, picture in ways), table, thoughts, found]
+        runs: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        gr.on(
+            [ask.click, question.submit, boxes.submit, drawn.change], handlers.ask,
+            [opened, centre, width, question, plan, budget, boxes, seed], results, trigger_mode="always_last", **runs,
+        )  # fmt: skip
+        ask_all.click(
+            handlers.ask_all, [opened, centre, width, question, budget, boxes], [table, thoughts], **runs
+        )  # fmt: skip
+    return page
+
+
+def _picture(name: str, heading: str) -> tuple[gr.HTML, gr.Image]:
+    """A picture with a line above it, where it hides no pixel."""
+    with gr.Column(min_width=220):
+        above = gr.HTML(heading, elem_classes="heading", elem_id=f"{name}-heading")
+        picture = gr.Image(
+            show_label=False, interactive=False, format="png", height=PICTURE_HEIGHT, elem_id=name,
+            buttons=[] if name == "preview" else ["fullscreen"], alt_text=f"{name}: nothing yet",
+        )  # fmt: skip
+    return above, picture
+
+
+def _fill(example: Example) -> tuple[None, str, str]:
+    """No file, the example's question and part."""
+    return None, example.question, example.part
+
+
+def theme() -> gr.themes.Base:
+    """System fonts (bare names would be looked up at Google), small print dark enough to read."""
+    sans, mono = gr.themes.Font("sans-serif"), gr.themes.Font("monospace")
+    look = gr.themes.Default(
+        primary_hue="blue", neutral_hue="slate", spacing_size="sm", text_size="sm", font=sans, font_mono=mono
+    )
+    subdued = ("body_text_color_subdued", "block_info_text_color", "block_label_text_color", "block_title_text_color")
+    colours = dict.fromkeys(subdued, "*neutral_700") | {f"{name}_dark": "*neutral_200" for name in subdued}
+    return look.set(
+        **colours,
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+    )
+
+
+def launch(
+    vlm: SparseVLM,
+    folder: Path,
+    *,
+    data: Sequence[Path] = (),
+    model: str = "nano",
+    host: str = "127.0.0.1",
+    port: int | None = 7860,
+    block: bool = True,
+    announce: Callable[[], None] = lambda: None,
+) -> tuple[gr.Blocks, str]:
+    """Serve the page; returns it and its address, with `block` after it was stopped.
+
+    Args:
+        folder: where the examples' pictures are put; a temporary one will do.
+        data: record files whose questions are the examples; none: phantoms are drawn.
+        port: None: a free one from 7860 on.
+        announce: called before the page is served, when nothing more can be wrong with what was given.
+
+    Raises:
+        DataError: from `record_examples`.
+        OSError: if the port is taken.
+    """
+    examples = record_examples(data, folder) if data else draw_examples(folder)
+    page = build(vlm, examples, model)
+    if port is not None and _taken(host, port):
+        raise OSError(f"port {port} of {host} cannot be had; choose another with --port")
+    announce()
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        max_file_size=MAX_UPLOAD,
+        allowed_paths=[str(folder)],
+        theme=theme(),
+        css=(HERE / "demo.css").read_text(encoding="utf-8"),
+        js=(HERE / "demo.js").read_text(encoding="utf-8"),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        prevent_thread_lock=not block,
+    )
+    return page, address
+
+
+def _taken(host: str, port: int) -> bool:
+    """Nobody can listen there: another program does, or it is no address of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,137 @@
+"""Estimates of memory and work against what PyTorch itself reports, and what the doctor makes of them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLConfig
+from typer.testing import CliRunner
+
+from vitos.cli.main import app
+from vitos.config.recipe import load_recipe
+from vitos.doctor.devices import DEVICES, find_device
+from vitos.doctor.estimate import Job, batches, cache_room, forward_flops, memory
+from vitos.doctor.recipe import diagnose_recipe, remedies
+from vitos.doctor.shapes import find_config, model_shape
+from vitos.engines.kv_cache import GrowingLayer
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Lines of `measured_peak.py`, by name."""
+    command = [sys.executable, str(ROOT / "tests/measured_peak.py")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"TQDM_DISABLE": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    return {row["name"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", ["full", "checkpointing", "adapters", "large vocabulary", "many siblings"])
+def test_estimated_memory_is_within_15_percent_of_the_measured_peak(measured, name):
+    row = measured[name]
+    shape = model_shape(Qwen2_5_VLConfig(**row["config"]), max_pixels=256**2)
+    job = Job(weight_bytes=4, precision="float32", scans=1, **row["job"])
+    estimate = memory(shape, job)
+    assert shape.visual_tokens == 256
+    assert estimate.peak == pytest.approx(row["peak"], rel=0.15), estimate
+
+
+def test_products_of_a_forward_pass_are_those_that_pytorch_counts(measured):
+    shape = model_shape(Qwen2_5_VLConfig(**measured["full"]["config"]), max_pixels=256**2)
+    tokens = measured["flops"]["prompt"] + 3 * 20
+    assert forward_flops(shape, 2, tokens, 2 * 3 * 20) == pytest.approx(measured["flops"]["flops"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as the hub shows them for the published checkpoints
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+        ("lingshu-medical-mllm/Lingshu-7B", 8_292_166_656),
+    ],
+)
+def test_parameters_are_those_of_the_published_checkpoints(name, parameters):
+    shape = model_shape(find_config(name), max_pixels=1_003_520)
+    assert shape.text_parameters + shape.vision_parameters == parameters
+    assert shape.visual_tokens == 1280
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("prompt", "siblings", "longest"), [(7, 1, 40), (300, 8, 64), (5, 3, 1)])
+def test_room_in_the_cache_is_what_growing_layers_make(prompt, siblings, longest):
+    layer = GrowingLayer()
+    layer.update(*torch.zeros(2, 1, 1, prompt, 1))
+    for _ in range(longest - 1):
+        layer.update(*torch.zeros(2, 1, 1, siblings, 1))
+    held = layer.keys.untyped_storage().nbytes() // layer.keys.element_size()
+    assert cache_room(prompt, siblings, longest) == held
+
+
+def test_a_model_that_is_not_here_says_what_is_needed():
+    with pytest.raises(ValueError, match=r"download its config\.json"):
+        find_config("nobody/unheard-of-model")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_can_be_estimated(path):
+    found = diagnose_recipe(load_recipe(path), device=DEVICES["H200 141GB"])
+    assert found.memory.peak > found.memory.sampling["weights"] > 0
+    assert found.seconds.total > 0
+    if found.shape.text_parameters > 1e9:  # on nano, adapters are larger than what they adapt
+        assert all(memory(found.shape, job).peak <= found.memory.peak for _, job in remedies(found.shape, found.job))
+
+
+def test_what_does_not_fit_is_said_with_what_helps():
+    recipe = load_recipe(ROOT / "recipes/lingshu-7b.yaml", ["trainer={}", "train.questions_per_step=8"])
+    found = diagnose_recipe(recipe, devices=1, device=find_device("H200 141GB"))
+    (finding,) = [f for f in found.findings if f.name == "memory"]
+    assert finding.status == "missing"
+    assert "model.lora" in finding.remedy
+    assert "fits" in finding.remedy
+
+
+def test_the_command_line_prints_parts_and_assumptions():
+    recipe = str(ROOT / "recipes/lingshu-7b-lora-1gpu.yaml")
+    result = CliRunner().invoke(app, ["doctor", "--recipe", recipe, "--device", "80GB 989TFLOPS 3.35TB/s"])
+    for word in ("KV cache", "optimizer", "activations", "Seconds of an update", "Assumed", "embedding cache"):
+        assert word in result.output
+    assert result.exit_code in (0, 1)
+
+
+def test_batches_are_those_of_the_engine():
+    from vitos.engines.torch_engine import chunk_by_tokens
+
+    job = Job(300, 200, 256, 40, 30, 6, 2, 3, 2000, 4, "float32")
+    for name, prompts, prompt, siblings, longest in (("localization", 6, 300, 2, 40), ("reasoning", 12, 200, 3, 30)):
+        chunks = list(chunk_by_tokens([(1, prompt + siblings * longest)] * prompts, 2000))
+        batch, count = batches(job)[name]
+        assert (batch.rows, count) == (len(chunks[0]), len(chunks))
+
+
+def test_sharding_divides_what_it_shards_and_nothing_else():
+    shape = model_shape(find_config("Lingshu-7B"), max_pixels=1_003_520)
+    job = Job(
+        1680, 1680, 1280, 1024, 1024, 16, 5, 5, 16384, 4, "bfloat16", checkpointing=True, devices=8, sharded=True
+    )
+    one, eight = (memory(shape, dataclasses.replace(job, devices=n)) for n in (1, 8))
+    assert eight.update["gradients"] * 8 == one.update["gradients"]
+    assert eight.update["activations"] == one.update["activations"]
+    assert eight.sampling["KV cache"] == one.sampling["KV cache"]
+
+
+def test_importing_the_estimate_imports_no_torch():
+    code = (
+        "import sys, vitos.doctor.estimate, vitos.doctor.devices; "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,227 @@
+"""Every selector on real backbones: exact budgets, its own rule by brute force, refusals, and what the model sees."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.backbones.families import FAMILIES_BY_NAME
+
+from vitos.core.geometry import Box, Rect, TokenGrid
+from vitos.core.masks import fit_budget
+from vitos.core.record import Record
+from vitos.core.sparsify import Fusion
+from vitos.eval.selectors import SELECTORS, Task
+from vitos.eval.selectors.attention import text_attention
+from vitos.eval.selectors.crop import cut
+from vitos.eval.selectors.diversity import relevance
+from vitos.eval.selectors.places import uniform_mask
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
+
+QUESTION = "<image>Where is the nodule?\nA. left\nB. right"
+BOXES = (Box(0.1, 0.1, 0.4, 0.5), Box(0.6, 0.7, 0.8, 0.9))
+
+
+@pytest.fixture(scope="module")
+def make_task(picture):
+    def make(name="qwen2_5_vl, nano", *, size=(120, 160), boxes=BOXES, gold=BOXES[:1], record_id="q1", seed=0):
+        policy = SparseVLM(FAMILIES_BY_NAME[name].backbone())
+        image = picture(*size)
+        record = Record(record_id, (), QUESTION, "A", gold)
+        query = Query(policy.encode(image), QUESTION)
+        return Task(policy, query, record, boxes=boxes, seed=seed, image=lambda: image)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def task(make_task):
+    return make_task()
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_budget_is_met_exactly(name, task):
+    total = task.grid.num_tokens
+    for count in (1, 2, total // 4, total // 2, round(0.77 * total), total):
+        if name == "crop" and count < 4:
+            continue  # nano's image processor makes at least four tokens
+        choice = SELECTORS[name].choose(task, count)
+        if name == "crop":
+            assert 0.7 * count <= choice.count <= count
+        else:
+            assert choice.count == count, count
+            assert choice.mask.shape == (total,)
+
+
+@pytest.mark.parametrize("name", [n for n in SELECTORS if n not in ("crop", "tome", "visionzip", "inverted")])
+def test_a_smaller_budget_is_part_of_a_larger_one(name, task):
+    total, inside = task.grid.num_tokens, None
+    for count in range(1, total + 1, 3):
+        mask = SELECTORS[name].choose(task, count).mask
+        assert inside is None or not (inside & ~mask).any()
+        inside = mask
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_the_model_sees_what_was_chosen(name, task):
+    """As many placeholders as tokens; plain droppers leave the kept embeddings as they are, at their positions."""
+    count = task.grid.num_tokens // 2
+    choice = SELECTORS[name].choose(task, count)
+    prompt = task.sparse_prompt(choice)
+    assert int(prompt.is_visual.sum()) == len(prompt.embeddings) == choice.count
+    if choice.visual is None and choice.fusion == Fusion("none"):
+        kept = torch.from_numpy(choice.mask)
+        torch.testing.assert_close(prompt.embeddings, task.visual.embeddings[kept])
+        visual_positions = task.prompt.position_ids[:, task.prompt.is_visual]
+        torch.testing.assert_close(prompt.position_ids[:, prompt.is_visual], visual_positions[:, kept])
+    if name in ("policy", "oracle", "inverted", "random", "centre", "uniform"):
+        assert choice.fusion is None  # as the policy was trained
+        mask = torch.from_numpy(choice.mask)
+        torch.testing.assert_close(prompt.embeddings, task.prompt.sparse([mask], Fusion()).embeddings)
+
+
+def test_everything_kept_is_the_dense_prompt(task):
+    for name in ("random", "policy", "fastv", "visionzip", "divprune", "tome"):
+        choice = SELECTORS[name].choose(task, task.grid.num_tokens)
+        torch.testing.assert_close(task.sparse_prompt(choice).embeddings, task.prompt.embeddings)
+
+
+@pytest.mark.parametrize("name", ["tome", "visionzip"])
+def test_merged_tokens_enter_every_visual_stream(name, make_task):
+    task = make_task("qwen3_vl", size=(250, 200))
+    choice = SELECTORS[name].choose(task, task.grid.num_tokens // 3)
+    prompt = task.sparse_prompt(choice)
+    assert prompt.streams
+    assert {len(stream) for stream in prompt.streams} == {choice.count}
+    kept = torch.from_numpy(choice.mask)
+    for stream, whole in zip((prompt.embeddings, *prompt.streams), task.visual.tensors, strict=True):
+        assert not torch.allclose(stream, whole[kept])
+        if name == "tome":  # all tokens are in some mixture, so that sums weighted by sizes are those of all tokens
+            assert bool((stream.min(0).values >= whole.min(0).values - 1e-4).all())
+
+
+def test_places(task):
+    """Own, oracle and inverted boxes against the rule of `fit_budget` and the boxes' cells."""
+    grid, total = task.grid, task.grid.num_tokens
+    count = total // 4
+    np.testing.assert_array_equal(SELECTORS["policy"].choose(task, count).mask, fit_budget(grid, BOXES, count))
+    np.testing.assert_array_equal(SELECTORS["oracle"].choose(task, count).mask, fit_budget(grid, BOXES[:1], count))
+    evidence = grid.overlapping(BOXES)
+    for count in range(1, total + 1):
+        mask = SELECTORS["inverted"].choose(task, count).mask
+        assert mask.sum() == count
+        assert (mask & evidence).sum() == max(0, count - (~evidence).sum())
+
+
+def test_random_tokens_depend_on_seed_and_question_only(make_task):
+    def mask(**changes):
+        return SELECTORS["random"].choose(make_task(**changes), 8).mask.tolist()
+
+    assert mask() == mask(boxes=())
+    assert mask() != mask(seed=1)
+    assert mask() != mask(record_id="q2")
+
+
+def test_without_boxes(make_task):
+    task = make_task(boxes=(), gold=None)
+    even = uniform_mask(task.grid, 9)
+    for name in ("policy", "inverted"):
+        choice = SELECTORS[name].choose(task, 9)
+        assert choice.fallback
+        np.testing.assert_array_equal(choice.mask, even)
+    assert SELECTORS["oracle"].choose(task, 9) is None
+    assert SELECTORS["crop"].choose(task, 9).fallback
+    assert not SELECTORS["divprune"].choose(task, 9).fallback
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.data())
+def test_a_uniform_choice_leaves_no_hole(rows, cols, data):
+    """Every cell lies near a kept one: within the radius at which that many discs could cover the grid twice over."""
+    count = data.draw(st.integers(1, rows * cols))
+    grid = TokenGrid.single(rows, cols)
+    mask = uniform_mask(grid, count)
+    assert mask.sum() == count
+    centres = grid.centres()
+    gap = np.linalg.norm(centres[:, None] - centres[mask][None], axis=-1).min(1).max()
+    kept = centres[mask]
+    apart = np.linalg.norm(kept[:, None] - kept[None], axis=-1) + 9 * np.eye(count)
+    assert gap <= apart.min() + 1e-9 or count == 1  # the farthest-point property: no hole is wider than the spacing
+
+
+def test_a_uniform_choice_takes_padding_last():
+    grid = TokenGrid.single(6, 6, Rect(0, -0.5, 1, 1.5))
+    inside = grid.overlapping([Box(0, 0, 1, 1)])
+    assert not (uniform_mask(grid, int(inside.sum())) & ~inside).any()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "llava, LLaVA-1.5", "internvl"])
+def test_fastv_ranks_by_the_eager_model_s_attention(name, make_task):
+    task = make_task(name, size=(90, 131))
+    backbone, prompt = task.policy.backbone, task.prompt
+    from vitos.core.prompt import pad_prompts
+
+    inputs = backbone.model_inputs(pad_prompts([prompt], backbone.pad_token_id))
+    backbone.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            weights = backbone.model(**inputs, use_cache=False, output_attentions=True).attentions[1]
+    finally:
+        backbone.model.set_attn_implementation("sdpa")
+    expected = weights[0].float().mean(0)[-1][prompt.is_visual]
+    torch.testing.assert_close(text_attention(task), expected, atol=1e-6, rtol=1e-4)
+    mask = SELECTORS["fastv"].choose(task, 5).mask
+    assert expected[torch.from_numpy(mask)].min() >= expected[torch.from_numpy(~mask)].max()
+
+
+def test_question_similarity_by_loops(task):
+    backbone = task.policy.backbone
+    ids = backbone.tokenizer("Where is the nodule?\nA. left\nB. right", add_special_tokens=False)["input_ids"]
+    words = backbone.model.get_input_embeddings().weight[ids].detach().double().numpy()
+    visual = task.visual.embeddings.double().numpy()
+    expected = [np.mean([v @ w / np.linalg.norm(v) / np.linalg.norm(w) for w in words]) for v in visual]
+    np.testing.assert_allclose(relevance(task).numpy(), expected, atol=1e-5)
+
+
+@given(st.floats(0.05, 1), st.floats(0.05, 1), st.integers(1, 60))
+def test_a_crop_has_the_boxes_pixels_and_fits_its_budget(width, height, count):
+    from PIL import Image
+
+    values = np.arange(100 * 80).reshape(80, 100).astype(np.int32)
+    box = Box(0, 0, width, height)
+    piece = cut(Image.fromarray(values, mode="I"), box, count, 4)
+    cols, rows = piece.width // 4, piece.height // 4
+    assert rows * cols <= count < rows * cols + rows  # no further column would fit
+    assert np.asarray(piece).max() <= values[: int(np.ceil(height * 80)), : int(np.ceil(width * 100))].max() + 200
+
+
+def test_refusals(make_task):
+    llava, gemma = (FAMILIES_BY_NAME[n].backbone() for n in ("llava, LLaVA-1.5", "gemma3"))
+    assert "'crop' encodes images of a few tokens, but Llava" in SELECTORS["crop"].refusal(llava)
+    assert "'visionzip' needs encoder attention, which Gemma3" in SELECTORS["visionzip"].refusal(gemma)
+    assert SELECTORS["visionzip"].refusal(llava) is None
+    assert not any(selector.refusal(make_task().policy.backbone) for selector in SELECTORS.values())
+    task = make_task()
+    processor = task.policy.backbone.image_processor
+    before = dict(processor.size)
+    processor.size = before | {"shortest_edge": 64 * 64 * 4}
+    try:
+        with pytest.raises(ValueError, match=r"q1: crop: the image processor makes \d+ tokens"):
+            SELECTORS["crop"].choose(task, 4)
+    finally:
+        processor.size = before
+
+
+def test_further_images_stay_whole(make_task, picture):
+    task = make_task()
+    policy = task.policy
+    query = Query(policy.encode(picture(120, 160), picture(90, 90, 1)), "<image><image>Which?\nA. 1\nB. 2")
+    two = Task(policy, query, replace(task.record, question=query.question), boxes=BOXES, image=task.image)
+    second = query.scan.visuals[1]
+    for name in SELECTORS:
+        choice = SELECTORS[name].choose(two, 6)
+        prompt = two.sparse_prompt(choice)
+        assert len(prompt.embeddings) == choice.count + second.grid.num_tokens
+        torch.testing.assert_close(prompt.embeddings[choice.count :], second.embeddings)

@@ -1,0 +1,203 @@
+"""Every condition of an evaluation, against the answers asked for one by one."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vitos.core.sparsify import Fusion, Selection
+from vitos.core.stopwatch import Stopwatch
+from vitos.engines.base import Sampling
+from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.results import summarize
+from vitos.policy.plans import Limits
+from vitos.policy.types import Query
+
+PLAN = EvaluationPlan(budgets=(0.25,), batch_size=7, max_localization_tokens=24, max_reasoning_tokens=14)
+CONTROLS = {"random", "centre", "inverted", "shifted", "oracle"}
+
+
+@pytest.fixture(scope="module")
+def models(warm_policy):
+    """The policy; itself with other spec as the model before training, and as RL without pruning."""
+    return warm_policy, warm_policy.with_spec(fusion=Fusion("none")), warm_policy.with_spec(reason_prompt="{question}")
+
+
+@pytest.fixture(scope="module")
+def records(phantom_records):
+    """Seven boxed questions and one without boxes."""
+    return [*phantom_records[:7], replace(phantom_records[7], boxes=None)]
+
+
+def run(models, records, **changes):
+    policy, base, dense = models
+    return list(run_policy(policy, records, replace(PLAN, **changes), base=base, rl_dense=dense))
+
+
+@pytest.fixture(scope="module")
+def cases(models, records):
+    found = run(models, records)
+    assert not all(case.conditions["sparse"]["fallback"] for case in found)
+    return found
+
+
+def test_own_conditions_are_what_ask_answers(models, records, cases):
+    policy, base, _ = models
+    for model, names in ((policy, ("localization", "sparse")), (base, ("untrained_localization", "untrained_sparse"))):
+        for record, case in zip(records, cases, strict=True):
+            scan = model.encode(record.image_paths[0])
+            query = Query(scan, record.question)
+            ((located,),) = model.localize([query], Sampling(24))
+            selection = model.select(query, located.response)
+            ((answered,),) = model.reason([query], [selection], Sampling(14))
+            first, second = (case.conditions[name] for name in names)
+            assert case.record is record
+            assert first["text"] == located.completion.text
+            assert first["boxes"] == [list(box.as_tuple()) for box in located.response.boxes]
+            assert first["parsed"] == bool(located.response.boxes)
+            assert (first["iou"] is None) == (record.boxes is None)
+            assert second["text"] == answered.completion.text
+            assert second["correct"] == (answered.response.answer == record.answer)
+            assert second["kept"] == np.flatnonzero(selection.mask).tolist()
+            assert second["kept_ratio"] == len(second["kept"]) / 64
+            assert second["fallback"] == (not first["parsed"])
+
+
+@pytest.mark.parametrize(("name", "model"), [("dense", 0), ("base_dense", 1), ("rl_dense", 2)])
+def test_dense_conditions_see_all_tokens(name, model, models, records, cases):
+    policy = models[model]
+    for record, case in zip(records, cases, strict=True):
+        query = Query(policy.encode(record.image_paths[0]), record.question)
+        ((answered,),) = policy.reason([query], [None], Sampling(14))
+        assert case.conditions[name]["text"] == answered.completion.text
+
+
+def test_controls_have_the_policy_s_number_of_tokens(cases):
+    for case in cases:
+        own = set(case.conditions["sparse"]["kept"])
+        for name in ("random", "centre", "shifted", "inverted"):
+            row = case.conditions.get(name)
+            undefined = len(own) == 64 if name == "inverted" else not case.conditions["localization"]["parsed"]
+            assert (row is None) == (undefined and name in ("shifted", "inverted")), (case.record.id, name)
+            if row is not None:
+                count = min(len(own), 64 - len(own)) if name == "inverted" else len(own)
+                assert len(row["kept"]) == count, (case.record.id, name)
+        if "inverted" in case.conditions:
+            assert not own & set(case.conditions["inverted"]["kept"])
+        assert ("oracle" in case.conditions) == (case.record.boxes is not None)
+        if case.record.boxes:
+            grid = case.grid.overlapping(case.record.boxes)
+            assert case.conditions["oracle"]["kept"] == np.flatnonzero(grid).tolist()
+
+
+def test_a_control_is_answered_from_its_own_tokens(models, cases):
+    policy, answered = models[0], 0
+    for case in cases:
+        query = Query(policy.encode(case.record.image_paths[0]), case.record.question)
+        for name in (CONTROLS | {"random@0.25", "own@0.25"}) & case.conditions.keys():
+            mask = np.isin(np.arange(64), case.conditions[name]["kept"])
+            ((rollout,),) = policy.reason([query], [Selection(mask)], Sampling(14))
+            assert case.conditions[name]["text"] == rollout.completion.text, name
+            answered += 1
+    assert answered > 30
+
+
+def test_budgets_have_their_number_of_tokens(cases):
+    for case in cases:
+        at_budget = {name: row for name, row in case.conditions.items() if name.endswith("@0.25")}
+        expected = {"random", "centre"} | ({"oracle"} if case.record.boxes else set())
+        if case.conditions["localization"]["parsed"]:
+            expected |= {"own", "inverted"}
+        assert {name.split("@")[0] for name in at_budget} == expected
+        assert all(len(row["kept"]) == 16 for row in at_budget.values())
+
+
+def test_without_evidence_controls_of_its_place_are_left_out(models, records):
+    """Three tokens are too few for a box: everything is kept, and there is nothing to shift or to invert."""
+    (case,) = run_policy(models[0], records[:1], replace(PLAN, max_localization_tokens=3))
+    assert set(case.conditions) == {
+        *("localization", "sparse", "dense", "random", "centre", "oracle"),
+        *("random@0.25", "centre@0.25", "oracle@0.25"),
+    }
+    assert case.conditions["sparse"]["fallback"]
+    for name in ("sparse", "random", "centre"):
+        assert case.conditions[name]["kept"] == list(range(64))
+
+
+def test_conditions_that_are_not_asked_for_are_absent(models, records):
+    (case,) = run_policy(models[0], records[:1], replace(PLAN, controls=False, budgets=()))
+    assert set(case.conditions) == {"localization", "sparse", "dense"}
+
+
+def test_batch_size_does_not_change_answers(models, records, cases):
+    # The last three: question 7 was alone in its batch of at most seven, the others were not.
+    for a, b in zip(run(models, records[5:], batch_size=1), cases[5:], strict=True):
+        assert a.to_json() == b.to_json()
+
+
+def test_the_seed_draws_other_random_tokens_only(models, records, cases):
+    others = run(models, records[:3], seed=1)
+    assert any(
+        a.conditions["random"]["kept"] != b.conditions["random"]["kept"] for a, b in zip(others, cases, strict=False)
+    )
+    for a, b in zip(others, cases, strict=False):
+        for name in ("localization", "sparse", "dense", "centre", "oracle", "base_dense"):
+            assert a.conditions.get(name) == b.conditions.get(name)
+
+
+def test_times_and_progress(models, records):
+    watch, base_watch, done = Stopwatch(), Stopwatch(), []
+    plan = replace(PLAN, batch_size=2, controls=False, budgets=())
+    policy, base, _ = models
+    list(run_policy(policy, records[:3], plan, base=base, watch=watch, base_watch=base_watch, progress=done.append))
+    assert done == [2, 1]
+    branch = ("prefill", "decode")
+    sparse = {"vision", "sparsify", *(f"{b}_{m}" for b in ("localize", "reason") for m in branch)}
+    assert set(watch.seconds) == sparse
+    assert set(base_watch.seconds) == {"vision", *(f"reason_{m}" for m in branch)}
+
+
+def test_cases_are_json_and_make_results(cases, records):
+    rows = json.loads(json.dumps([case.to_json() for case in cases]))
+    assert rows[0]["grid"] == [{"rect": [0, 0, 1, 1], "rows": 8, "cols": 8}]
+    assert rows[0]["gold_boxes"] == [list(box.as_tuple()) for box in records[0].boxes]
+    assert rows[7]["gold_boxes"] == []
+    assert rows[0]["template"] == records[0].meta["template"]
+    results = summarize(rows, bootstrap_samples=50)
+    right = [case.conditions["sparse"]["answer"] == case.record.answer for case in cases]
+    assert results["sparse_accuracy"] == sum(right) / 8
+    assert results["control_counts"]["oracle"] == 7
+    assert set(results["budgets"]) == {"0.25"}
+
+
+@pytest.mark.parametrize("plan", ["gather", "coarse", "crop"])
+def test_every_plan_is_what_ask_answers(plan, warm_policy, records):
+    policy, watch = warm_policy.with_spec(plan=plan), Stopwatch()
+    options = replace(PLAN, budgets=(0.25,) if plan == "gather" else ())
+    path = records[2].image_paths[0]
+    cropped = replace(records[2], image_paths=(path.with_name(f"{path.name}#crop=0,0.25,1,1"),), boxes=None)
+    asked = [*records[:2], cropped]
+    found = list(run_policy(policy, asked, options, base=policy, watch=watch))
+    assert found[2].grid.shown.y1 == 0.25
+    for record, case in zip(asked, found, strict=True):
+        scan = policy.encode(record.image_paths[0])
+        finding = policy.ask(scan, record.question, limits=Limits(14, 24))
+        dense = policy.ask(policy.encode(record.image_paths[0], plan="dense"), record.question, 14, plan="dense")
+        conditions = case.conditions
+        assert conditions["sparse"]["text"] == finding.reasoning.completion.text
+        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept).tolist()
+        assert conditions["sparse"]["fallback"] == finding.fallback
+        assert conditions["localization"]["text"] == finding.localization.completion.text
+        assert conditions["dense"]["text"] == dense.reasoning.completion.text == conditions["base_dense"]["text"]
+        assert conditions["untrained_sparse"] == conditions["sparse"]
+        assert ("random" in conditions) == ("own@0.25" in conditions) == (plan == "gather")
+        assert case.grid == finding.grid
+    assert ("prefix" in watch.seconds) == (plan == "gather")
+
+
+def test_plans_that_an_evaluation_cannot_run_are_refused(warm_policy, records):
+    with pytest.raises(ValueError, match="answers densely beside its plan"):
+        next(run_policy(warm_policy.with_spec(plan="dense"), records, PLAN))
+    with pytest.raises(ValueError, match="budgets choose among the tokens of one look"):
+        next(run_policy(warm_policy.with_spec(plan="crop"), records, PLAN))

@@ -1,0 +1,113 @@
+"""Batches, looks, the store: properties, and pictures pixel by pixel."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitos.core.geometry import Box
+from vitos.core.record import Record
+from vitos.eval.image_ablations import covered, mean_colour, painted, swaps
+from vitos.eval.plan import BenchPlan, batches
+from vitos.eval.store import file_name, read_rows, weights_fingerprint
+
+records_of = st.lists(st.integers(0, 6), min_size=1, max_size=30).map(
+    lambda images: [Record(str(i), (Path(f"{image}.png"),), "<image>?", "A") for i, image in enumerate(images)]
+)
+
+
+@given(records_of, st.integers(1, 9))
+def test_batches_keep_an_image_s_questions_together(records, size):
+    made = batches(records, size)
+    assert sorted(r.id for b in made for r in b) == sorted(r.id for r in records)
+    holding = {}
+    for index, batch in enumerate(made):
+        for record in batch:
+            assert holding.setdefault(record.image_paths, index) == index
+        assert len(batch) <= size or len({r.image_paths for r in batch}) == 1
+
+
+@given(records_of, st.integers(0, 3))
+def test_no_question_is_shown_its_own_image(records, seed):
+    found = swaps(records, seed)
+    if len({r.image_paths for r in records}) == 1:
+        assert found == {}
+        return
+    assert found.keys() == {r.id for r in records}
+    shown = {r.image_paths: found[r.id].image_paths for r in records}
+    assert all(a != b for a, b in shown.items())
+    assert sorted(shown.values()) == sorted(shown)  # every image stands in for exactly one other
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.data())
+def test_painting_pixel_by_pixel(width, height, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    corners = st.tuples(*[st.floats(0, 1)] * 4).filter(lambda c: c[0] < c[2] and c[1] < c[3])
+    boxes = [Box(*c) for c in data.draw(st.lists(corners, min_size=1, max_size=3))]
+    mean = np.array(mean_colour(image))
+    assert np.abs(mean - pixels.reshape(-1, 3).mean(0)).max() <= 0.5
+    hidden, alone = (np.asarray(painted(image, boxes, inside=inside)) for inside in (True, False))
+    hit = covered(image.size, boxes)
+    for y in range(height):
+        for x in range(width):
+            inside = any(
+                x < b.x2 * width and x + 1 > b.x1 * width and y < b.y2 * height and y + 1 > b.y1 * height
+                for b in boxes
+            )
+            assert hit[y, x] == inside
+            assert (hidden[y, x] == (mean if inside else pixels[y, x])).all()
+            assert (alone[y, x] == (pixels[y, x] if inside else mean)).all()
+
+
+def test_a_budget_of_one_is_the_dense_condition():
+    plan = BenchPlan(selectors=("random", "divprune"), budgets=(1.0,), looks=False)
+    assert plan.conditions == ("localize", "dense", "random@own")
+    without = BenchPlan(selectors=("divprune",), budgets=(0.5,), looks=False)
+    assert without.conditions == ("dense", "divprune@0.5")  # nothing goes by boxes, so none are asked for
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selectors": ("best",)}, "no selector 'best'; known are policy"),
+        ({"budgets": (0.5, 1.5)}, r"in \(0, 1\], got 1.5"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_plans(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(BenchPlan(), **changes)
+
+
+@given(st.lists(st.text("aB./-_ é\\\n", min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
+def test_file_names_are_one_part_of_a_path_and_unlike(names):
+    made = [file_name(name) for name in names]
+    assert made[0] != made[1]
+    for name in made:
+        assert Path("x") / name == Path("x") / Path(name).name
+        assert not name.startswith(".")
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    file = tmp_path / "0.jsonl"
+    file.write_text('{"a": 1}\nbroken\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=r"0\.jsonl, line 2"):
+        read_rows(file)
+    file.write_text('{"a": 1}\n{"a": ')
+    assert read_rows(file) == [{"a": 1}]
+
+
+def test_weights_of_one_size_have_names_of_their_own(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(3_000_000))
+    first = weights_fingerprint(tmp_path)
+    file.write_bytes(bytes(2_999_999) + b"x")
+    assert weights_fingerprint(tmp_path) != first
+    file.write_bytes(bytes(3_000_000))
+    assert weights_fingerprint(tmp_path) == first

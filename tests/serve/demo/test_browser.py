@@ -1,0 +1,205 @@
+"""The demo in headless Chromium, by mouse and by keyboard.
+
+`VITOS_DEMO_SCREENSHOT=docs/assets/demo.png` also writes the picture that docs/demo.md shows.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.serve.dicom import write_dicom
+
+pytest.importorskip("gradio", reason="the demo extra is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    from vitos.policy.vlm import SparseVLM
+    from vitos.serve.demo.page import launch
+
+    page, address = launch(
+        SparseVLM.from_pretrained("nano", device="cpu"), tmp_path_factory.mktemp("demo"), port=None, block=False
+    )
+    yield address
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A freshly loaded page; afterwards: nothing was fetched from elsewhere."""
+    page = browser.new_page(viewport={"width": 1200, "height": 980})
+    page.set_default_timeout(60_000)
+    fetched = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(address)
+    page.wait_for_selector(".example")
+    yield page
+    page.close()
+    assert [url for url in fetched if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def kept(page):
+    """Tokens kept, as the table says: (dense, sparse, random)."""
+    page.wait_for_selector("#results td.answer")
+    return [int(n) for n in re.findall(r"(\d+) of 64 \(", page.locator("#results").inner_text())]
+
+
+def wait_for(page, script):
+    page.wait_for_function(script)
+
+
+def boxes(page):
+    return page.locator("#boxes textarea").input_value().splitlines()
+
+
+def point(page, x, y):
+    """A point of the previewed image, in fractions, on the screen."""
+    page.locator("#preview img").scroll_into_view_if_needed()
+    area = page.locator("#preview img").bounding_box()
+    return area["x"] + x * area["width"], area["y"] + y * area["height"]
+
+
+def test_an_example_is_answered_and_a_drawn_box_changes_it(page):
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    assert page.locator("#question textarea").input_value().startswith("Which is larger")
+    page.locator("#ask").click()
+    dense, sparse, random = kept(page)
+    assert dense == 64 > sparse == random
+    overlays = [page.locator(f"#{name} img") for name in ("dense", "sparse", "random")]
+    assert all(overlay.evaluate("i => i.naturalWidth") == 384 for overlay in overlays)
+    assert "tokens" in overlays[1].get_attribute("alt")
+    before = overlays[1].get_attribute("src")
+    if target := os.environ.get("VITOS_DEMO_SCREENSHOT"):
+        page.wait_for_timeout(1000)
+        page.screenshot(path=Path(target))
+
+    page.mouse.click(*point(page, 0.02, 0.02))
+    page.wait_for_timeout(800)
+    assert boxes(page) == []
+    page.mouse.click(*point(page, 0.2, 0.2))
+    wait_for(page, "document.querySelector('#results').innerText.includes('Your boxes were used')")
+    (box,) = boxes(page)
+    assert [float(v) for v in box.split(",")] == pytest.approx([0.02, 0.02, 0.2, 0.2], abs=0.01)
+    assert kept(page) == [64, 4, 4]
+    wait_for(page, f"document.querySelector('#sparse img').src != {before!r}")
+
+
+def test_dragging_draws_a_box(page):
+    page.locator(".example").nth(0).click()
+    page.wait_for_selector("#preview img")
+    page.mouse.move(*point(page, 0.05, 0.55))
+    page.mouse.down()
+    page.mouse.move(*point(page, 0.2, 0.7))
+    page.mouse.move(*point(page, 0.45, 0.95))
+    assert page.locator(".band").count() == 1
+    page.mouse.up()
+    assert kept(page) == [64, 16, 16]  # half a drag is no box: the answer came by itself
+    (box,) = boxes(page)
+    assert [float(v) for v in box.split(",")] == pytest.approx([0.05, 0.55, 0.45, 0.95], abs=0.01)
+    page.locator("#clear").click()
+    wait_for(page, "document.querySelector('#boxes textarea').value === ''")
+
+
+def test_by_keyboard_alone(page):
+    page.locator(".example").nth(3).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#preview img")
+    page.locator("#boxes textarea").focus()
+    page.keyboard.type("0, 0, 0.5, 0.5")
+    page.keyboard.press("Shift+Enter")
+    assert kept(page) == [64, 16, 16]
+    focused = page.locator("#boxes textarea").evaluate("e => getComputedStyle(e).outlineStyle")
+    assert focused == "solid"
+
+
+def test_bad_input_is_told_on_the_page(page):
+    page.locator("#ask").click()
+    page.get_by_text("Choose an example or a file first.").wait_for()
+    page.locator("#file input[type=file]").set_input_files(
+        {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
+    )
+    page.get_by_text("not an image of a known format").first.wait_for()
+    assert page.locator("#preview img").count() == 0
+
+
+def test_windows_and_frames_of_dicom(page, tmp_path):
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "one.dcm"))
+    page.wait_for_selector("#preview img")
+    width = page.locator("#width input[type=number]")
+    assert width.input_value() == "400"
+    before = page.locator("#preview img").get_attribute("src")
+    width.fill("1800")
+    width.press("Tab")
+    wait_for(page, f"document.querySelector('#preview img').src != {before!r}")
+    page.locator("#file button[aria-label*=lear]").first.click()
+    page.wait_for_selector("#preview img", state="detached")
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "two.dcm", frames=2))
+    page.get_by_text("2 frames").first.wait_for()
+    part = page.locator("#part").locator("input, textarea").first
+    part.fill("frame=2")
+    part.press("Enter")
+    page.wait_for_selector("#preview img")
+    page.locator("#question textarea").fill("What is shown?")
+    page.locator("#ask").click()
+    page.wait_for_selector("#results td.answer")
+    assert width.input_value() == "400"
+    assert page.get_by_text("is less than minimum").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_background(browser, address, scheme):
+    """WCAG 2.1 AA: 4.5 : 1, for every element of the page that has text of its own."""
+    page = browser.new_page(viewport={"width": 1200, "height": 980}, color_scheme=scheme)
+    page.goto(address)
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    page.locator("#ask").click()
+    kept(page)
+    page.wait_for_timeout(500)
+    assert page.evaluate(CONTRAST) == []
+    page.close()
+
+
+CONTRAST = """() => {
+  const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const under = e => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0.5) return c;
+    }
+    return [255, 255, 255];
+  };
+  const bad = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const seen = e.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true });
+    if (!own || !seen || e.tagName === "STYLE") continue;
+    const box = e.getBoundingClientRect();
+    if (box.width < 2 || box.height < 2) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(under(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) bad.push(`${ratio.toFixed(2)} ${e.className} ${e.textContent.trim().slice(0, 40)}`);
+  }
+  return bad;
+}"""
