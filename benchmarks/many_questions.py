@@ -10,18 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
 
-from benchmarks.inference import GivenEvidence, device_name, middle, noise
+from benchmarks.inference import answer_told, device_name, middle, noise
 from benchmarks.inference_models import build_model
-from vitos.core.names import PlanName
+from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.files import write_json_atomic, write_text_atomic
-from vitos.policy.plans import PLANS, Limits
-from vitos.policy.types import Finding
+from vitos.nano.build import NANO_SPEC
+from vitos.policy.plans import Limits, Outcome, get_plan
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 
 JSON_FILE, TABLE = "questions.json", "questions.md"
 _PLACES = ("upper left", "upper right", "lower left", "lower right")
@@ -34,7 +36,7 @@ class Questions:
 
     Attributes:
         model, parts, dtype, device: as in `build_model`.
-        plans: of `PLANS`.
+        plans: names of plans.
         size: width and height of the image in pixels.
         kept: share of the visual tokens that the evidence covers, 0..1.
         count: questions about the image, at most 24.
@@ -55,8 +57,8 @@ class Questions:
     reasoning_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if unknown := set(self.plans) - set(PLANS):
-            raise ValueError(f"unknown plan {', '.join(sorted(unknown))}; known: {', '.join(PLANS)}")
+        for name in self.plans:
+            get_plan(name)
         if not 1 <= self.count <= 24 or self.runs < 1 or not 0 < self.kept <= 1:
             raise ValueError("questions must be 1 to 24, runs >= 1 and the kept share in (0, 1]")
 
@@ -68,18 +70,18 @@ def run_questions(asked: Questions, progress: Callable[[str], object] = lambda _
     vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
     picture = noise(asked.size, 0)
     (view,) = backbone.layout(picture)[0].views
-    vlm = GivenEvidence(backbone, middle(view.cols, asked.kept))
+    vlm, box = SparseVLM(backbone, NANO_SPEC), middle(view.cols, asked.kept)
     texts = [question(i) for i in range(asked.count)]
     cases = {}
     for plan in asked.plans:
         pairs: list[tuple[float, float]] = []
         for run in range(asked.runs + 1):
             progress(f"{plan}: run {run} of {asked.runs}" if run else f"{plan}: warming up")
-            one, _ = _ask(vlm, picture, texts[:1], plan, asked)
-            many, together = _ask(vlm, picture, texts, plan, asked)
+            one, _ = _ask(vlm, picture, texts[:1], plan, box, asked)
+            many, together = _ask(vlm, picture, texts, plan, box, asked)
             pairs.append((one, many))
         progress(f"{plan}: every question alone")
-        alone = [_ask(vlm, picture, [text], plan, asked)[1][0] for text in texts]
+        alone = [_ask(vlm, picture, [text], plan, box, asked)[1][0] for text in texts]
         ratios = [many / one for one, many in pairs[1:]]
         cases[plan] = {
             "seconds_of_one": median(one for one, _ in pairs[1:]),
@@ -129,17 +131,18 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def _ask(
-    vlm: GivenEvidence, picture: Image.Image, texts: list[str], plan: str, asked: Questions
-) -> tuple[float, list[Finding]]:
-    """Seconds from pixels to answers, and the findings."""
-    name, limits = cast(PlanName, plan), Limits(asked.reasoning_tokens, asked.evidence_tokens)
+    vlm: SparseVLM, picture: Image.Image, texts: list[str], plan: str, box: Box, asked: Questions
+) -> tuple[float, list[Outcome]]:
+    """Seconds from pixels to answers, and the outcomes."""
+    limits = Limits(max_tokens=asked.reasoning_tokens, max_evidence_tokens=asked.evidence_tokens)
     watch = Stopwatch()
-    with watch.stage("all"):
-        scan = vlm.encode(picture, plan=name)
-        findings = vlm.ask_many([scan] * len(texts), texts, plan=name, limits=limits)
-    return watch.seconds["all"], findings
+    with watch.span("all"):
+        scan = vlm.encode(picture, plan=plan)
+        queries = [Query.about(scan, text) for text in texts]
+        outcomes = answer_told(vlm, get_plan(plan), queries, box, limits, Stopwatch())
+    return watch.seconds["all"], outcomes
 
 
-def _written(found: Finding) -> list[list[int]]:
+def _written(found: Outcome) -> list[list[int]]:
     """The tokens of its branches."""
     return [r.completion.token_ids.tolist() for r in (found.localization, found.reasoning) if r is not None]

@@ -62,7 +62,7 @@ class Meter(Stopwatch):
         """`function` with its time added to a stage."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.stage(name):
+            with self.span(name):
                 return function(*args, **kwargs)
 
         return call
@@ -86,7 +86,7 @@ class Turns(TrainerCallback):
             raise SystemExit("whoever measured is gone")
         self.meter.seconds.clear()
         self.meter.prompt_tokens = 0
-        self._step, self._cpu = self.meter.stage("total"), time.process_time()
+        self._step, self._cpu = self.meter.span("total"), time.process_time()
         self._step.__enter__()
 
     def on_step_end(

@@ -36,7 +36,7 @@ from benchmarks.peak import peak_memory
 from vitos.backbones import FAMILIES, Backbone
 from vitos.core.geometry import Box, TokenGrid
 from vitos.core.prompt import Prompt, VisualTokens
-from vitos.core.sparsify import Selection, select
+from vitos.core.sparsify import Kept, select
 from vitos.data.files import write_json_atomic, write_text_atomic
 from vitos.doctor.shapes import KNOWN, ModelShape, model_shape
 from vitos.engines.prefix import cache_bytes
@@ -194,7 +194,7 @@ def _measure(
         }
 
 
-def sparsified(dense: Prompt, grid: TokenGrid, box: Box) -> tuple[Prompt, Selection]:
+def sparsified(dense: Prompt, grid: TokenGrid, box: Box) -> tuple[Prompt, Kept]:
     """All that a sparse prompt costs beyond its prefill: the keep mask, fusion, ids and positions."""
     selection = select(grid, [box])
     return dense.sparse([torch.from_numpy(selection.mask)]), selection

@@ -129,9 +129,16 @@ JOBS: dict[str, Job] = {
         _bench("runs/bench"),
     ),
     "train-gather": Job((_short("gather"),), _training("runs/short-gather")),
-    "train-coarse": Job((_short("coarse"),), _training("runs/short-coarse")),
+    "train-coarse": Job((_short("coarse", "evaluate.budgets=[]"),), _training("runs/short-coarse")),
     "train-joint": Job(
-        (_short("two_pass", "train.schedule=joint", "train.frozen_boxes=false", "train.localization_kl=0"),),
+        (
+            _short(
+                "two_pass",
+                "train.schedule=joint",
+                "train.localization_kl=0",
+                *(f"train.stage1_{name}=null" for name in ("num_localizations", "num_reasonings", "learning_rate")),
+            ),
+        ),
         _training("runs/short-two_pass"),
     ),
     "nano-real": Job(

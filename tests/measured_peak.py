@@ -107,8 +107,8 @@ def train(name, options, folder):
     scan = policy.encode(records[0].image_paths[0])
     query = Query(scan, records[0].question)
     job = {
-        "localize_tokens": len(policy.localize_prompts([query])[0]),
-        "reason_tokens": len(policy.reason_prompts([query], [None])[0]),
+        "localize_tokens": len(policy.branches.localize_prompt(query)),
+        "reason_tokens": len(policy.branches.reason_prompt(query)),
         "visual_tokens": scan.visuals[0].grid.num_tokens,
         "rank": lora.r if lora else None,
         "checkpointing": given.pop("gradient_checkpointing", False),
@@ -141,7 +141,7 @@ def main(names):
     policy = make_policy(3000, attention="eager")
     with tempfile.TemporaryDirectory() as temporary:
         scan = policy.encode(make_records(Path(temporary))[0].image_paths[0])
-    prompts = policy.localize_prompts([Query(scan, "<image>Where?")] * 2)
+    prompts = [policy.branches.localize_prompt(Query(scan, "<image>Where?"))] * 2
     completions = [[torch.full((20,), 300)] * 3] * 2
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         TorchEngine(policy.backbone).score(prompts, completions)

@@ -234,13 +234,12 @@ def test_keys_of_results_and_cases_are_explained() -> None:
 
 
 def test_metrics_of_an_update_are_explained() -> None:
-    import numpy as np
     import torch
 
     from vitos.core.geometry import Box, TokenGrid
     from vitos.core.record import Record
     from vitos.core.response import parse_localization, parse_reasoning
-    from vitos.core.sparsify import Selection
+    from vitos.core.sparsify import Kept
     from vitos.engines.base import Completion
     from vitos.policy.types import Query, Rollout, Scan
     from vitos.rl.loss import LossOutputs
@@ -255,10 +254,9 @@ def test_metrics_of_an_update_are_explained() -> None:
         record,
         Query(Scan(()), "?"),
         [Rollout(completion, first)],
-        [Selection(np.ones(4, dtype=bool), fallback=True)],
+        [Kept.everything(TokenGrid.single(2, 2), "no box")],
         [[Rollout(completion, second)]],
         group_rewards(record, [first], [[second]], RewardWeights()),
-        TokenGrid.single(2, 2),
     )
     keys = set(rollout_metrics([group]))
     sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {
@@ -267,6 +265,6 @@ def test_metrics_of_an_update_are_explained() -> None:
     }
     keys |= {f"{name}/{branch}" for name in sums for branch in ("localization", "reasoning")}
     trainer = (ROOT / "src/vitos/rl/trainer.py").read_text(encoding="utf-8")
-    keys |= {f"seconds/{name}" for name in re.findall(r'watch\.stage\("(\w+)"\)', trainer)}
+    keys |= {f"seconds/{name}" for name in re.findall(r'watch\.span\("(\w+)"\)', trainer)}
     assert {"reward/iou", "clipped/reasoning", "skipped_groups/localization", "seconds/update"} <= keys
     assert keys - documented() == set()

@@ -25,6 +25,7 @@ from vitos.config.recipe import (
     load_recipe,
 )
 from vitos.config.yaml_file import dump_yaml, parse_yaml
+from vitos.policy.plans import check_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 MINIMAL = "name: t\noutput_dir: runs/t\ndata: {train: a.json}\n"
@@ -239,10 +240,32 @@ def test_ranges_and_rules(write, override, key, expected):
 @pytest.mark.parametrize(
     "wrong", ["data.cache=runs/cache", "train.schedule=dense", "train.sampler=vllm", "evaluate.budgets=[0.5]"]
 )
-def test_plan_coarse_looks_at_an_image_twice(write, wrong):
-    (line,) = problems_of(write(MINIMAL), ["sparsify.plan=coarse", wrong])
+def test_plan_coarse_encodes_an_image_twice(write, wrong):
+    changes = ["sparsify.plan=coarse", "evaluate.budgets=[]", wrong]
+    with pytest.raises(ConfigError) as caught:
+        check_recipe(load_recipe(write(MINIMAL), changes))
+    (line,) = caught.value.problems
     assert line.startswith(wrong.split("=")[0] + ": ")
     assert "plan: coarse" in line
+
+
+@pytest.mark.parametrize(
+    ("plan", "change", "said"),
+    [
+        ("gather", "sparsify.positions=renumber", "written already"),
+        ("crop", "evaluate.budgets=[]", "no model is trained"),
+        ("dense", "evaluate.budgets=[]", "no model is trained"),
+    ],
+)
+def test_what_contradicts_another_plan(write, plan, change, said):
+    with pytest.raises(ConfigError, match=said):
+        check_recipe(load_recipe(write(MINIMAL), [f"sparsify.plan={plan}", change]))
+    check_recipe(load_recipe(write(MINIMAL), ["sparsify.plan=gather"]))
+
+
+def test_a_plan_that_is_none_is_named(write):
+    (line,) = problems_of(write(MINIMAL), ["sparsify.plan=fast"])
+    assert line == "sparsify.plan: must be one of coarse, crop, dense, gather, two_pass, got 'fast'"
 
 
 def test_adapters_leave_no_weights_to_unfreeze(write):

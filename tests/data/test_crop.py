@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.backbones.families import FAMILIES_BY_NAME
+from tests.driven import up_to
 from typer.testing import CliRunner
 
 from vitos.cli.main import app
@@ -185,5 +186,5 @@ def test_ask_answers_in_stored_coordinates(warm_policy, picture, tmp_path):
     overlay = Image.open(tmp_path / "out.png")
     assert overlay.width * 60 == overlay.height * 80
     policy = SparseVLM.from_pretrained(tmp_path / "model")
-    finding = policy.ask(policy.encode(tmp_path / "a.png#crop=0.5,0,1,1"), question, 60)
+    finding = policy.ask(policy.encode(tmp_path / "a.png#crop=0.5,0,1,1"), question, limits=up_to(60))
     assert all(box.x1 >= 0.5 for box in finding.boxes)

@@ -75,7 +75,7 @@ def test_gathered_prompts_join_behind_their_prefix(nano, picture):
 def test_stop_strings_and_dropped_rows(picture):
     vlm = SparseVLM.from_pretrained("nano")
     scan = vlm.encode(picture(96, 96))
-    (prompt,) = vlm.localize_prompts([Query(scan, "<image>What is shown?\nA. cyst\nB. nodule")])
+    prompt = vlm.branches.localize_prompt(Query(scan, "<image>What is shown?\nA. cyst\nB. nodule"))
     whole, cut = (vlm.engine.sample([prompt], s, [[0]])[0][0] for s in (Sampling(64), Sampling(64, stop=STOP)))
     assert "</evidence>" in whole.text[: -len("</evidence>")]
     batch = RunningBatch(vlm.engine)

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.driven import up_to
 
-from vitos.core.sparsify import Fusion, Selection
+from vitos.core.sparsify import Fusion, Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
 from vitos.eval.evaluate import EvaluationPlan, run_policy
@@ -49,8 +50,9 @@ def test_own_conditions_are_what_ask_answers(models, records, cases):
             scan = model.encode(record.image_paths[0])
             query = Query(scan, record.question)
             ((located,),) = model.localize([query], Sampling(24))
-            selection = model.select(query, located.response)
-            ((answered,),) = model.reason([query], [selection], Sampling(14))
+            (ready,) = model.plan.reason(model.branches, query, [located.response.boxes], Stopwatch())
+            selection = ready.kept
+            ((answered,),) = model.reason([query], [ready.prompt], Sampling(14))
             first, second = (case.conditions[name] for name in names)
             assert case.record is record
             assert first["text"] == located.completion.text
@@ -69,7 +71,7 @@ def test_dense_conditions_see_all_tokens(name, model, models, records, cases):
     policy = models[model]
     for record, case in zip(records, cases, strict=True):
         query = Query(policy.encode(record.image_paths[0]), record.question)
-        ((answered,),) = policy.reason([query], [None], Sampling(14))
+        ((answered,),) = policy.reason([query], [policy.branches.reason_prompt(query)], Sampling(14))
         assert case.conditions[name]["text"] == answered.completion.text
 
 
@@ -97,7 +99,8 @@ def test_a_control_is_answered_from_its_own_tokens(models, cases):
         query = Query(policy.encode(case.record.image_paths[0]), case.record.question)
         for name in (CONTROLS | {"random@0.25", "own@0.25"}) & case.conditions.keys():
             mask = np.isin(np.arange(64), case.conditions[name]["kept"])
-            ((rollout,),) = policy.reason([query], [Selection(mask)], Sampling(14))
+            prompt = policy.plan.prompt(policy.branches, query, Kept(query.grid, mask))
+            ((rollout,),) = policy.reason([query], [prompt], Sampling(14))
             assert case.conditions[name]["text"] == rollout.completion.text, name
             answered += 1
     assert answered > 30
@@ -182,11 +185,13 @@ def test_every_plan_is_what_ask_answers(plan, warm_policy, records):
     assert found[2].grid.shown.y1 == 0.25
     for record, case in zip(asked, found, strict=True):
         scan = policy.encode(record.image_paths[0])
-        finding = policy.ask(scan, record.question, limits=Limits(14, 24))
-        dense = policy.ask(policy.encode(record.image_paths[0], plan="dense"), record.question, 14, plan="dense")
+        finding = policy.ask(scan, record.question, limits=Limits(max_tokens=14, max_evidence_tokens=24))
+        dense = policy.ask(
+            policy.encode(record.image_paths[0], plan="dense"), record.question, plan="dense", limits=up_to(14)
+        )
         conditions = case.conditions
         assert conditions["sparse"]["text"] == finding.reasoning.completion.text
-        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept).tolist()
+        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept.mask).tolist()
         assert conditions["sparse"]["fallback"] == finding.fallback
         assert conditions["localization"]["text"] == finding.localization.completion.text
         assert conditions["dense"]["text"] == dense.reasoning.completion.text == conditions["base_dense"]["text"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vitos.core.masks import random_mask
-from vitos.core.sparsify import Fusion, Selection
+from vitos.core.sparsify import Fusion, Kept, select
 from vitos.data.images import load_image
 from vitos.engines.base import Sampling
 from vitos.eval.command import read_sets, rescore
@@ -23,6 +23,7 @@ from vitos.eval.plan import BenchPlan, BenchSet
 from vitos.eval.run import run_bench
 from vitos.eval.selectors import SELECTORS, Selector, Task
 from vitos.eval.store import BenchFolder
+from vitos.policy.branches import Branches
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -76,7 +77,9 @@ def lines(out):
 def ask(policy, record, image, mask=None, fusion=None):
     asked = policy.with_spec(fusion=fusion) if fusion else policy
     query = Query(asked.encode(image), record.question, record.kind)
-    ((rollout,),) = asked.reason([query], [None if mask is None else Selection(mask)], Sampling(14))
+    kept = Kept.everything(query.grid) if mask is None else Kept(query.grid, mask)
+    prompt = asked.plan.prompt(asked.branches, query, kept)
+    ((rollout,),) = asked.reason([query], [prompt], Sampling(14))
     return rollout.completion.text
 
 
@@ -105,7 +108,7 @@ def test_answers_are_those_asked_one_by_one(whole, questions, policy):
         localized = found["localize"][record.id]
         assert localized["text"] == located.completion.text
         assert localized["boxes"] == [list(box.as_tuple()) for box in located.response.boxes]
-        selection = policy.select(query, located.response)
+        selection = select(query.grid, located.response.boxes, policy.spec.keep)
         own = found["policy@own"][record.id]
         assert own["kept"] == selection.mask.sum()
         assert bool(own.get("fallback")) == selection.fallback
@@ -189,7 +192,7 @@ def test_selectors_and_budgets_are_added_to_a_run(checkpoint, questions, whole, 
     mine, theirs = answers(tmp_path), answers(whole)
     assert {c: mine[c] for c in PLAN.conditions} == theirs
     # Nothing is left to do: no model runs.
-    monkeypatch.setattr(SparseVLM, "encode_many", None)
+    monkeypatch.setattr(Branches, "encode", None)
     run_bench({"warm": checkpoint}, [questions], PLAN, tmp_path)
 
 
@@ -216,13 +219,8 @@ def test_what_a_model_cannot_follow_is_left_out_or_refused(checkpoint, questions
 
 
 def test_each_image_is_encoded_once(checkpoint, questions, tmp_path, monkeypatch):
-    encoded, original = [], SparseVLM.encode_many
-
-    def counting(self, images):
-        encoded.extend(image for group in images for image in group)
-        return original(self, images)
-
-    monkeypatch.setattr(SparseVLM, "encode_many", counting)
+    encoded, original = [], Branches.encode
+    monkeypatch.setattr(Branches, "encode", lambda self, images: encoded.extend(images) or original(self, images))
     plan = replace(PLAN, selectors=("policy", "random", "divprune"), looks=False, batch_size=2)
     run_bench({"warm": checkpoint}, [questions], plan, tmp_path)
     assert len(encoded) == 6

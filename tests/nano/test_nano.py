@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vitos.nano import resolve_model_path
 from vitos.nano.build import build_nano
+from vitos.policy.locate import resolve_model_path
 
 
 def test_two_heads_of_the_first_layer_look_one_and_two_tokens_back():

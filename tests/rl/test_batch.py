@@ -43,10 +43,9 @@ def make_batch(iou=((np.nan, np.nan), (np.nan, np.nan)), sparse_accuracy=SPARSE_
                 record=None,
                 query=None,
                 localizations=[rollout(3 + i, f"O{p}{i}") for i in range(2)],
-                selections=[],
+                kept=[],
                 reasonings=[[rollout(1 + j, f"R{p}{i}{j}") for j in range(2)] for i in range(2)],
                 rewards=GroupRewards(LOCALIZATION[p], REASONING[p], terms),
-                grid=None,
             )
         )
     return RolloutBatch(groups, [prompt(20), prompt(30)], [prompt(n) for n in (11, 12, 13, 14)])

@@ -79,10 +79,10 @@ def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy
     for index, (row, group) in enumerate(zip(rows, batch.groups, strict=True)):
         assert row["id"] == records[index].id
         assert row["overlay"] == f"step-7-{index}.png"
-        for entry, rollout, selection, rewards, answers in zip(
+        for entry, rollout, kept, rewards, answers in zip(
             row["localizations"],
             group.localizations,
-            group.selections,
+            group.kept,
             group.rewards.localization,
             group.reasonings,
             strict=True,
@@ -90,11 +90,11 @@ def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy
             assert entry["text"] == rollout.completion.text
             assert entry["reasonings"] == [answer.completion.text for answer in answers]
             assert entry["rewards"] == list(rewards)
-            assert (entry["kept_ratio"], entry["fallback"]) == (selection.mask.mean(), selection.fallback)
+            assert (entry["kept_ratio"], entry["fallback"]) == (kept.mask.mean(), kept.fallback)
         drawn = draw_overlay(
             Image.open(records[index].image_paths[0]),
-            group.grid,
-            group.selections[0].mask,
+            group.kept[0].grid,
+            group.kept[0].mask,
             group.localizations[0].response.boxes,
             records[index].boxes,
         )

@@ -321,8 +321,8 @@ def test_final_model_is_an_ordinary_checkpoint(whole, phantom_records, warm_poli
     model, problems = AutoModelForImageTextToText.from_pretrained(run / "model", output_loading_info=True)
     assert not any(problems.values()), problems
     policy = trainer.policy
-    (prompt,) = policy.localize_prompts(
-        [Query(ScanStore(policy).get(phantom_records[:1])[0], phantom_records[0].question)]
+    prompt = policy.branches.localize_prompt(
+        Query(ScanStore(policy).get(phantom_records[:1])[0], phantom_records[0].question)
     )
     from vitos.core.prompt import pad_prompts
 
@@ -463,7 +463,7 @@ def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clo
 
 
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
-    with pytest.raises(ValueError, match="trained under plan two_pass, gather or coarse, not crop"):
+    with pytest.raises(ValueError, match="no model is trained under plan crop"):
         make_trainer(warm_policy.with_spec(plan="crop"), tmp_path)
     with pytest.raises(ValueError, match="schedule: dense does not go with plan coarse"):
         make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path, schedule="dense")

@@ -18,6 +18,7 @@ import vitos.scans.cache
 from vitos.core.geometry import Rect, TokenGrid, View
 from vitos.core.prompt import VisualTokens
 from vitos.data.images import load_image
+from vitos.policy.branches import Branches
 from vitos.policy.vlm import SparseVLM
 from vitos.scans import build as cache_build
 from vitos.scans.build import build_cache
@@ -51,39 +52,36 @@ def assert_whole(folder, policy, images):
         assert (found.grid, found.resized, found.streams) == (expected.grid, expected.resized, ())
 
 
-class Counting(SparseVLM):
-    def __init__(self, policy):
-        super().__init__(policy.backbone, policy.spec)
-        self.calls = 0
-
-    def encode_many(self, images):
-        self.calls += 1
-        return super().encode_many(images)
+@pytest.fixture
+def encoded(monkeypatch):
+    """The images that the encoder gets, as they come."""
+    seen, encode = [], Branches.encode
+    monkeypatch.setattr(Branches, "encode", lambda self, images: seen.extend(images) or encode(self, images))
+    return seen
 
 
-def test_what_is_read_is_what_the_encoder_says(built, warm_policy, images, phantom_records):
+def test_what_is_read_is_what_the_encoder_says(built, warm_policy, images, phantom_records, encoded):
     assert len(shards(built)) == 4
     assert_whole(built, warm_policy, images)
-    counting = Counting(warm_policy)
     plain = ScanStore(warm_policy).get(phantom_records)
-    cached = ScanStore(counting, cache=EmbeddingCache.open(built, warm_policy.backbone)).get(phantom_records)
-    assert counting.calls == 0
+    encoded.clear()
+    cached = ScanStore(warm_policy, cache=EmbeddingCache.open(built, warm_policy.backbone)).get(phantom_records)
+    assert encoded == []
     for a, b in zip(plain, cached, strict=True):
         assert torch.equal(a.visuals[0].embeddings, b.visuals[0].embeddings)
         assert a.images == b.images
 
 
-def test_every_picture_is_encoded_once(warm_policy, images, tmp_path):
-    counting = Counting(warm_policy)
-    report = build_cache(counting, [*images, *images], tmp_path / "cache")
-    assert counting.calls == report.computed == len(images)
+def test_every_picture_is_encoded_once(warm_policy, images, tmp_path, encoded):
+    report = build_cache(warm_policy, [*images, *images], tmp_path / "cache")
+    assert len(encoded) == report.computed == len(images)
 
 
 def test_tokens_do_not_depend_on_the_batch(warm_policy, images):
     pictures = [load_image(path) for path in images]
-    together = warm_policy.encode_many([[p] for p in pictures])
+    together = warm_policy.branches.encode_many([[p] for p in pictures])
     for picture, scan in zip(pictures, together, strict=True):
-        alone = warm_policy.encode_many([[picture]])[0]
+        alone = warm_policy.branches.encode_many([[picture]])[0]
         assert torch.equal(alone.visuals[0].embeddings, scan.visuals[0].embeddings)
 
 
@@ -347,9 +345,8 @@ def test_the_size_is_asked_about_and_compared_with_the_disk(warm_policy, images,
     """The case of the issue: 16 k images of 729 tokens of width 3584 in bfloat16 are 78 GiB."""
     many = images * 2000
     large = VisualTokens(torch.empty(729, 3584, device="meta"), TokenGrid.single(27, 27), (756, 756))
-    policy = SimpleNamespace(
-        backbone=warm_policy.backbone, encode_many=lambda groups: [SimpleNamespace(visuals=(large,)) for _ in groups]
-    )
+    branches = SimpleNamespace(encode=lambda images: [large] * len(images))
+    policy = SimpleNamespace(backbone=warm_policy.backbone, branches=branches)
     free = [200 << 30]
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[0]))
     with pytest.raises(CacheError, match=r"16000 images make about 77\.9 GiB .*4\.98 MiB each.*confirm with --yes"):

@@ -14,13 +14,14 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -30,6 +31,8 @@ from rich.table import Table
 from vitos.cli.data import data_app
 from vitos.cli.eval import bench_app
 from vitos.cli.screen import console, needs_extra, quiet
+from vitos.core.geometry import Box
+from vitos.core.registry import PLANS
 
 app = typer.Typer(
     help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
@@ -40,7 +43,21 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
-PlanOption = Literal["two_pass", "gather", "coarse", "dense", "crop"]
+
+def _plan(name: str | None) -> str | None:
+    if name is not None and name not in PLANS.names():
+        close = difflib.get_close_matches(name, PLANS.names(), n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(PLANS.names())}{meant}")
+    return name
+
+
+PlanOption = Annotated[
+    str | None,
+    typer.Option(
+        callback=_plan, metavar="|".join(PLANS.names()), help="How to answer; by default the checkpoint's own."
+    ),
+]
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
 
 
@@ -57,6 +74,9 @@ def train(
 
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
+        from vitos.policy.plans import check_recipe
+
+        check_recipe(loaded)
         console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
         return
     if processes > 1:
@@ -89,7 +109,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
     cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
-    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
+    plan: PlanOption = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
@@ -115,14 +135,23 @@ def ask(
     ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
-    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
+    plan: PlanOption = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="Evidence instead of the model's own: x1,y1,x2,y2 in fractions of the image; repeatable."),
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, 0..1.")] = None,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
+    boxes = [_box(text) for text in box or ()] or None
+    if budget is not None and not 0 < budget <= 1:
+        raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {budget}", param_hint="--budget")
     quiet()
     from vitos.core.stopwatch import Stopwatch
     from vitos.data.images import load_image, load_image_facts
     from vitos.data.picture import without_crop
+    from vitos.policy.plans import Limits
     from vitos.policy.vlm import SparseVLM
     from vitos.reports.overlay import draw_overlay
 
@@ -131,13 +160,15 @@ def ask(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
-    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan).with_encoding(watch)
+    limits = Limits(max_tokens=max_tokens, max_evidence_tokens=max_tokens)
+    text = question.replace("\\n", "\n")
+    finding = vlm.ask(scan, text, boxes=boxes, budget=budget, plan=plan, limits=limits).with_encoding(watch)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
     table.add_row("answer", finding.answer or "no answer could be read")
     table.add_row("reasoning", finding.thought or "–")
     table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
-    kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
+    kept = f"{finding.kept.count} of {finding.grid.num_tokens} ({finding.kept_ratio:.0%})"
     table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
     table.add_row("tokens kept", kept)
     table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
@@ -146,8 +177,17 @@ def ask(
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
         whole = load_image(without_crop(image))
-        draw_overlay(whole, finding.grid, finding.kept, finding.boxes).save(overlay)
+        draw_overlay(whole, finding.grid, finding.kept.mask, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
+
+
+def _box(text: str) -> Box:
+    """`x1,y1,x2,y2` as a box."""
+    try:
+        return Box(*(float(edge) for edge in text.split(",")))
+    except (TypeError, ValueError) as error:
+        wanted = f"write x1,y1,x2,y2 in fractions of the image, such as 0.1,0.2,0.4,0.5; got {text!r} ({error})"
+        raise typer.BadParameter(wanted, param_hint="--box") from None
 
 
 @app.command()

@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from vitos import __version__
 from vitos.config.recipe import ModelSection, Recipe, dump_recipe
-from vitos.core.names import PlanName
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.core.stopwatch import Stopwatch
@@ -32,6 +31,7 @@ from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
 from vitos.data.readers import read_records
 from vitos.eval.evaluate import EvaluationPlan, run_policy
 from vitos.eval.results import summarize
+from vitos.policy.plans import check_recipe
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.card import model_card
 from vitos.reports.html import write_report
@@ -74,7 +74,7 @@ class Evaluation:
     bootstrap_samples: int = 10_000
     load: Mapping[str, Any] = field(default_factory=dict)
     cache: str | None = None
-    answer_by: PlanName | None = None
+    answer_by: str | None = None
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -88,6 +88,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     Raises:
         DataError, ConfigError, CheckpointError, CacheError: before anything is trained where that can be known.
     """
+    check_recipe(recipe)
     run = Path(recipe.output_dir)
     config = DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer)
     processes = PartialState()

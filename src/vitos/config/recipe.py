@@ -34,6 +34,7 @@ from vitos.config.options import (
     Problem,
 )
 from vitos.config.yaml_file import RULES, ConfigError, dump_yaml, explain, override, parse_yaml
+from vitos.core.registry import PLANS
 
 __all__ = [
     "ConfigError",
@@ -146,11 +147,11 @@ class SparsifySection:
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
-    plan: Literal["two_pass", "gather", "coarse"] = "two_pass"
+    plan: str = "two_pass"
 
     def problems(self) -> Iterator[Problem]:
-        if self.plan == "gather" and self.positions == "renumber":
-            yield "positions", "has no effect with sparsify.plan: gather, whose keys are written already; use keep"
+        if self.plan not in PLANS.names():
+            yield "plan", f"must be one of {', '.join(PLANS.names())}, got {self.plan!r}"
 
 
 @dataclass(frozen=True)
@@ -333,16 +334,6 @@ class Recipe:
                 "data.cache",
                 "holds what the encoder said before the warm start, which trains it; leave one of them out",
             )
-        if self.sparsify.plan == "coarse":
-            why = "sparsify.plan: coarse looks at a reduced image, then at its evidence"
-            if self.data.cache is not None:
-                yield "data.cache", f"holds whole images, but {why}; leave it out"
-            if self.train.schedule == "dense":
-                yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
-            if self.train.sampler == "vllm":
-                yield "train.sampler", f"vllm is given whole images, but {why}; use torch"
-            if self.evaluate.budgets:
-                yield "evaluate.budgets", f"choose among the tokens of one look, but {why}; set them to []"
 
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])

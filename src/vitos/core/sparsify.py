@@ -48,36 +48,62 @@ class Fusion:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """The tokens of one image that are kept.
+class Kept:
+    """The visual tokens of one image that the reasoning branch answers from.
 
     Attributes:
+        grid: where each token looks.
         mask: bool, shape (num_tokens,), at least one True.
-        fallback: the boxes named nothing, so the whole image is used; always counted, never hidden.
+        why_not: why the boxes could not be followed and what was done instead, which is always counted and never
+            hidden; empty if they were.
     """
 
+    grid: TokenGrid
     mask: BoolArray
-    fallback: bool = False
+    why_not: str = ""
+
+    @classmethod
+    def everything(cls, grid: TokenGrid, why_not: str = "") -> Kept:
+        """The whole image."""
+        return cls(grid, np.ones(grid.num_tokens, dtype=bool), why_not)
 
     @property
-    def kept_ratio(self) -> float:
+    def fallback(self) -> bool:
+        """The boxes could not be followed."""
+        return bool(self.why_not)
+
+    @property
+    def all(self) -> bool:
+        """No token is dropped."""
+        return bool(self.mask.all())
+
+    @property
+    def count(self) -> int:
+        """Number of tokens kept."""
+        return int(self.mask.sum())
+
+    @property
+    def ratio(self) -> float:
         """Share of the visual tokens kept, in (0, 1]."""
         return float(self.mask.mean())
 
 
-def select(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule = KeepRule()) -> Selection:
-    """Keep the tokens whose cells overlap a box; without any box, the whole image (`fallback`).
+NO_BOX = "no box could be read; the whole image was used"
+
+
+def select(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule = KeepRule()) -> Kept:
+    """Keep the tokens whose cells overlap a box; without any box, the whole image (a counted fallback).
 
     A box that lies in no cell, as on the seam of a tiled model that drops a border, keeps the nearest `min_tokens`.
     """
     if not boxes:
-        return Selection(np.ones(grid.num_tokens, dtype=bool), fallback=True)
+        return Kept.everything(grid, NO_BOX)
     mask = grid.overlapping(boxes, rule.margin)
     missing = min(rule.min_tokens, grid.num_tokens) - int(mask.sum())
     if missing > 0:
         distance = np.where(mask, np.inf, distance_to_boxes(grid, boxes))
         mask[np.argsort(distance, kind="stable")[:missing]] = True
-    return Selection(mask)
+    return Kept(grid, mask)
 
 
 def distance_to_boxes(grid: TokenGrid, boxes: Sequence[Box]) -> np.ndarray:

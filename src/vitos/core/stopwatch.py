@@ -1,4 +1,4 @@
-"""What work costs: seconds and tokens by stage."""
+"""What work costs: seconds and tokens by span."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Adds up wall-clock seconds and tokens by stage; waits for the GPU, so that a stage pays for its own kernels."""
+    """Adds up wall-clock seconds and tokens by span; waits for the GPU, so that a span pays for its own kernels."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def span(self, name: str) -> Iterator[None]:
         started = self._now()
         try:
             yield
@@ -26,11 +26,11 @@ class Stopwatch:
             self.spend(name, self._now() - started)
 
     def spend(self, name: str, seconds: float) -> None:
-        """Seconds of a stage that was timed elsewhere."""
+        """Seconds of a span that was timed elsewhere."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def count(self, name: str, tokens: int) -> None:
-        """Tokens of a stage, where there are any."""
+        """Tokens of a span, where there are any."""
         if tokens:
             self.tokens[name] = self.tokens.get(name, 0) + tokens
 

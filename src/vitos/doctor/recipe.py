@@ -18,7 +18,7 @@ from vitos.doctor.devices import DEVICES, Device, detected_device
 from vitos.doctor.estimate import Assumptions, Job, Memory, Seconds, batches, memory, seconds
 from vitos.doctor.machine import GIB, Finding, render
 from vitos.doctor.shapes import ModelShape, find_config, model_shape
-from vitos.nano import config_folder
+from vitos.policy.locate import config_folder
 
 TEXT_TOKENS = 400  # of a prompt besides its image: chat template, instruction, question; measure yours
 SPARE = 0.92  # of a device's memory that PyTorch can use before fragments and kernels' workspaces fill it

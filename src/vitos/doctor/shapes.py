@@ -121,7 +121,7 @@ def find_config(path: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from vitos.nano import config_folder
+    from vitos.policy.locate import config_folder
 
     name, folder = Path(path).name, config_folder(path)
     if (Path(folder) / "config.json").is_file():

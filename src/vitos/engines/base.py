@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from vitos.core.prompt import Prompt
+from vitos.core.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from vitos.engines.prefix import Prefix
@@ -55,7 +56,7 @@ class Completion:
     finished: bool
 
 
-Stage = Callable[[str], AbstractContextManager[None]]
+Span = Callable[[str], AbstractContextManager[None]]
 """Times a move: `with stage("prefill"): …`."""
 
 
@@ -67,13 +68,13 @@ class Engine(Protocol):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = ...,
+        span: Span = ...,
         prefixes: Sequence[Prefix | None] | None = ...,
     ) -> list[list[Completion]]:
         """For every prompt one completion for each of its seeds; siblings share the prompt's prefill.
 
         Args:
-            stage: called with "prefill" and "decode", to time them.
+            span: called with "prefill" and "decode", to time them.
             prefixes: for every prompt what has run of it already, or None; an engine need not make use of it.
         """
         ...
@@ -99,3 +100,16 @@ class Pieces:
         """What was not shown yet of the finished text."""
         piece, self._shown = text[len(self._shown) :], text
         return piece
+
+
+def count_run(
+    watch: Stopwatch,
+    branch: str,
+    prompts: Sequence[Prompt],
+    prefixes: Sequence[Prefix | None],
+    completions: Sequence[Sequence[Completion]],
+) -> None:
+    """Count the tokens of a sampled branch: those of the prompts that ran, and those that were written."""
+    ran = sum(len(p) - (len(x) if x else 0) for p, x in zip(prompts, prefixes, strict=True))
+    watch.count(f"{branch}_prefill", ran)
+    watch.count(f"{branch}_decode", sum(len(c.token_ids) for row in completions for c in row))

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from vitos.core.prompt import Prompt
-from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion
 from vitos.engines.kv_cache import caching, growing_cache
 
 
@@ -119,16 +117,3 @@ def _padded(entries: Sequence[Tensor], kept: Sequence[Tensor], width: int) -> Te
     for row, (entry, index) in enumerate(zip(entries, kept, strict=True)):
         out[row, :, width - len(index) :] = entry.index_select(1, index)
     return out
-
-
-def count_run(
-    watch: Stopwatch,
-    branch: str,
-    prompts: Sequence[Prompt],
-    prefixes: Sequence[Prefix | None],
-    completions: Sequence[Sequence[Completion]],
-) -> None:
-    """Count the tokens of a sampled branch: those of the prompts that ran, and those that were written."""
-    ran = sum(len(p) - (len(x) if x else 0) for p, x in zip(prompts, prefixes, strict=True))
-    watch.count(f"{branch}_prefill", ran)
-    watch.count(f"{branch}_decode", sum(len(c.token_ids) for row in completions for c in row))

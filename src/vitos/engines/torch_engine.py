@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.core.prompt import Prompt, pad_prompts
-from vitos.engines.base import Completion, Pieces, Sampling, Stage
+from vitos.engines.base import Completion, Pieces, Sampling, Span
 from vitos.engines.chunked_logprobs import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.group_decode import Siblings
 from vitos.engines.kv_cache import caching, growing_cache
@@ -37,7 +37,7 @@ the steps of its longest completion."""
 
 
 def untimed(_: str) -> AbstractContextManager[None]:
-    """A `Stage` that measures nothing."""
+    """A `Span` that measures nothing."""
     return nullcontext()
 
 
@@ -100,7 +100,7 @@ class TorchEngine:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = untimed,
+        span: Span = untimed,
         prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.sample`. Greedy sampling ignores the seeds' values.
@@ -123,9 +123,9 @@ class TorchEngine:
             for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
-                with stage("prefill"):
+                with span("prefill"):
                     ready = self.prefill([prompts[i] for i in rows], [prefixes[i] for i in rows])
-                with stage("decode"):
+                with span("decode"):
                     completions = iter(_result(self._decode(ready, sampling, counted)))
                 for i in rows:
                     out[i] = [next(completions) for _ in seeds[i]]
@@ -139,16 +139,16 @@ class TorchEngine:
 
     @torch.no_grad()
     def stream(
-        self, prompt: Prompt, sampling: Sampling, stage: Stage = untimed, prefix: Prefix | None = None
+        self, prompt: Prompt, sampling: Sampling, span: Span = untimed, prefix: Prefix | None = None
     ) -> Generator[str, None, Completion]:
         """Yield one completion's text as it is written, and return the completion; arguments as in `sample`."""
-        with stage("prefill"):
+        with span("prefill"):
             ready = self.prefill([prompt], [prefix])
         steps = self._decode(ready, sampling, [[0]])
         ids: list[int] = []
         written = Pieces()
         while True:
-            with stage("decode"):
+            with span("decode"):
                 try:
                     ids.append(int(next(steps)[0]))
                 except StopIteration as end:

@@ -71,10 +71,10 @@ class Batch:
     def _encoded(self) -> tuple[dict[tuple[Path, ...], Scan], dict[str, float]]:
         watch = Stopwatch()
         paths = list(dict.fromkeys(record.image_paths for record in self.records))
-        with watch.stage("open"):
+        with watch.span("open"):
             pictures = [[self.open_image(path) for path in group] for group in paths]
-        with watch.stage("vision"):
-            scans = self.policy.encode_many(pictures)
+        with watch.span("vision"):
+            scans = self.policy.branches.encode_many(pictures)
         return dict(zip(paths, scans, strict=True)), watch.seconds
 
     def _query(self, record: Record) -> Query:
@@ -101,8 +101,8 @@ class Batch:
 
     def _localize(self) -> tuple[list[Row], dict[str, float]]:
         queries, watch = [self._query(record) for record in self.records], Stopwatch()
-        with watch.stage("select"):
-            prompts = self.policy.localize_prompts(queries)
+        with watch.span("select"):
+            prompts = [self.policy.branches.localize_prompt(query) for query in queries]
         sampling = Sampling(self.plan.max_localization_tokens)
         found = self.policy.localize(queries, sampling, watch=watch, prompts=prompts)
         rows = []
@@ -116,13 +116,13 @@ class Batch:
         asked: Sequence[tuple[Task | None, str]] = [(task, "") for task in tasks]
         if condition in LOOKS:
             asked = self._looking(condition, tasks, watch)
-        with watch.stage("select"):
+        with watch.span("select"):
             choices = [_choose(task, condition) if task else None for task, _ in asked]
             chosen = [(t, c) for (t, _), c in zip(asked, choices, strict=True) if t and c]
             prompts = [task.sparse_prompt(choice) for task, choice in chosen]
         sampling = Sampling(self.plan.max_reasoning_tokens)
-        queries, nothing = [task.query for task, _ in chosen], [None] * len(chosen)
-        rollouts = iter(self.policy.reason(queries, nothing, sampling, watch=watch, prompts=prompts) if chosen else ())
+        queries = [task.query for task, _ in chosen]
+        rollouts = iter(self.policy.reason(queries, prompts, sampling, watch=watch) if chosen else ())
         rows: list[Row] = []
         for record, (task, shown), choice in zip(self.records, asked, choices, strict=True):
             row: Row = {"id": record.id, "condition": condition}
@@ -152,10 +152,10 @@ class Batch:
                 continue
             shown, key = look
             if key not in made:
-                with watch.stage("open"):
+                with watch.span("open"):
                     picture = self._picture(condition, record, key)
-                with watch.stage("vision"):
-                    first = self.policy.encode_many([[picture]])[0].visuals[0]
+                with watch.span("vision"):
+                    (first,) = self.policy.branches.encode([picture])
                 made[key] = Scan((first, *task.query.scan.visuals[1:]))
             query = replace(task.query, scan=made[key])
             out.append((Task(self.policy, query, record, boxes=task.boxes, image=task.image), shown))

@@ -15,30 +15,32 @@ import numpy as np
 
 from vitos.core.geometry import BoolArray, Box, TokenGrid, matched_iou
 from vitos.core.masks import centre_mask, fit_budget, inverted_mask, oracle_mask, random_mask, shifted_mask
+from vitos.core.prompt import Prompt
 from vitos.core.record import Record
-from vitos.core.sparsify import Selection
+from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.images import ImageFacts
 from vitos.engines.base import Sampling, derive_seed
 from vitos.eval.scoring import Verdict, score_answer
-from vitos.policy.plans import AGAIN, PLANS, Limits, answer
+from vitos.policy.plans import Limits, get_plan
+from vitos.policy.run import answer
 from vitos.policy.types import Query, Rollout
 from vitos.policy.vlm import SparseVLM
 from vitos.scans.cache import EmbeddingCache
 from vitos.scans.store import ScanStore
 
 # Masks of a control, given the grid, the policy's boxes and its selection; None: not defined for this question.
-Control = Callable[[TokenGrid, Record, Sequence[Box], Selection, np.random.Generator], BoolArray | None]
+Control = Callable[[TokenGrid, Record, Sequence[Box], Kept, np.random.Generator], BoolArray | None]
 
 
 def _shifted(
-    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Selection, rng: np.random.Generator
+    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Kept, rng: np.random.Generator
 ) -> BoolArray | None:
     return shifted_mask(grid, boxes, rng, count=int(kept.mask.sum())) if boxes else None
 
 
 def _inverted(
-    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Selection, rng: np.random.Generator
+    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Kept, rng: np.random.Generator
 ) -> BoolArray | None:
     return None if kept.mask.all() else inverted_mask(grid, kept.mask, rng)
 
@@ -126,9 +128,9 @@ def run_policy(
     Raises:
         ValueError: under plan dense, a condition of every evaluation, and for budgets under coarse and crop.
     """
-    if policy.spec.plan == "dense":
+    if not policy.plan.localizes:
         raise ValueError("every evaluation answers densely beside its plan; choose two_pass, gather, coarse or crop")
-    if policy.spec.plan in AGAIN:
+    if not policy.plan.takes_masks:
         if plan.budgets:
             raise ValueError(
                 f"budgets choose among the tokens of one look at the image; plan {policy.spec.plan} has two"
@@ -136,63 +138,68 @@ def run_policy(
         plan = replace(plan, controls=False)
     watch, base_watch = watch or Stopwatch(), base_watch or Stopwatch()
     reason = Sampling(plan.max_reasoning_tokens)
-    limits = Limits(plan.max_reasoning_tokens, plan.max_localization_tokens)
+    limits = Limits(max_tokens=plan.max_reasoning_tokens, max_evidence_tokens=plan.max_localization_tokens)
     stores = {model: _store(model, cache) for model in (policy, base, rl_dense) if model is not None}
     for start in range(0, len(records), plan.batch_size):
         batch = records[start : start + plan.batch_size]
         queries, own = _encode(stores[policy], batch, policy, watch)
         scans = [query.scan for query in queries]
         cases = [Case(r, scan.visuals[0].grid, images=scan.images) for r, scan in zip(batch, scans, strict=True)]
-        whole: list[Selection | None] = [None] * len(batch)
 
         located, kept = _answer(cases, policy, own, limits, watch, ("localization", "sparse"))
-        _note(cases, "dense", [row[0] for row in policy.reason(queries, whole, reason)])
+        _note(cases, "dense", [row[0] for row in policy.reason(queries, _dense(policy, queries), reason)])
 
         for name, masks in _control_masks(cases, located, kept, plan).items():
             index = [i for i, mask in enumerate(masks) if mask is not None]
-            chosen = [Selection(mask) for mask in masks if mask is not None]
-            rows = policy.reason([queries[i] for i in index], chosen, reason)
+            asked = [queries[i] for i in index]
+            chosen = [Kept(cases[i].grid, mask) for i, mask in enumerate(masks) if mask is not None]
+            prompts = [policy.plan.prompt(policy.branches, q, k) for q, k in zip(asked, chosen, strict=True)]
+            rows = policy.reason(asked, prompts, reason)
             _note([cases[i] for i in index], name, [row[0] for row in rows], chosen)
 
         if base is not None:
-            with base_watch.stage("vision"):
+            with base_watch.span("vision"):
                 before = [replace(q, scan=scan) for q, scan in zip(queries, stores[base].get(batch), strict=True)]
-            dense = base.reason(before, whole, reason, watch=base_watch)
+            dense = base.reason(before, _dense(base, before), reason, watch=base_watch)
             _note(cases, "base_dense", [row[0] for row in dense])
             own = _for_plan(base, before, Stopwatch())
             _answer(cases, base, own, limits, Stopwatch(), ("untrained_localization", "untrained_sparse"))
         if rl_dense is not None:
             seen = [replace(q, scan=scan) for q, scan in zip(queries, stores[rl_dense].get(batch), strict=True)]
-            _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(seen, whole, reason)])
+            _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(seen, _dense(rl_dense, seen), reason)])
         yield from cases
         if progress is not None:
             progress(len(batch))
 
 
+def _dense(model: SparseVLM, queries: Sequence[Query]) -> list[Prompt]:
+    return [model.branches.reason_prompt(query) for query in queries]
+
+
 def _store(model: SparseVLM, cache: str | Path | None) -> ScanStore:
     """Nothing is kept in memory: every image is asked about once, and the seconds of vision are those of encoding."""
     opened = EmbeddingCache.open(cache, model.backbone) if cache else None
-    return ScanStore(model, max_bytes=0, cache=opened, keep_pictures=model.spec.plan in AGAIN)
+    return ScanStore(model, max_bytes=0, cache=opened, plan=get_plan("crop") if model.plan.needs_pictures else None)
 
 
 def _encode(
     store: ScanStore, batch: Sequence[Record], policy: SparseVLM, watch: Stopwatch
 ) -> tuple[list[Query], list[Query]]:
     """Questions with all visual tokens, and as the policy's plan begins with them; the watch gets the plan's part."""
-    with (Stopwatch() if policy.spec.plan == "coarse" else watch).stage("vision"):
+    with (Stopwatch() if policy.plan.reduced else watch).span("vision"):
         scans = store.get(batch)
     queries = [Query(scan, record.question, record.kind) for scan, record in zip(scans, batch, strict=True)]
-    if policy.spec.plan == "gather":  # the dense condition and the controls share it
+    if policy.plan.shares_prefix:  # the dense condition and the controls share it
         queries = policy.with_prefixes(queries, watch)
     return queries, _for_plan(policy, queries, watch)
 
 
 def _for_plan(policy: SparseVLM, queries: Sequence[Query], watch: Stopwatch) -> list[Query]:
     """The same questions about reduced images, under plan coarse."""
-    if policy.spec.plan != "coarse":
+    if not policy.plan.reduced:
         return list(queries)
-    with watch.stage("vision"):
-        scans = [PLANS["coarse"].scan(policy, query.scan.pictures) for query in queries]
+    with watch.span("vision"):
+        scans = [policy.plan.scan(policy.branches, query.scan.pictures) for query in queries]
     return [replace(query, scan=scan.of_files(query.scan.images)) for query, scan in zip(queries, scans, strict=True)]
 
 
@@ -203,18 +210,18 @@ def _answer(
     limits: Limits,
     watch: Stopwatch,
     names: tuple[str, str],
-) -> tuple[list[Rollout], list[Selection]]:
+) -> tuple[list[Rollout], list[Kept]]:
     """Answer by the policy's plan and write both branches into the cases; the localizations and what they kept."""
-    outcomes = answer(policy, queries, limits, watch)
+    outcomes = answer(policy.plan, policy.branches, policy.engine, queries, limits, watch)
     located = [outcome.localization for outcome in outcomes if outcome.localization is not None]
-    kept = [Selection(outcome.mask, bool(outcome.fallback)) for outcome in outcomes]
+    kept = [outcome.kept for outcome in outcomes]
     _note(cases, names[0], located, boxes=True)
     _note(cases, names[1], [outcome.reasoning for outcome in outcomes], kept)
     return located, kept
 
 
 def _control_masks(
-    cases: Sequence[Case], located: Sequence[Rollout], kept: Sequence[Selection], plan: EvaluationPlan
+    cases: Sequence[Case], located: Sequence[Rollout], kept: Sequence[Kept], plan: EvaluationPlan
 ) -> dict[str, list[BoolArray | None]]:
     """Keep masks by control, and by control and budget as `random@0.25`; `own@…` are the policy's boxes."""
     masks: dict[str, list[BoolArray | None]] = {}
@@ -249,7 +256,7 @@ def _note(
     cases: Sequence[Case],
     name: str,
     rollouts: Sequence[Rollout],
-    selections: Sequence[Selection] | None = None,
+    selections: Sequence[Kept] | None = None,
     boxes: bool = False,
 ) -> None:
     """Write one condition's answers into the cases."""
@@ -270,6 +277,6 @@ def _note(
         if selections is not None:
             selection = selections[index]
             row["kept"] = np.flatnonzero(selection.mask).tolist()
-            row["kept_ratio"] = selection.kept_ratio
+            row["kept_ratio"] = selection.ratio
             row["fallback"] = selection.fallback
         case.conditions[name] = row

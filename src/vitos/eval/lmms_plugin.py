@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from vitos.core.record import IMAGE_PLACEHOLDER
 from vitos.core.response import read_answer_text
-from vitos.core.sparsify import Selection
+from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling, derive_seed
+from vitos.policy.plans.base import Reasoning
+from vitos.policy.plans.dense import Dense
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -74,8 +76,10 @@ class SparseModel(lmms):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("the model vitos runs in one process; start lmms_eval without accelerate launch")
         self.policy = SparseVLM.from_pretrained(pretrained, device=device)
-        if (plan := self.policy.spec.plan) not in ("two_pass", "gather"):
-            raise ValueError(f"the model vitos answers by plan two_pass or gather here; {pretrained} has {plan}")
+        if not self.policy.plan.takes_masks:
+            raise ValueError(
+                f"the model vitos answers by plan two_pass or gather here; {pretrained} has {self.policy.plan.name}"
+            )
         self.tokens = tokens
         self.batch_size = int(batch_size)
         self.max_tokens = int(max_tokens)
@@ -89,12 +93,13 @@ class SparseModel(lmms):
         for start in tqdm(starts, desc="vitos", unit="batch", disable=not requests):
             batch = requests[start : start + self.batch_size]
             queries = [self._query(request) for request in batch]
-            selections = self._select(queries)
-            kept += [1.0 if selection is None else selection.kept_ratio for selection in selections]
-            fallbacks += sum(selection is not None and selection.fallback for selection in selections)
+            ready = self._ready(queries)
+            kept += [one.kept.ratio for one in ready]
+            fallbacks += sum(one.kept.fallback for one in ready)
             sampling = Sampling(self.max_tokens, _temperature(batch))
             seeds = [[derive_seed("lmms-eval", request.args[4], request.args[3])] for request in batch]
-            texts = [row[0].completion.text for row in self.policy.reason(queries, selections, sampling, seeds)]
+            rows = self.policy.reason(queries, [one.prompt for one in ready], sampling, seeds)
+            texts = [row[0].completion.text for row in rows]
             answers += [read_answer_text(text) or "" for text in texts]
         if answers:
             _log.warning(
@@ -117,11 +122,16 @@ class SparseModel(lmms):
         text, images = read_messages(to_messages(self.task_dict[task][split][doc_id]), f"{task}, {split}, {doc_id}")
         return Query.about(self.policy.encode(*images), text)
 
-    def _select(self, queries: Sequence[Query]) -> list[Selection | None]:
+    def _ready(self, queries: Sequence[Query]) -> list[Reasoning]:
+        """What the reasoning branch gets of each question."""
+        branches, watch = self.policy.branches, Stopwatch()
         if self.tokens == "dense":
-            return [None] * len(queries)
+            return [Dense("dense").reason(branches, query, [()], watch)[0] for query in queries]
         located = self.policy.localize(queries, Sampling(self.max_tokens))
-        return [self.policy.select(query, row[0].response) for query, row in zip(queries, located, strict=True)]
+        return [
+            self.policy.plan.reason(branches, query, [rollout.response.boxes], watch)[0]
+            for query, (rollout,) in zip(queries, located, strict=True)
+        ]
 
 
 def read_messages(messages: Sequence[dict[str, Any]], where: str) -> tuple[str, list[Image.Image]]:

@@ -28,7 +28,7 @@ from vitos.eval.plan import BenchPlan, BenchSet, batches
 from vitos.eval.scoring import in_protocol
 from vitos.eval.selectors import SELECTORS
 from vitos.eval.store import FORMAT, BenchFolder, Row, questions_fingerprint, weights_fingerprint
-from vitos.nano import resolve_model_path
+from vitos.policy.locate import resolve_model_path
 from vitos.policy.vlm import SparseVLM
 
 

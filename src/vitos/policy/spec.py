@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
-from vitos.core.names import PlanName
 from vitos.core.record import AnswerKind
+from vitos.core.registry import PLANS
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.files import write_json_atomic
 
@@ -59,7 +59,7 @@ class VitosSpec:
     keep: KeepRule = field(default_factory=KeepRule)
     fusion: Fusion = field(default_factory=Fusion)
     positions: Literal["keep", "renumber"] = "keep"
-    plan: PlanName = "two_pass"
+    plan: str = "two_pass"
     geometry: VisionGeometry | None = None
 
     def __post_init__(self) -> None:
@@ -70,19 +70,10 @@ class VitosSpec:
             ("coordinates", get_args(CoordinateStyle)),
             ("answer_with", ("letter", "text")),
             ("positions", ("keep", "renumber")),
-            ("plan", get_args(PlanName)),
+            ("plan", PLANS.names()),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.plan == "gather":
-            if self.positions == "renumber":
-                raise ValueError("positions: renumber has no effect on keys that are written already (plan: gather)")
-            first, second = self.localize_text("\0").partition("\0")[0], self.reason_text("\0").partition("\0")[0]
-            if first != second:
-                raise ValueError(
-                    "plan gather goes on behind the image that localization saw: localize_prompt and reason_prompt "
-                    f"must begin alike up to {{question}}, got {first!r} and {second!r}"
-                )
 
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the localization branch."""

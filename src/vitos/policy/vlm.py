@@ -1,12 +1,4 @@
-"""`SparseVLM`: one policy used twice. Encode an image once, then localize, reason and ask as often as you like.
-
-    vlm = SparseVLM.from_pretrained("nano")
-    scan = vlm.encode("slice.png")
-    finding = vlm.ask(scan, "<image>What is the finding in the left lung?\\nA. nodule\\nB. cyst")
-    finding.answer, finding.boxes, finding.kept_ratio
-
-A scan serves any number of questions.
-"""
+"""`SparseVLM`: one policy used twice. Encode an image once, then ask as often as you like."""
 
 from __future__ import annotations
 
@@ -20,37 +12,44 @@ import torch
 from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
-from vitos.core.names import PlanName
+from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
 from vitos.core.record import IMAGE_PLACEHOLDER
-from vitos.core.response import Response, parse_localization, parse_reasoning, read_answer_text
-from vitos.core.sparsify import Selection, select
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.images import ImageFacts, load_image, load_image_facts
-from vitos.engines.base import Completion, Sampling
-from vitos.engines.prefix import Prefix, count_run
+from vitos.engines.base import Completion, Sampling, count_run
 from vitos.engines.torch_engine import TorchEngine
-from vitos.nano import resolve_model_path
-from vitos.policy import plans
-from vitos.policy.plans import Limits, Piece
+from vitos.policy import run
+from vitos.policy.branches import Branches
+from vitos.policy.locate import resolve_model_path
+from vitos.policy.plans import Limits, Plan, get_plan
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Finding, Query, Rollout, Scan
-
-__all__ = ["Finding", "Limits", "Piece", "Query", "Rollout", "Scan", "SparseVLM", "Stopwatch"]
 
 
 class SparseVLM:
     """A vision-language model with the two branches of dual-stream reasoning.
 
+    >>> from PIL import Image
+    >>> vlm = SparseVLM.from_pretrained("nano", device="cpu")
+    >>> scan = vlm.encode(Image.new("RGB", (128, 128), "gray"))  # the vision encoder runs once
+    >>> finding = vlm.ask(scan, "What is the finding in the left lung?\\nA. nodule\\nB. cyst")
+    >>> finding.answer in ("A", "B", None), 0 < finding.kept_ratio <= 1
+    (True, True)
+
     Args:
         backbone: the loaded model.
         spec: prompts, coordinates, keep rule and fusion; by default those of an ordinary model.
+
+    Raises:
+        ValueError: if the spec contradicts its plan.
     """
 
     def __init__(self, backbone: Backbone, spec: VitosSpec | None = None) -> None:
         self.backbone = backbone
         self.spec = spec or VitosSpec()
         self.engine = TorchEngine(backbone)
+        self._check_spec()
 
     @classmethod
     def from_pretrained(
@@ -64,7 +63,7 @@ class SparseVLM:
         """Load a checkpoint with its `vitos.json`, or an ordinary model of a known family with the default spec.
 
         Args:
-            path: folder, hub id, or "nano" for the embedded model.
+            path: folder, hub id, or the name of an embedded model such as "nano".
             device: by default the GPU if there is one.
             spec: used instead of the checkpoint's own.
             options: of `load_backbone`, such as dtype and max_pixels.
@@ -94,17 +93,36 @@ class SparseVLM:
         self.spec.save(folder, self.backbone)
 
     def with_spec(self, **changes: Any) -> SparseVLM:
-        """The same model with parts of the spec changed, such as `fusion=Fusion("none")`."""
+        """The same model with parts of the spec changed, such as `fusion=Fusion("none")`.
+
+        Raises:
+            ValueError: if the spec contradicts its plan.
+        """
         other = copy.copy(self)
         other.spec = dataclasses.replace(self.spec, **changes)
+        other._check_spec()
         return other
+
+    @property
+    def branches(self) -> Branches:
+        """Prompts and parsers of both branches."""
+        return Branches(self.backbone, self.spec)
+
+    @property
+    def plan(self) -> Plan:
+        """The spec's plan."""
+        return get_plan(self.spec.plan)
+
+    def _check_spec(self) -> None:
+        if problem := self.plan.spec_problem(self.spec):
+            raise ValueError(problem)
 
     # --- images and questions ---------------------------------------------------------------------------------------
 
     def encode(
         self,
         *images: Image.Image | str | Path,
-        plan: PlanName | None = None,
+        plan: str | None = None,
         watch: Stopwatch | None = None,
     ) -> Scan:
         """What questions about the image(s) share: visual tokens, and the keys and values of system text and image.
@@ -112,12 +130,12 @@ class SparseVLM:
         Args:
             images: pictures, or files as records name them.
             plan: what `ask` will follow; by default the spec's. All but coarse can use one another's scans.
-            watch: gets the stages "vision" and "prefix".
+            watch: gets the spans "vision" and "prefix".
 
         Raises:
             ValueError: if the family cannot follow the plan.
         """
-        method, watch = plans.PLANS[plan or self.spec.plan], watch or Stopwatch()
+        method, watch = get_plan(plan or self.spec.plan), watch or Stopwatch()
         if refusal := method.refusal(self.backbone):
             raise ValueError(refusal)
         facts: tuple[ImageFacts, ...] = ()
@@ -127,8 +145,8 @@ class SparseVLM:
         else:
             loaded = [load_image_facts(Path(str(image))) for image in images]
             pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
-        with watch.stage("vision"):
-            scan = method.scan(self, pictures)
+        with watch.span("vision"):
+            scan = method.scan(self.branches, pictures)
         watch.count("vision", sum(v.grid.num_tokens for v in scan.visuals))
         if facts:
             scan = scan.of_files(facts)
@@ -141,79 +159,77 @@ class SparseVLM:
         self,
         scan: Scan,
         question: str,
-        max_tokens: int = 256,
         *,
-        plan: PlanName | None = None,
+        boxes: Sequence[Box] | None = None,
+        budget: float | None = None,
+        plan: str | None = None,
         limits: Limits | None = None,
     ) -> Finding:
-        """Answer one question by a plan, by default the spec's; greedy.
+        """Answer one question; greedy.
 
         Args:
-            max_tokens: of each branch, where no `limits` are given.
+            question: its text, with its options if it has any.
+            boxes: evidence to use instead of the model's own, in fractions of the original image; nothing is
+                localized then.
+            budget: share of the visual tokens to keep, in (0, 1]: evidence is cut or widened to it.
+            plan: how to answer, by default the spec's.
+            limits: longest texts.
 
         Raises:
-            ValueError: if the family cannot follow the plan, or the scan was made for another.
+            ValueError: if the family cannot follow the plan, the scan was made for another, or the plan cannot use
+                boxes or a budget.
         """
-        return self.ask_many([scan], [question], max_tokens, plan=plan, limits=limits)[0]
+        return self.answer([Query.about(scan, question, boxes=boxes, budget=budget)], plan=plan, limits=limits)[0]
 
     def ask_many(
         self,
         scans: Sequence[Scan],
         questions: Sequence[str],
-        max_tokens: int = 256,
         *,
-        plan: PlanName | None = None,
+        boxes: Sequence[Sequence[Box] | None] | None = None,
+        budget: float | None = None,
+        plan: str | None = None,
         limits: Limits | None = None,
     ) -> list[Finding]:
-        """`ask` for several questions together, each about its scan; the engine runs them sorted by length."""
-        policy, watch = self.with_spec(plan=plan or self.spec.plan), Stopwatch()
-        queries = [Query.about(scan, question) for scan, question in zip(scans, questions, strict=True)]
-        outcomes = plans.answer(policy, queries, limits or Limits(max_tokens, max_tokens), watch)
-        return [policy.finding(query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
+        """`ask` for several questions together, each about its scan and with its boxes."""
+        rows = zip(scans, questions, boxes or [None] * len(scans), strict=True)
+        queries = [Query.about(scan, question, boxes=given, budget=budget) for scan, question, given in rows]
+        return self.answer(queries, plan=plan, limits=limits)
 
     def stream(
         self,
         scan: Scan,
         question: str,
-        max_tokens: int = 256,
         *,
-        plan: PlanName | None = None,
+        boxes: Sequence[Box] | None = None,
+        budget: float | None = None,
+        plan: str | None = None,
         limits: Limits | None = None,
-    ) -> Generator[Piece, None, Finding]:
+    ) -> Generator[run.Piece, None, Finding]:
         """`ask`, its text piece by piece: yields `Piece`s, returns the finding (`finding = yield from …`)."""
-        policy, watch, query = self.with_spec(plan=plan or self.spec.plan), Stopwatch(), Query.about(scan, question)
-        outcome = yield from plans.stream(policy, query, limits or Limits(max_tokens, max_tokens), watch)
-        return policy.finding(query, outcome, watch)
+        method, watch = get_plan(plan or self.spec.plan), Stopwatch()
+        query = Query.about(scan, question, boxes=boxes, budget=budget)
+        outcome = yield from run.stream(method, self.branches, self.engine, query, limits or Limits(), watch)
+        return run.finding(method, query, outcome, watch)
 
-    def finding(self, query: Query, outcome: plans.Outcome, watch: Stopwatch) -> Finding:
-        """What a plan's outcome says to the asker; the policy's spec holds the plan."""
-        response = outcome.reasoning.response
-        return Finding(
-            answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
-            thought=response.thought,
-            boxes=outcome.localization.response.boxes if outcome.localization else (),
-            kept=outcome.mask,
-            fallback=bool(outcome.fallback),
-            localization=outcome.localization,
-            reasoning=outcome.reasoning,
-            seconds=watch.seconds,
-            images=query.scan.images,
-            plan=self.spec.plan,
-            grid=outcome.grid,
-            fallback_reason=outcome.fallback,
-            tokens=watch.tokens,
-        )
+    def answer(
+        self,
+        queries: Sequence[Query],
+        *,
+        plan: str | None = None,
+        limits: Limits | None = None,
+        watch: Stopwatch | None = None,
+    ) -> list[Finding]:
+        """Answer questions together by a plan, by default the spec's; the engine runs them sorted by length.
+
+        Raises:
+            ValueError: as `ask`.
+        """
+        method, watch = get_plan(plan or self.spec.plan), watch or Stopwatch()
+        outcomes = run.answer(method, self.branches, self.engine, queries, limits or Limits(), watch)
+        return [run.finding(method, query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
 
     # --- batches ----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode_many(self, images: Sequence[Sequence[Image.Image]]) -> list[Scan]:
-        """One scan for every sequence of RGB images.
-
-        Every image is encoded alone: the last bits of a matrix product can depend on the rows beside it, and the
-        tokens of an image must not depend on its batch, or on whether they were encoded now or for the cache.
-        """
-        return [Scan(tuple(self.backbone.encode([image])[0] for image in group)) for group in images]
 
     def localize(
         self,
@@ -223,115 +239,44 @@ class SparseVLM:
         watch: Stopwatch | None = None,
         prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The localization branch on all visual tokens: for every query one rollout a seed (one, if no seeds).
+        """The localization branch on all visual tokens: for every query one rollout per seed (one, if no seeds).
 
         Args:
-            prompts: those of `localize_prompts`, where the caller has them already.
+            prompts: those of `Branches.localize_prompt`, where the caller has them already.
         """
-        prompts = prompts or self.localize_prompts(queries)
-        sampled = self._sample(prompts, self.known_prefixes(queries, prompts), sampling, seeds, watch, "localize")
-        return [[self.read_localization(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
-
-    def read_localization(self, query: Query, completion: Completion) -> Rollout:
-        """What a completion of the localization branch says."""
-        read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
-        return Rollout(completion, parse_localization(completion.text, query.options, read_box))
-
-    def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
-        """What a completion of the reasoning branch says."""
-        return Rollout(completion, parse_reasoning(completion.text, query.options))
-
-    def select(self, query: Query, response: Response) -> Selection:
-        """Visual tokens of the first image that a localization's boxes keep."""
-        return select(query.scan.visuals[0].grid, response.boxes, self.spec.keep)
+        branches = self.branches
+        prompts = prompts or [branches.localize_prompt(query) for query in queries]
+        sampled = self._sample(queries, prompts, sampling, seeds, watch, "localize")
+        return [[branches.read_localization(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def reason(
         self,
         queries: Sequence[Query],
-        selections: Sequence[Selection | None],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None = None,
         watch: Stopwatch | None = None,
-        prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The reasoning branch on the selected tokens (None: all of them), one rollout a seed.
-
-        Args:
-            prompts: those of `reason_prompts`, where the caller has them already.
-        """
-        prompts = prompts or self.reason_prompts(queries, selections)
-        sampled = self._sample(prompts, self.known_prefixes(queries, prompts), sampling, seeds, watch, "reason")
-        return [[self.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
-
-    def localize_prompts(self, queries: Sequence[Query]) -> list[Prompt]:
-        """Dense prompts of the localization branch."""
-        return [
-            self.backbone.build_prompt(self.spec.localize_text(q.question, q.kind), q.scan.visuals) for q in queries
-        ]
-
-    def reason_prompts(self, queries: Sequence[Query], selections: Sequence[Selection | None]) -> list[Prompt]:
-        """Prompts of the reasoning branch, further images whole.
-
-        Outside tokens are fused into the kept ones or, under plan gather, hidden from what follows the image.
-        """
-        prompts = []
-        built: dict[int, Prompt] = {}  # a question stands here once for each of its localizations
-        for query, selection in zip(queries, selections, strict=True):
-            if id(query) not in built:
-                text = self.spec.reason_text(query.question, query.kind)
-                built[id(query)] = self.backbone.build_prompt(text, query.scan.visuals)
-            dense = built[id(query)]
-            if selection is None or selection.mask.all():
-                prompts.append(dense)
-                continue
-            whole = [torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in query.scan.visuals[1:]]
-            masks = [torch.from_numpy(selection.mask), *whole]
-            if self.spec.plan == "gather":
-                prompts.append(dense.gather(masks))
-            else:
-                prompts.append(dense.sparse(masks, self.spec.fusion, renumber=self.spec.positions == "renumber"))
-        return prompts
+        """The reasoning branch behind the prompts that a plan or a selector made, one rollout per seed."""
+        branches = self.branches
+        sampled = self._sample(queries, prompts, sampling, seeds, watch, "reason")
+        return [[branches.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def with_prefixes(self, queries: Sequence[Query], watch: Stopwatch | None = None) -> list[Query]:
-        """The same questions, system text and image run for every distinct scan (stage "prefix").
-
-        Raises:
-            ValueError: for a family whose cache does not hold every token.
-        """
-        watch, known, out = watch or Stopwatch(), {}, []
-        for query, prompt in zip(queries, self.localize_prompts(queries), strict=True):
-            scan, head = query.scan, prompt.head(prompt.prefix_length)
-            if scan.prefix is None or not scan.prefix.covers(prompt, self.backbone.model):
-                key = (id(scan), tuple(head.input_ids.tolist()))
-                if key not in known:
-                    with watch.stage("prefix"):
-                        known[key] = self.engine.prefix(head)
-                    watch.count("prefix", len(head))
-                scan = dataclasses.replace(scan, prefix=known[key])
-            out.append(dataclasses.replace(query, scan=scan))
-        return out
-
-    def known_prefixes(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[Prefix | None]:
-        """For every prompt its scan's prefix, where it begins with that."""
-        prefixes = [query.scan.prefix for query in queries]
-        model = self.backbone.model
-        return [x if x and x.covers(p, model) else None for p, x in zip(prompts, prefixes, strict=True)]
-
-    def complete(self, request: plans.Request, watch: Stopwatch) -> list[Completion]:
-        """One greedy completion for every prompt of a plan's request."""
-        rows = self._sample(request.prompts, request.prefixes, request.sampling, None, watch, request.branch)
-        return [row[0] for row in rows]
+        """The same questions, system text and image run once for every scan (`vitos.policy.run.with_prefixes`)."""
+        return run.with_prefixes(self.branches, self.engine, queries, watch or Stopwatch())
 
     def _sample(
         self,
+        queries: Sequence[Query],
         prompts: Sequence[Prompt],
-        prefixes: Sequence[Prefix | None],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None,
         watch: Stopwatch | None,
         branch: str,
     ) -> list[list[Completion]]:
         clock, seeds = watch or Stopwatch(), seeds or [[0]] * len(prompts)
-        rows = self.engine.sample(prompts, sampling, seeds, lambda move: clock.stage(f"{branch}_{move}"), prefixes)
+        prefixes = self.branches.known_prefixes(queries, prompts)
+        rows = self.engine.sample(prompts, sampling, seeds, lambda move: clock.span(f"{branch}_{move}"), prefixes)
         count_run(clock, branch, prompts, prefixes, rows)
         return rows

@@ -18,11 +18,11 @@ def write_samples(run: Path, step: int, groups: Sequence[QuestionGroup]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index, group in enumerate(groups):
-        selection, localization = group.selections[0], group.localizations[0]
+        kept, localization = group.kept[0], group.localizations[0]
         picture = draw_overlay(
             load_image(without_crop(group.record.image_paths[0])),
-            group.grid,
-            selection.mask,
+            kept.grid,
+            kept.mask,
             localization.response.boxes,
             group.record.boxes or (),
         )
@@ -37,14 +37,14 @@ def write_samples(run: Path, step: int, groups: Sequence[QuestionGroup]) -> None
                 "localizations": [
                     {
                         "text": rollout.completion.text,
-                        "kept_ratio": selected.kept_ratio,
+                        "kept_ratio": selected.ratio,
                         "fallback": selected.fallback,
                         "rewards": rewards.tolist(),
                         "reasonings": [r.completion.text for r in row],
                     }
                     for rollout, selected, rewards, row in zip(
                         group.localizations,
-                        group.selections,
+                        group.kept,
                         group.rewards.localization,
                         group.reasonings,
                         strict=True,

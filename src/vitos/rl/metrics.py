@@ -19,7 +19,7 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
     """
     localizations = [r for g in groups for r in g.localizations]
     reasonings = [r for g in groups for row in g.reasonings for r in row]
-    selections = [s for g in groups for s in g.selections]
+    kept = [k for g in groups for k in g.kept]
     boxes = [len(r.response.boxes) for r in localizations]
     whole = [any(b.area > 0.9 for b in r.response.boxes) for r in localizations]
     spread = np.array([[g.rewards.localization.std(), g.rewards.reasoning.std()] for g in groups])
@@ -28,8 +28,8 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
         "reward/reasoning": float(np.mean([g.rewards.reasoning.mean() for g in groups])),
         "accuracy/localization": float(stack(groups, "accuracy").mean()),
         "accuracy/sparse": float(stack(groups, "sparse_accuracy").mean()),
-        "kept_ratio": float(np.mean([s.kept_ratio for s in selections])),
-        "fallback_rate": float(np.mean([s.fallback for s in selections])),
+        "kept_ratio": float(np.mean([k.ratio for k in kept])),
+        "fallback_rate": float(np.mean([k.fallback for k in kept])),
         "parse_rate": float(np.mean([r.response.evidence_parsed for r in localizations])),
         "no_answer_rate": float(np.mean([r.response.answer is None for r in reasonings])),
         "boxes_per_response": float(np.mean(boxes)),

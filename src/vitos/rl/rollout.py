@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vitos.core.geometry import TokenGrid
 from vitos.core.prompt import Prompt
 from vitos.core.record import Record
-from vitos.core.sparsify import Selection
+from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling, derive_seed
-from vitos.policy.plans import PLANS
+from vitos.policy.plans.dense import Dense
 from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.rewards import ExtraReward, GroupRewards, RewardWeights, group_rewards
@@ -24,17 +23,17 @@ class QuestionGroup:
     """All rollouts of one question.
 
     Attributes:
-        localizations: O_i, length G; `selections` are the visual tokens that their boxes keep, of `grid`.
+        localizations: O_i, length G.
+        kept: visual tokens that the boxes of each localization keep, length G.
         reasonings: O'_ij, G rows of K.
     """
 
     record: Record
     query: Query
     localizations: list[Rollout]
-    selections: list[Selection]
+    kept: list[Kept]
     reasonings: list[list[Rollout]]
     rewards: GroupRewards
-    grid: TokenGrid
 
     def without_embeddings(self) -> QuestionGroup:
         """The same group, its visual tokens' embeddings left out, small enough to be sent to other processes."""
@@ -103,22 +102,25 @@ def roll_out(
         return derive_seed(plan.seed, step, record.id, branch, *index)
 
     first = [[seeds(r, "localization", i) for i in range(plan.num_localizations)] for r in records]
-    localize_prompts = policy.localize_prompts(queries)
+    branches, method = policy.branches, Dense("dense") if plan.dense else policy.plan
+    localize_prompts = [branches.localize_prompt(query) for query in queries]
     # Both branches go on behind one dense pass over the image. A frozen localizer does not: the keys are not its own.
-    shared = policy.with_prefixes(queries, watch) if policy.spec.plan == "gather" else queries
+    shared = policy.with_prefixes(queries, watch) if policy.plan.shares_prefix else queries
     localizations = (localizer or policy).localize(shared, plan.localize, first, watch, localize_prompts)
 
+    with watch.span(method.timed_as):
+        rows = [
+            method.reason(branches, query, [rollout.response.boxes for rollout in row], watch)
+            for query, row in zip(shared, localizations, strict=True)
+        ]
+    reason_prompts = [one.prompt for row in rows for one in row]
     flat_queries = [query for query in shared for _ in range(plan.num_localizations)]
-    responses = [rollout.response for row in localizations for rollout in row]
-    method = PLANS["dense" if plan.dense else policy.spec.plan]
-    looks = method.looks(policy, flat_queries, responses, watch)
-    reason_prompts, selections = [look.prompt for look in looks], [look.selection for look in looks]
     second = [
         [seeds(record, "reasoning", i, j) for j in range(plan.num_reasonings)]
         for record in records
         for i in range(plan.num_localizations)
     ]
-    flat = policy.reason(flat_queries, selections, plan.reason, second, watch, reason_prompts)
+    flat = policy.reason(flat_queries, reason_prompts, plan.reason, second, watch)
     size = plan.num_localizations
     groups = []
     for p, (record, query) in enumerate(zip(records, queries, strict=True)):
@@ -131,6 +133,6 @@ def roll_out(
             weights,
             extra_rewards,
         )
-        grid = looks[p * size].grid
-        groups.append(QuestionGroup(record, query, localizations[p], selections[own], reasonings, rewards, grid))
+        kept = [one.kept for one in rows[p]]
+        groups.append(QuestionGroup(record, query, localizations[p], kept, reasonings, rewards))
     return RolloutBatch(groups, localize_prompts, reason_prompts)

@@ -23,7 +23,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get
 from vitos.core.record import Record
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
-from vitos.policy.plans import PLANS
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.samples import write_samples
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
@@ -116,8 +115,7 @@ class DualStreamTrainer(GradientTrainer):
         self._warn_of_small_dtype(network)
         if args.sampler == "vllm":
             model.engine = vllm_engine(model.backbone, network, args)
-        coarse = model.spec.plan == "coarse"
-        self.scans = ScanStore(model, cache=cache, keep_pictures=coarse, reduced=coarse)
+        self.scans = ScanStore(model, cache=cache)
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
         self._pending: list[dict[str, float]] = []
@@ -171,7 +169,7 @@ class DualStreamTrainer(GradientTrainer):
             metrics["oversampled_questions"] = float(len(groups) - len(first))
             metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
         model.train()
-        with watch.stage("update"):
+        with watch.span("update"):
             loss, norm, more = self._backward(model, batch, weights, stage, step)
         admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
         if not admitted:
@@ -186,7 +184,7 @@ class DualStreamTrainer(GradientTrainer):
     def _roll_out(self, records: Sequence[Record], step: int, stage: Stage, watch: Stopwatch) -> RolloutBatch:
         """Both branches' rollouts of some questions."""
         args = self.args
-        with watch.stage("encode"):
+        with watch.span("encode"):
             scans = self.scans.get(records)
         plan = RolloutPlan(
             *args.group_size(set(stage.branches(step)) == {LOCALIZATION}),
@@ -294,13 +292,13 @@ class DualStreamTrainer(GradientTrainer):
 
 def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
     """Why the policy's plan cannot be trained under; empty if it can."""
-    name = model.spec.plan
-    if name not in ("two_pass", "gather", "coarse"):
-        return f"reasoning is trained under plan two_pass, gather or coarse, not {name}; set one of them"
-    if name == "coarse" and (args.schedule == "dense" or args.sampler == "vllm"):
+    plan = model.plan
+    if not plan.trainable:
+        return f"no model is trained under plan {plan.name}; use two_pass, gather or coarse"
+    if plan.needs_pictures and (args.schedule == "dense" or args.sampler == "vllm"):
         wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
-        return f"{wrong} does not go with plan coarse, whose image is looked at twice; set plan two_pass"
-    return PLANS[name].refusal(model.backbone)
+        return f"{wrong} does not go with plan {plan.name}, which encodes the image twice; set plan two_pass"
+    return plan.refusal(model.backbone)
 
 
 def _collate(records: Sequence[Record]) -> dict[str, Any]:

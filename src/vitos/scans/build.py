@@ -194,7 +194,7 @@ def _check_room(
 
 
 def _encode(policy: SparseVLM, picture: Image.Image) -> VisualTokens:
-    return policy.encode_many([[picture]])[0].visuals[0]
+    return policy.branches.encode([picture])[0]
 
 
 def _size(visual: VisualTokens, dtype: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vitos.core.record import Record
 from vitos.data.images import load_image_facts
-from vitos.policy.plans import PLANS
+from vitos.policy.plans import Plan
 from vitos.policy.types import Scan
 from vitos.policy.vlm import SparseVLM
 from vitos.scans.cache import EmbeddingCache
@@ -54,8 +54,8 @@ class ScanStore:
         max_bytes: of visual tokens kept; 0 keeps none.
         batch_size: images open at a time.
         cache: read from here instead of encoding; it must fit the policy (`EmbeddingCache.open` sees to it).
-        keep_pictures: scans hold the images, too, for plans that look again; they do not count in `max_bytes`.
-        reduced: the first image is encoded at half its width and height, as plan coarse begins.
+        plan: the plan that the scans are for, by default the policy's. Where it needs pictures, scans hold them (they
+            do not count in `max_bytes`); where it begins with a reduced image, that is encoded.
 
     Raises:
         ValueError: for reduced images and a cache, which holds whole ones.
@@ -67,16 +67,16 @@ class ScanStore:
         max_bytes: int = 4 << 30,
         batch_size: int = 32,
         cache: EmbeddingCache | None = None,
-        keep_pictures: bool = False,
-        reduced: bool = False,
+        plan: Plan | None = None,
     ) -> None:
-        if reduced and cache is not None:
-            raise ValueError("plan coarse begins with reduced images, which no embedding cache holds; leave it out")
-        self._reduced = reduced
-        self._policy = policy
+        self._plan = plan or policy.plan
+        if self._plan.reduced and cache is not None:
+            raise ValueError(
+                f"plan {self._plan.name} begins with reduced images, which no embedding cache holds; leave it out"
+            )
+        self._branches = policy.branches
         self._batch_size = batch_size
         self._cache = cache
-        self._keep_pictures = keep_pictures
         self._recent = RecentScans(max_bytes, visual_bytes)
 
     def get(self, records: Sequence[Record]) -> list[Scan]:
@@ -98,10 +98,8 @@ class ScanStore:
     def _load(self, groups: Sequence[tuple[Path, ...]]) -> dict[tuple[Path, ...], Scan]:
         """Scans of several records' images."""
         loaded = [[load_image_facts(path) for path in paths] for paths in groups]
-        if self._reduced:
-            scans = [PLANS["coarse"].scan(self._policy, [picture for picture, _ in images]) for images in loaded]
-        elif self._cache is None:
-            scans = self._policy.encode_many([[picture for picture, _ in images] for images in loaded])
+        if self._cache is None:
+            scans = [self._plan.scan(self._branches, [picture for picture, _ in images]) for images in loaded]
         else:
             scans = [
                 Scan(tuple(self._cache.get(picture, path) for (picture, _), path in zip(images, paths, strict=True)))
@@ -110,7 +108,7 @@ class ScanStore:
         return {
             paths: dataclasses.replace(
                 scan.of_files([facts for _, facts in images]),
-                pictures=tuple(picture for picture, _ in images) if self._keep_pictures else (),
+                pictures=tuple(picture for picture, _ in images) if self._plan.needs_pictures else (),
             )
             for paths, scan, images in zip(groups, scans, loaded, strict=True)
         }

@@ -16,6 +16,7 @@ import httpx  # noqa: E402
 import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from vitos.core.geometry import Box  # noqa: E402
 from vitos.data.phantom import write_phantoms  # noqa: E402
 from vitos.data.readers import read_records  # noqa: E402
 from vitos.policy.vlm import SparseVLM  # noqa: E402
@@ -77,12 +78,43 @@ def test_answers_are_those_of_ask(client, records, plan):
         assert found["answer"] == expected.answer
         assert [tuple(box) for box in found["boxes"]] == [box.as_tuple() for box in expected.boxes]
         assert (found["kept_tokens"], found["plan"], found["fallback"]) == (
-            expected.kept.sum(),
+            expected.kept.count,
             plan,
             expected.fallback,
         )
         assert answer.choices[0].message.content.startswith(expected.answer or "")
         assert answer.usage.completion_tokens == sum(n for k, n in found["tokens"].items() if k.endswith("_decode"))
+
+
+def test_a_persons_boxes_and_a_budget_are_arguments(client, records):
+    vlm, record, box = SparseVLM.from_pretrained("nano"), records[0], (0.0, 0.0, 0.5, 0.25)
+    scan = vlm.encode(record.image_paths[0])
+    for given in ({"boxes": [box]}, {"boxes": [box], "budget": 0.25}, {"budget": 0.25}):
+        boxes = [Box(*box)] if "boxes" in given else None
+        expected = vlm.ask(scan, record.question, boxes=boxes, budget=given.get("budget"))
+        answer = client.chat.completions.create(model="nano", messages=message(record), extra_body={"vitos": given})
+        found = answer.model_extra["vitos"]
+        assert found["text"] == expected.reasoning.completion.text
+        assert found["kept_tokens"] == expected.kept.count
+        assert [tuple(edges) for edges in found["boxes"]] == [b.as_tuple() for b in expected.boxes]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"boxes": [[0, 0, 2, 2]]}, "vitos.boxes"),
+        ({"boxes": []}, "vitos.boxes"),
+        ({"boxes": [[0, 0, 0.5]]}, "vitos.boxes"),
+        ({"budget": 0}, "vitos.budget"),
+        ({"budget": 1.5}, "vitos.budget"),
+        ({"plan": "fast"}, "vitos.plan"),
+        ({"plan": "crop", "budget": 0.5}, "leave out the budget"),
+    ],
+)
+def test_evidence_that_is_none_is_refused_by_its_field(server, records, given, said):
+    answer = post(server, {"model": "nano", "messages": message(records[0]), "vitos": given})
+    assert answer.status_code == 400
+    assert said in answer.text
 
 
 def test_streams_join_to_the_same_answer(client, records):

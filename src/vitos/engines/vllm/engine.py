@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.core.prompt import Prompt
-from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.base import Completion, Sampling, Span
 from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import TorchEngine, untimed
 
@@ -126,7 +126,7 @@ class VllmEngine(TorchEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = untimed,
+        span: Span = untimed,
         prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.sample`. vLLM mixes prefill and decoding: all its time is "decode".
@@ -150,7 +150,7 @@ class VllmEngine(TorchEngine):
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]
-        with stage("decode"):
+        with span("decode"):
             drawn = self.sampler.generate(requests)
         texts = self.backbone.tokenizer.batch_decode([d.token_ids for d in drawn], skip_special_tokens=True)
         flat = iter(

@@ -20,7 +20,7 @@ from torch import Tensor
 from vitos.core.geometry import BoolArray, Box, TokenGrid
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import IMAGE_PLACEHOLDER, Record
-from vitos.core.sparsify import Fusion
+from vitos.core.sparsify import Fusion, Kept
 from vitos.engines.base import derive_seed
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
@@ -125,17 +125,14 @@ class Task:
 
     def sparse_prompt(self, choice: Choice) -> Prompt:
         """The prompt of the reasoning branch that shows what was chosen."""
-        spec, visuals = self.policy.spec, self.query.scan.visuals
+        visuals = self.query.scan.visuals
         dense = self.prompt
         if choice.visual is not None and choice.visual.grid != self.grid:
             dense = self._prompt((choice.visual, *visuals[1:]))
         elif choice.visual is not None:
             dense = _with_first(dense, choice.visual)
-        if choice.mask.all():
-            return dense
-        whole = [torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in visuals[1:]]
-        fusion = choice.fusion or spec.fusion
-        return dense.sparse([torch.from_numpy(choice.mask), *whole], fusion, renumber=spec.positions == "renumber")
+        kept = Kept(self.grid if choice.visual is None else choice.visual.grid, choice.mask)
+        return self.policy.branches.sparse(self.query, dense, kept, choice.fusion)
 
     def _prompt(self, visuals: Sequence[VisualTokens]) -> Prompt:
         return self.policy.backbone.build_prompt(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitos.core.record import spell_answer
-from vitos.policy.plans import Piece
+from vitos.policy.run import Piece
 from vitos.policy.types import Finding, tokens_read, tokens_written
 from vitos.serve.api import schema
 from vitos.serve.api.scheduler import Job
@@ -57,8 +57,8 @@ def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.
             thought=finding.thought,
             text=finding.reasoning.completion.text,
             boxes=[box.as_tuple() for box in finding.boxes],
-            kept_tokens=int(finding.kept.sum()),
-            visual_tokens=int(finding.kept.size),
+            kept_tokens=finding.kept.count,
+            visual_tokens=finding.grid.num_tokens,
             kept_ratio=finding.kept_ratio,
             plan=finding.plan,
             fallback=finding.fallback,

@@ -25,7 +25,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from vitos.policy.plans import PLANS, Limits, Piece
+from vitos.policy.plans import Limits, get_plan
+from vitos.policy.run import Piece
 from vitos.policy.types import Finding
 from vitos.policy.vlm import SparseVLM
 from vitos.serve.api import schema
@@ -122,19 +123,25 @@ class Server:
         if (chat.limit or 1) > settings.max_tokens:
             raise ApiError(400, "invalid_request", f"an answer may have {settings.max_tokens} tokens", "max_tokens")
         plan = chat.vitos.plan or self.policy.spec.plan
-        if refusal := PLANS[plan].refusal(self.policy.backbone):
+        if refusal := get_plan(plan).refusal(self.policy.backbone):
             raise ApiError(400, "invalid_request", refusal, "vitos.plan")
         async with self._opening:
             text, images = await to_thread.run_sync(partial(open_images, chat, attachments, self._source))
         evidence = min(chat.vitos.max_evidence_tokens or settings.max_tokens, settings.max_tokens)
-        limits = Limits(chat.limit or settings.max_tokens, evidence, chat.vitos.evidence_only, chat.stops)
+        limits = Limits(
+            max_tokens=chat.limit or settings.max_tokens,
+            max_evidence_tokens=evidence,
+            evidence_only=chat.vitos.evidence_only,
+            stop=chat.stops,
+        )
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def emit(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(images, text, plan, limits, emit, time.monotonic() + settings.seconds)
+        deadline = time.monotonic() + settings.seconds
+        job = Job(images, text, plan, limits, emit, deadline, chat.vitos.evidence, chat.vitos.budget)
         try:
             self.scheduler.submit(job)
         except RuntimeError:

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from vitos.core.names import PlanName
+from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion
+from vitos.engines.base import Completion, count_run
 from vitos.engines.continuous_batching import RunningBatch
-from vitos.engines.prefix import count_run
-from vitos.policy import plans
-from vitos.policy.plans import Limits, Piece, Request, Steps
+from vitos.policy.plans import Limits, Request, Steps, get_plan
+from vitos.policy.run import Piece, finding, start
 from vitos.policy.types import Finding, Query, Scan
 from vitos.policy.vlm import SparseVLM
 from vitos.scans.store import RecentScans, visual_bytes
@@ -52,15 +51,18 @@ class Job:
         text: the question, `<image>` where its images stand.
         emit: called with every event, from the scheduler's thread; must not block.
         deadline: `time.monotonic()` at which it is given up.
+        boxes, budget: evidence given with the question, and the share of tokens to keep; None: neither.
         cancelled: set by whoever asked and no longer listens.
     """
 
     images: Sequence[Opened]
     text: str
-    plan: PlanName
+    plan: str
     limits: Limits
     emit: Callable[[Event], None]
     deadline: float
+    boxes: tuple[Box, ...] | None = None
+    budget: float | None = None
     cancelled: bool = False
     key: int = field(default_factory=lambda: next(_KEYS))
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -154,13 +156,14 @@ class Scheduler:
         if job.given_up:
             return
         with self._answerable(job):
-            job.query = Query.about(self._scan(job), job.text)
-            job.steps = plans.start(self._policy.with_spec(plan=job.plan), [job.query], job.limits, job.watch)
+            job.query = Query.about(self._scan(job), job.text, boxes=job.boxes, budget=job.budget)
+            branches, engine = self._policy.branches, self._policy.engine
+            job.steps = start(get_plan(job.plan), branches, engine, [job.query], job.limits, job.watch)
             self._advance(job, None)
 
     def _scan(self, job: Job) -> Scan:
         """The question's images for its plan, encoded now unless they are known by their content."""
-        key = ("reduced" if job.plan == "coarse" else "whole", *(image.digest for image in job.images))
+        key = (get_plan(job.plan).reduced, *(image.digest for image in job.images))
         scan = self._scans.get(key)
         if scan is None:
             scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)
@@ -174,10 +177,8 @@ class Scheduler:
             raise RuntimeError("the question has not begun")
         try:
             job.request = next(job.steps) if completion is None else job.steps.send([completion])
-            while not job.request.prompts:
-                job.request = job.steps.send([])
         except StopIteration as end:
-            self._end(job, self._policy.with_spec(plan=job.plan).finding(job.query, end.value[0], job.watch))
+            self._end(job, finding(get_plan(job.plan), job.query, end.value[0], job.watch))
 
     def _join(self) -> None:
         """Run the prompts that wait for it, first come first served, as far as the batch has room."""
@@ -187,7 +188,7 @@ class Scheduler:
             (prompt,), (prefix,) = request.prompts, request.prefixes
             if not self._batch.fits(prompt, request.sampling):
                 return
-            with self._answerable(job), job.watch.stage(f"{request.branch}_prefill"):
+            with self._answerable(job), job.watch.span(f"{request.branch}_prefill"):
                 self._batch.join(job.key, prompt, request.sampling, prefix)
                 job.joined = time.perf_counter()
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
-from vitos.core.names import PlanName
+from vitos.core.geometry import Box
+from vitos.core.registry import PLANS
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Flag = Annotated[bool, Strict()]
@@ -18,6 +19,21 @@ Zero = Annotated[float, Strict(), Field(ge=0, le=0)]
 One = Annotated[float, Strict(), Field(ge=1, le=1)]
 Whole = Annotated[int, Strict(), Field(ge=1, le=1)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+def _known_plan(name: str) -> str:
+    if name not in PLANS.names():
+        raise ValueError(f"must be one of {', '.join(PLANS.names())}")
+    return name
+
+
+def _box(edges: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    Box(*edges)  # its error says what a box is
+    return edges
+
+
+PlanName = Annotated[str, AfterValidator(_known_plan), Field(json_schema_extra={"enum": list(PLANS.names())})]
+Edges = Annotated[tuple[float, float, float, float], AfterValidator(_box)]
 Ignored = Annotated[Any, Field(description="Taken and not used: it changes no answer.")]
 
 
@@ -79,11 +95,24 @@ class ResponseFormat(Strictly):
 
 
 class Options(Strictly):
-    """The request's own extra field. `plan`: how to answer, by default the checkpoint's own."""
+    """The request's extra field `vitos`.
+
+    Attributes:
+        plan: how to answer, by default the checkpoint's own.
+        boxes: evidence to use instead of the model's own, `[x1, y1, x2, y2]` in fractions of the image, 0..1.
+        budget: share of the visual tokens to keep, in (0, 1].
+    """
 
     plan: PlanName | None = None
+    boxes: Annotated[list[Edges], Field(min_length=1, max_length=32)] | None = None
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
     max_evidence_tokens: Count | None = None
     evidence_only: Flag = False
+
+    @property
+    def evidence(self) -> tuple[Box, ...] | None:
+        """The boxes, or None."""
+        return None if self.boxes is None else tuple(Box(*edges) for edges in self.boxes)
 
 
 class ChatRequest(Strictly):

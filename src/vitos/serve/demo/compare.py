@@ -7,22 +7,19 @@ nothing is localized, and the plan goes on from these boxes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vitos.core.geometry import Box
-from vitos.core.masks import fit_budget, random_mask
-from vitos.core.names import PlanName
-from vitos.core.response import Response
-from vitos.core.sparsify import Selection
+from vitos.core.masks import random_mask
+from vitos.core.registry import PLANS
 from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion, derive_seed
-from vitos.policy.plans import AGAIN, PLANS, Limits, Request
-from vitos.policy.types import Finding, Query, Rollout, Scan, tokens_read, tokens_written
+from vitos.engines.base import derive_seed
+from vitos.policy.plans import Limits, get_plan
+from vitos.policy.types import Finding, Query, Scan, tokens_read, tokens_written
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.overlay import draw_overlay
 from vitos.serve.demo.inputs import checked_question, fitting, open_image
@@ -54,8 +51,8 @@ class Look:
     @property
     def kept(self) -> str:
         """ "6 of 64 tokens (9%)"."""
-        mask = self.finding.kept
-        return f"{int(mask.sum())} of {mask.size} tokens ({mask.mean():.0%})"
+        kept = self.finding.kept
+        return f"{kept.count} of {kept.mask.size} tokens ({kept.ratio:.0%})"
 
     @property
     def encode_seconds(self) -> float:
@@ -102,53 +99,6 @@ class Looks:
         return next(way for way in self.ways if way.name == "sparse")
 
 
-class Guided(SparseVLM):
-    """The same model with its evidence given, or its number of tokens.
-
-    Args:
-        boxes: used instead of a localization, which is not run; None: the model localizes.
-        budget: share of the image's tokens to which evidence is cut or widened; 0: the cells of the boxes.
-        random_count: keep as many random tokens instead of evidence; needs `boxes=()`, so that nothing is localized.
-        seed: of the random tokens.
-    """
-
-    def __init__(
-        self,
-        vlm: SparseVLM,
-        boxes: tuple[Box, ...] | None = None,
-        budget: float = 0.0,
-        random_count: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(vlm.backbone, vlm.spec)
-        self.engine = vlm.engine
-        self.boxes, self.budget, self.random_count, self.seed = boxes, budget, random_count, seed
-
-    def complete(self, request: Request, watch: Stopwatch) -> list[Completion]:
-        """As ever, but where boxes are given the localization branch writes nothing."""
-        if self.boxes is None or request.branch != "localize":
-            return super().complete(request, watch)
-        nothing = torch.empty(0, dtype=torch.long)
-        return [Completion(nothing, torch.empty(0), "", finished=True) for _ in request.prompts]
-
-    def read_localization(self, query: Query, completion: Completion) -> Rollout:
-        """The boxes that were given, or those that the model wrote."""
-        if self.boxes is None:
-            return super().read_localization(query, completion)
-        return Rollout(completion, Response("", None, self.boxes, None, well_formed=False))
-
-    def select(self, query: Query, response: Response) -> Selection:
-        """The tokens of the boxes, cut or widened to the budget; or random ones."""
-        grid = query.scan.visuals[0].grid
-        if self.random_count:
-            rng = np.random.default_rng(derive_seed(self.seed, "random", query.question))
-            return Selection(random_mask(grid, self.random_count, rng))
-        selection = super().select(query, response)
-        if not self.budget or selection.fallback:
-            return selection
-        return Selection(fit_budget(grid, response.boxes, max(1, round(self.budget * grid.num_tokens))))
-
-
 # --- answering ------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +106,7 @@ def look(
     vlm: SparseVLM,
     image: Path,
     question: str,
-    plan: PlanName,
+    plan: str,
     *,
     budget: float = 0.0,
     boxes: Sequence[Box] = (),
@@ -180,18 +130,13 @@ def look(
         ValueError: for an empty question, a budget out of range or under a plan that looks twice, a plan that the
             family cannot follow, or a file that cannot be read (`ImageError`).
     """
-    if budget and plan in AGAIN:
-        raise ValueError(
-            f"A budget chooses among the tokens of one look at the image, and plan {plan} has two. Set the budget to "
-            "0, or choose two_pass or gather."
-        )
     session = _Session(vlm, image, question, limits)
     dense, sparse = session.dense(), session.planned(plan, budget, boxes)
-    by: PlanName = "two_pass" if plan in AGAIN else plan
-    random = session.random(by, int(sparse.finding.kept.sum()), seed)
+    by = plan if get_plan(plan).takes_masks else "two_pass"
+    random = session.random(by, sparse.finding.kept.count, seed)
     notes = _notes([sparse], boxes)
     if by != plan:
-        notes.append(f"Plan {plan} looks at the image twice; the random tokens are taken from one look, by two_pass.")
+        notes.append(f"Plan {plan} encodes the image twice; the random tokens are answered from by two_pass.")
     return Looks((dense, sparse, random), tuple(notes))
 
 
@@ -210,10 +155,10 @@ def look_by_all(
     """
     session = _Session(vlm, image, question, limits)
     plans = plans_of(vlm)[0]
-    planned = [session.planned(plan, 0.0 if plan in AGAIN else budget, boxes) for plan in plans]
+    planned = [session.planned(plan, budget if get_plan(plan).takes_masks else 0.0, boxes) for plan in plans]
     notes = _notes(planned, boxes)
-    if budget and any(plan in AGAIN for plan in plans):
-        notes.append("The budget does not apply to coarse and crop, which look at the image twice.")
+    if budget and (without := [plan for plan in plans if not get_plan(plan).takes_masks]):
+        notes.append(f"The budget does not apply to {' and '.join(without)}, which encode the image twice.")
     return Looks((session.dense(), *planned), tuple(notes))
 
 
@@ -228,26 +173,37 @@ class _Session:
         self._scans: dict[bool, tuple[Scan, Stopwatch]] = {}
 
     def dense(self) -> Look:
-        return self._answered("dense", self.vlm, "dense")
+        return self._answered("dense", "dense")
 
-    def planned(self, plan: PlanName, budget: float, boxes: Sequence[Box]) -> Look:
-        if not 0 <= budget <= 1:
-            raise ValueError(f"the budget is a share of the tokens, 0 to 1, got {budget}")
-        if plan == "dense":
-            raise ValueError("dense is always shown beside the plan; choose another")
-        return self._answered("sparse", Guided(self.vlm, tuple(boxes) or None, budget), plan)
+    def planned(self, plan: str, budget: float, boxes: Sequence[Box]) -> Look:
+        if not get_plan(plan).localizes:
+            raise ValueError(f"{plan} is always shown; choose another plan to compare it with")
+        return self._answered("sparse", plan, tuple(boxes) or None, budget or None)
 
-    def random(self, plan: PlanName, count: int, seed: int) -> Look:
-        return self._answered("random", Guided(self.vlm, (), random_count=count, seed=seed), plan)
+    def random(self, plan: str, count: int, seed: int) -> Look:
+        return self._answered("random", plan, random=(count, seed))
 
-    def _answered(self, name: str, policy: SparseVLM, plan: PlanName) -> Look:
+    def _answered(
+        self,
+        name: str,
+        plan: str,
+        boxes: tuple[Box, ...] | None = None,
+        budget: float | None = None,
+        random: tuple[int, int] | None = None,
+    ) -> Look:
+        """Answer by a plan, from `random` tokens (their number and a seed) where they are given."""
         scan, cost = self._scan(plan)
-        finding = policy.ask(scan, self.question, plan=plan, limits=self.limits).with_encoding(cost)
-        picture = draw_overlay(self.shown, finding.grid, finding.kept, finding.boxes)
+        query = Query.about(scan, self.question, boxes=boxes, budget=budget)
+        if random is not None:
+            rng = np.random.default_rng(derive_seed(random[1], "random", query.question))
+            query = replace(query, tokens=random_mask(query.grid, random[0], rng))
+        (finding,) = self.vlm.answer([query], plan=plan, limits=self.limits)
+        finding = finding.with_encoding(cost)
+        picture = draw_overlay(self.shown, finding.grid, finding.kept.mask, finding.boxes)
         return Look(name, finding, picture)
 
-    def _scan(self, plan: PlanName) -> tuple[Scan, Stopwatch]:
-        reduced = plan == "coarse"
+    def _scan(self, plan: str) -> tuple[Scan, Stopwatch]:
+        reduced = get_plan(plan).reduced
         if reduced not in self._scans:
             watch = Stopwatch()
             scan = self.vlm.encode(self.picture, plan=plan, watch=watch).of_files([self.facts])
@@ -257,16 +213,13 @@ class _Session:
 
 def _notes(looks: Sequence[Look], boxes: Sequence[Box]) -> list[str]:
     notes = ["Your boxes were used; the model did not localize."] if boxes else []
-    for finding in (look.finding for look in looks):
-        if finding.fallback and boxes:
-            notes.append(f"Plan {finding.plan} looked at the whole image at full resolution: a box is small.")
-        elif finding.fallback:
-            notes.append(f"Plan {finding.plan} fell back: {finding.fallback_reason}.")
-    return notes
+    findings = [look.finding for look in looks]
+    return notes + [f"Plan {f.plan} fell back: {f.fallback_reason}." for f in findings if f.fallback]
 
 
-def plans_of(vlm: SparseVLM) -> tuple[list[PlanName], list[str]]:
-    """The plans that a model can follow beside dense, its own first, and why it refuses the others."""
-    plans = sorted((p for name, p in PLANS.items() if name != "dense"), key=lambda p: p.name != vlm.spec.plan)
+def plans_of(vlm: SparseVLM) -> tuple[list[str], list[str]]:
+    """The plans with a localization that a model can follow, its own first, and why it refuses the others."""
+    known = [get_plan(name) for name in PLANS.names()]
+    plans = sorted((plan for plan in known if plan.localizes), key=lambda plan: plan.name != vlm.spec.plan)
     refusals = {plan.name: plan.refusal(vlm.backbone) for plan in plans}
     return [name for name, why in refusals.items() if not why], [f"{n}: {why}" for n, why in refusals.items() if why]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.driven import up_to
 from tests.engines.vllm.plugin import gate
 from tests.engines.vllm.plugin.test_gate import TOLERANCE
 
@@ -103,10 +104,10 @@ def test_a_policy_answers_through_it(vllm, phantom_records):
 
     policy = SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32)
     asked = [(policy.encode(*record.image_paths), record.question) for record in phantom_records[:3]]
-    expected = [policy.ask(scan, question, max_tokens=64) for scan, question in asked]
+    expected = [policy.ask(scan, question, limits=up_to(64)) for scan, question in asked]
     with sampler_for(policy.backbone) as sampler:
         policy.engine = VllmEngine(policy.backbone, sampler)
-        found = [policy.ask(scan, question, max_tokens=64) for scan, question in asked]
+        found = [policy.ask(scan, question, limits=up_to(64)) for scan, question in asked]
     for ours, theirs in zip(expected, found, strict=True):
         assert theirs.localization.completion.text == ours.localization.completion.text
         assert (theirs.answer, theirs.thought, theirs.boxes) == (ours.answer, ours.thought, ours.boxes)

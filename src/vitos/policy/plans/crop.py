@@ -1,0 +1,47 @@
+"""Localize on all visual tokens; cut the evidence out of the picture and encode it as an image of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vitos.core.geometry import BoolArray, Box, TokenGrid, enclosing, into_crop, touched_pixels
+from vitos.core.sparsify import Kept
+from vitos.core.stopwatch import Stopwatch
+from vitos.policy.branches import Branches
+from vitos.policy.plans.base import Plan, Reasoning
+from vitos.policy.types import Query
+
+
+class Crop(Plan):
+    """The crop is the rectangle of whole cells around all boxes."""
+
+    needs_pictures = True
+    timed_as = "vision"
+
+    def reason(
+        self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch
+    ) -> list[Reasoning]:
+        return [self._cut(branches, query, boxes, watch) for boxes in evidence]
+
+    @staticmethod
+    def _cut(branches: Branches, query: Query, boxes: Sequence[Box], watch: Stopwatch) -> Reasoning:
+        kept = branches.keep(query, boxes)
+        if kept.why_not:
+            return Reasoning(branches.reason_prompt(query), kept)
+        picture = query.scan.pictures[0]
+        box = around(kept.grid, kept.mask)
+        part = picture.crop(touched_pixels(into_crop(box, kept.grid.shown), *picture.size))
+        (encoded,) = branches.encode([part])
+        watch.count("vision", encoded.grid.num_tokens)
+        second = replace(query, scan=replace(query.scan, visuals=(encoded, *query.scan.visuals[1:]), prefix=None))
+        return Reasoning(branches.reason_prompt(second), Kept(kept.grid, kept.grid.overlapping([box])))
+
+
+def around(grid: TokenGrid, mask: BoolArray) -> Box:
+    """The rectangle around kept cells, as far as it lies in the picture."""
+    cells = [rect for view in grid.views for rect in view.cell_boxes()]
+    rect, shown = enclosing([cells[i] for i in np.flatnonzero(mask)]), grid.shown
+    return Box(max(rect.x1, shown.x1), max(rect.y1, shown.y1), min(rect.x2, shown.x2), min(rect.y2, shown.y2))
