@@ -41,7 +41,8 @@ from vitos.core.prompt import VisualTokens
 from vitos.core.response import format_box_list, format_localization, format_reasoning
 from vitos.data.phantom import KINDS, TEMPLATES, Finding, Question, Scene, render, sample, write_phantoms
 from vitos.data.readers import read_records
-from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.conditions import Settings
+from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
 from vitos.nano.build import NANO_SPEC, build_nano
 from vitos.policy.vlm import SparseVLM
@@ -270,8 +271,8 @@ def card(policy: SparseVLM, args: argparse.Namespace, minutes: float) -> str:
     """The model card, from 500 validation questions of a seed that no recipe uses."""
     with TemporaryDirectory() as folder:
         records = read_records(write_phantoms(Path(folder), "val", 500, seed=999))
-        plan = EvaluationPlan(max_localization_tokens=96, max_reasoning_tokens=64)
-        results = summarize([case.to_json() for case in run_policy(policy, records, plan)], bootstrap_samples=100)
+        settings = Settings(max_localization_tokens=96, max_reasoning_tokens=64)
+        results = summarize(cases_in_memory(policy, records, settings), bootstrap_samples=100)
     rows = "".join(
         f"| {name} | {row['dense']:.3f} | {row['sparse']:.3f} | {row['mean_iou']:.3f} |\n"
         for name, row in results["by_template"].items()

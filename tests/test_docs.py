@@ -196,8 +196,8 @@ def documented() -> set[str]:
 
 
 def literal_keys(function: str) -> set[str]:
-    """Text keys of the dictionaries written out in a function of `vitos.cli.run`, and the texts of its tuples."""
-    tree = ast.parse((ROOT / "src/vitos/cli/run.py").read_text(encoding="utf-8"))
+    """Text keys of the dictionaries written out in a function of `eval/evaluate.py`, and the texts of its tuples."""
+    tree = ast.parse((ROOT / "src/vitos/eval/evaluate.py").read_text(encoding="utf-8"))
     (body,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     dicts = [key for node in ast.walk(body) if isinstance(node, ast.Dict) for key in node.keys]
     tuples = [item for node in ast.walk(body) if isinstance(node, ast.Tuple) for item in node.elts]
@@ -207,25 +207,41 @@ def literal_keys(function: str) -> set[str]:
 
 
 def test_keys_of_a_run_and_its_stages_are_explained() -> None:
-    keys = literal_keys("evaluate") | literal_keys("_seconds")
+    keys = (literal_keys("score") | literal_keys("_seconds")) - {
+        "models",
+        "bootstrap_samples",
+        "image",
+        "open",
+        "images",
+        "benchmarks",
+        "condition",
+        "seconds",
+    }
     assert {"vitos_version", "seconds_by_stage", "reason_decode", "dense_total"} <= keys
     assert keys - documented() == set()
 
 
-def test_keys_of_results_and_cases_are_explained() -> None:
-    from vitos.core.geometry import TokenGrid
+def test_keys_of_results_and_cases_are_explained(tmp_path: Path) -> None:
     from vitos.core.record import Record
-    from vitos.eval.evaluate import Case
+    from vitos.eval.cases import TRAINED, cases_of
     from vitos.eval.results import summarize
+    from vitos.eval.store import EvalFolder
 
-    answer = {"text": "", "answer": "A", "correct": True}
-    boxes = {"boxes": [], "parsed": True, "iou": 0.5}
-    sparse = {"kept": [0], "kept_ratio": 0.5, "fallback": False}
-    conditions = dict.fromkeys(("sparse", "random", "own@0.25", "random@0.25"), answer | sparse)
-    conditions |= {"localization": answer | boxes, "base_dense": answer}
-    record = Record("1", (Path("a.png"),), "?", "A", meta={"template": "t"})
-    case = Case(record, TokenGrid.single(1, 2), conditions).to_json()
-    results = summarize([case | {"dataset": "a"}], bootstrap_samples=10)
+    record = Record("1", (Path("a.png"),), "?\nA. x\nB. y", "A", meta={"template": "t"})
+    folder = EvalFolder(tmp_path)
+    manifest = {"format": 1, "settings": {}, "models": {TRAINED: {}}, "benchmarks": {"a": {}}, "conditions": []}
+    folder.open_run(manifest, {"a": [record]})
+    image = {"image": "a.png", "images": [], "grid": [{"rect": [0, 0, 1, 1], "rows": 1, "cols": 2}], "shown": []}
+    folder.append("images", TRAINED, "a", 0, [{"id": "1"} | image])
+    answer = {"id": "1", "text": "<answer>A</answer>"}
+    sparse = {"kept": 1, "total": 2, "tokens": "80"}
+    rows = [answer | sparse | {"condition": f"control:{name}"} for name in ("random", "own@0.25", "random@0.25")]
+    rows += [answer | sparse | {"condition": "policy@own"}, answer | {"condition": "dense"}]
+    rows += [answer | {"condition": "localize", "boxes": [], "parsed": True}]
+    folder.append("answers", TRAINED, "a", 0, rows)
+    (case,) = cases_of(folder, [TRAINED])
+    conditions = case["conditions"]
+    results = summarize([case], bootstrap_samples=10)
     nested = [results["comparisons"][0], *results["by_template"].values(), *results["budgets"].values()]
     keys = {*results, *case, *conditions, *case["grid"][0], *(key for row in nested for key in row)}
     keys |= {key for row in conditions.values() for key in row}
@@ -264,7 +280,7 @@ def test_metrics_of_an_update_are_explained() -> None:
         "prompts",
     }
     keys |= {f"{name}/{branch}" for name in sums for branch in ("localization", "reasoning")}
-    trainer = (ROOT / "src/vitos/rl/trainer.py").read_text(encoding="utf-8")
+    trainer = (ROOT / "src/vitos/rl/update.py").read_text(encoding="utf-8")
     keys |= {f"seconds/{name}" for name in re.findall(r'watch\.span\("(\w+)"\)', trainer)}
     assert {"reward/iou", "clipped/reasoning", "skipped_groups/localization", "seconds/update"} <= keys
     assert keys - documented() == set()

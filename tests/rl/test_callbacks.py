@@ -10,8 +10,8 @@ from transformers import TrainerControl, TrainerState
 
 from vitos.engines.base import Sampling
 from vitos.reports.overlay import draw_overlay
-from vitos.reports.samples import write_samples
-from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics
+from vitos.reports.samples import draw_sample
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics, write_samples
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutPlan, roll_out
 from vitos.scans.store import ScanStore
@@ -74,7 +74,7 @@ def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy
     records = phantom_records[:2]
     plan = RolloutPlan(2, 3, Sampling(24, 1.0), Sampling(14, 1.0), seed=0)
     batch = roll_out(warm_policy, records, ScanStore(warm_policy).get(records), 0, plan, RewardWeights())
-    write_samples(tmp_path, 7, batch.groups)
+    write_samples(tmp_path, 7, batch.groups, draw_sample)
     rows = json.loads((tmp_path / "samples" / "step-7.json").read_text())
     for index, (row, group) in enumerate(zip(rows, batch.groups, strict=True)):
         assert row["id"] == records[index].id

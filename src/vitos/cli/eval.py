@@ -32,38 +32,36 @@ def bench_run(
 ) -> None:
     """Models x benchmarks x token selectors x budgets, then the tables. In several processes: accelerate launch -m."""
     quiet()
-    from vitos.eval.command import read_sets, rescore
-    from vitos.eval.plan import BUDGETS, BenchPlan
-    from vitos.eval.run import is_first_process, iter_models, run_bench
+    from vitos.eval.bench import read_sets, rescore, run_bench
+    from vitos.eval.conditions import BUDGETS, Settings, bench_conditions
+    from vitos.eval.run import Share, named_models
     from vitos.eval.selectors import SELECTORS
 
-    plan = BenchPlan(
-        selectors=tuple(selector or SELECTORS),
-        insist=selector is not None,
-        budgets=tuple(budget or BUDGETS),
-        looks=looks,
+    conditions = bench_conditions(selector or tuple(SELECTORS), budget or BUDGETS, ablations=looks)
+    settings = Settings(
         protocol=protocol,
         batch_size=batch_size,
         max_localization_tokens=max_tokens,
         max_reasoning_tokens=max_tokens,
         seed=seed,
     )
-    named = dict(iter_models(models))
+    named = dict(named_models(models))
     if base is not None and base not in named:
         raise typer.BadParameter(f"{base!r} is none of the models: {', '.join(named)}", param_hint="--base")
-    run_bench(named, read_sets(data or [], benchmark or [], limit), plan, out)
-    if is_first_process():
+    sets = read_sets(data or [], benchmark or [], limit)
+    run_bench(named, sets, conditions, settings, out, insist=selector is not None)
+    if Share.of_launcher().index == 0:
         rescore(out, base)
         console.print(f"Report: {out / 'report.html'}")
 
 
 @bench_app.command("rescore")
 def bench_rescore(
-    out: Annotated[Path, typer.Argument(help="Folder of a `vitos bench run`.")],
+    out: Annotated[Path, typer.Argument(help="Folder of a `vitos bench run` or `vitos eval`.")],
     base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
 ) -> None:
     """Make all figures and tables anew from the stored answers, without a model."""
-    from vitos.eval.command import rescore
+    from vitos.eval.bench import rescore
 
     rescore(out, base)
     console.print(f"Report: {out / 'report.html'}")

@@ -115,13 +115,26 @@ def evaluate(
     if bad := [b for b in budget or () if not 0 < b <= 1]:
         raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {bad[0]}", param_hint="--budget")
     quiet()
-    from vitos.cli.run import Evaluation, evaluate
-    from vitos.eval.evaluate import EvaluationPlan
+    from vitos.eval.conditions import Settings
+    from vitos.eval.evaluate import Evaluation, evaluate
 
-    what = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
-    name = Path(checkpoint).name
+    settings = Settings(
+        batch_size=batch_size, max_localization_tokens=max_tokens, max_reasoning_tokens=max_tokens, seed=seed
+    )
     evaluate(
-        Evaluation(name, checkpoint, tuple(data), what, base, rl_dense, limit, cache=cache, answer_by=plan),
+        Evaluation(
+            name=Path(checkpoint).name,
+            checkpoint=checkpoint,
+            data=tuple(data),
+            settings=settings,
+            base=base,
+            rl_dense=rl_dense,
+            controls=controls,
+            budgets=tuple(budget or ()),
+            limit=limit,
+            cache=cache,
+            plan=plan,
+        ),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )

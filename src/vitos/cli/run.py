@@ -8,34 +8,26 @@ leaves a complete folder or file behind, so `resume` goes on where a kill left o
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from tqdm.auto import tqdm
 
-from vitos import __version__
 from vitos.config.recipe import ModelSection, Recipe, dump_recipe
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
-from vitos.core.stopwatch import Stopwatch
 from vitos.data.check import check_dataset
-from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
+from vitos.data.files import write_text_atomic
 from vitos.data.readers import read_records
-from vitos.eval.evaluate import EvaluationPlan, run_policy
-from vitos.eval.results import summarize
+from vitos.eval.conditions import Settings
+from vitos.eval.evaluate import Evaluation, evaluate
 from vitos.policy.plans import check_recipe
 from vitos.policy.vlm import SparseVLM
-from vitos.reports.card import model_card
-from vitos.reports.html import write_report
-from vitos.reports.table import results_table
+from vitos.reports.samples import draw_sample
 from vitos.rl.callbacks import METRICS_FILE, read_metrics
 from vitos.rl.checkpoint import complete_checkpoints, is_complete, staged_folder
 from vitos.rl.config import DualStreamConfig
@@ -46,35 +38,7 @@ from vitos.rl.user_rewards import load_reward
 from vitos.scans.cache import EmbeddingCache
 
 WARM_START = "warm_start"
-RESULTS, CASES, REPORT, RECIPE = "results.json", "cases.jsonl", "report.html", "recipe.yaml"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is compared with what.
-
-    Attributes:
-        checkpoint: the trained model.
-        data: record files, each a data set of its own.
-        base: the model before training, or None: no dense accuracy to relate to.
-        rl_dense: a model trained without pruning, or None.
-        limit: the first so many questions of each file.
-        load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
-        cache: folder of an embedding cache that fits the encoders of all models, or None.
-        answer_by: plan of `vitos.policy.plans` by which the models answer; None: the checkpoint's own.
-    """
-
-    name: str
-    checkpoint: str
-    data: tuple[str, ...]
-    plan: EvaluationPlan
-    base: str | None = None
-    rl_dense: str | None = None
-    limit: int | None = None
-    bootstrap_samples: int = 10_000
-    load: Mapping[str, Any] = field(default_factory=dict)
-    cache: str | None = None
-    answer_by: str | None = None
+RECIPE = "recipe.yaml"
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -129,6 +93,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             reward_funcs=extra_rewards(recipe),
             lora=_lora(recipe),
             cache=cache,
+            draw=draw_sample,
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
@@ -145,24 +110,24 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 
 
 def _evaluation(recipe: Recipe, base: str) -> Evaluation:
-    """Of the recipe's final model beside `base`."""
+    """The evaluation of the recipe's final model, compared with `base`."""
     return Evaluation(
         name=recipe.name,
         checkpoint=str(Path(recipe.output_dir) / FINAL),
         data=recipe.data.eval,
-        base=base,
-        limit=recipe.data.limit_eval,
-        bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        load=load_options(recipe.model),
-        cache=recipe.data.cache,
-        plan=EvaluationPlan(
-            controls=recipe.evaluate.controls,
-            budgets=recipe.evaluate.budgets,
+        settings=Settings(
             batch_size=recipe.evaluate.batch_size,
             max_localization_tokens=recipe.train.max_localization_tokens,
             max_reasoning_tokens=recipe.train.max_reasoning_tokens,
             seed=recipe.seed,
         ),
+        base=base,
+        controls=recipe.evaluate.controls,
+        budgets=recipe.evaluate.budgets,
+        limit=recipe.data.limit_eval,
+        bootstrap_samples=recipe.evaluate.bootstrap_samples,
+        load=load_options(recipe.model),
+        cache=recipe.data.cache,
     )
 
 
@@ -216,80 +181,6 @@ def _lora(recipe: Recipe) -> Any:
         lora_dropout=section.dropout,
         target_modules=section.target_modules,
     )
-
-
-# --- evaluation -----------------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    evaluation: Evaluation,
-    out: Path,
-    *,
-    metrics: Sequence[Mapping[str, Any]] = (),
-    recipe: Recipe | None = None,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table."""
-    console = console or Console()
-    policy = SparseVLM.from_pretrained(evaluation.checkpoint, **evaluation.load)
-    policy = policy.with_spec(plan=evaluation.answer_by or policy.spec.plan)
-    base = rl_dense = None
-    if evaluation.base:
-        base = SparseVLM.from_pretrained(evaluation.base, spec=policy.spec, **evaluation.load)
-    if evaluation.rl_dense:
-        rl_dense = SparseVLM.from_pretrained(evaluation.rl_dense, **evaluation.load)
-    watch, base_watch = Stopwatch(), Stopwatch()
-    sets = {source: read_records(source, limit=evaluation.limit) for source in evaluation.data}
-    cases: list[dict[str, Any]] = []
-    with tqdm(total=sum(map(len, sets.values())), unit="question", desc="evaluate", dynamic_ncols=True) as bar:
-        for source, records in sets.items():
-            answered = run_policy(
-                policy,
-                records,
-                evaluation.plan,
-                base=base,
-                rl_dense=rl_dense,
-                watch=watch,
-                base_watch=base_watch,
-                progress=lambda done: bar.update(done),
-                cache=evaluation.cache,
-            )
-            cases += [{"dataset": source, **case.to_json()} for case in answered]
-    results = {
-        "name": evaluation.name,
-        "seed": evaluation.plan.seed,
-        "dataset": ", ".join(evaluation.data),
-        "checkpoint": evaluation.checkpoint,
-        "base": evaluation.base,
-        "plan": policy.spec.plan,
-        "vitos_version": __version__,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        **summarize(cases, bootstrap_samples=evaluation.bootstrap_samples, seed=evaluation.plan.seed),
-        "seconds_by_stage": _seconds(watch, base_watch if base else None, len(cases)),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        case["image"] = os.path.relpath(case["image"], out)
-    with atomic_write(out / CASES) as path:
-        path.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
-    write_json_atomic(out / RESULTS, results)
-    write_report(out, results, cases, metrics)
-    if recipe is not None:
-        card = model_card(results, dataclasses.asdict(recipe), evaluation.base or recipe.model.path)
-        write_text_atomic(Path(evaluation.checkpoint) / "README.md", card)
-    console.print(results_table(results))
-    console.print(f"Report: {out / REPORT}")
-    return results
-
-
-def _seconds(watch: Stopwatch, base: Stopwatch | None, questions: int) -> dict[str, float | None]:
-    """Seconds per question of every stage of the two passes, their total, and the base model's dense pass."""
-    branches = ("localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
-    names = ("vision", "prefix", *branches)
-    seconds: dict[str, float | None] = {name: watch.seconds.get(name, 0.0) / questions for name in names}
-    seconds["total"] = sum(value for value in seconds.values() if value is not None)
-    seconds["dense_total"] = sum(base.seconds.values()) / questions if base is not None else None
-    return seconds
 
 
 def _read(sources: Sequence[str], limit: int | None) -> list[Record]:

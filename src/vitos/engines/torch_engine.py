@@ -13,7 +13,7 @@ up to floating-point differences between batch shapes. Ended rows leave the batc
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,16 @@ class TorchEngine:
         self.max_batch_tokens = max_batch_tokens
         self._banned_ids: Tensor | None = None
         self.kv_bytes = 0
+
+    @contextmanager
+    def using(self, model: Any, max_batch_tokens: int) -> Iterator[None]:
+        """Run another module instead of the backbone's, such as its DDP or FSDP wrapper, while the block runs."""
+        before = self.model, self.max_batch_tokens
+        self.model, self.max_batch_tokens = model, max_batch_tokens
+        try:
+            yield
+        finally:
+            self.model, self.max_batch_tokens = before
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 

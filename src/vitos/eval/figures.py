@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from vitos.core.geometry import Box, matched_iou
 from vitos.core.record import Record
-from vitos.eval.plan import DENSE, LOCALIZE, split_condition
+from vitos.eval.conditions import DENSE, LOCALIZE, split_condition
 from vitos.eval.scoring import Verdict, score_answer
 from vitos.eval.statistics import bootstrap_mean, mcnemar, paired_bootstrap_difference, paired_bootstrap_ratio
-from vitos.eval.store import BenchFolder, Row
+from vitos.eval.store import EvalFolder, Row
 
 ALL = "all"
 GROUPS = ("modality", "question_type", "subset", "template")
@@ -46,7 +46,7 @@ class Column:
     sets: NDArray[np.str_]
 
 
-def figures(folder: BenchFolder, *, base: str | None = None, bootstrap_samples: int = 10_000) -> dict[str, Any]:
+def figures(folder: EvalFolder, *, base: str | None = None, bootstrap_samples: int = 10_000) -> dict[str, Any]:
     """All figures of a bench.
 
     Args:
@@ -94,7 +94,7 @@ def figures(folder: BenchFolder, *, base: str | None = None, bootstrap_samples: 
 
 
 def _columns(
-    folder: BenchFolder, model: str, questions: Mapping[str, Sequence[Record]], conditions: Sequence[str]
+    folder: EvalFolder, model: str, questions: Mapping[str, Sequence[Record]], conditions: Sequence[str]
 ) -> dict[str, dict[str, Column]]:
     """By condition and benchmark."""
     out: dict[str, dict[str, Column]] = {condition: {} for condition in conditions}
@@ -220,7 +220,7 @@ def _groups(
 # --- times ----------------------------------------------------------------------------------------------------------
 
 
-def _seconds(folder: BenchFolder, models: Sequence[str], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
+def _seconds(folder: EvalFolder, models: Sequence[str], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
     """Seconds per question by model, benchmark and condition; `model_share` of the wall time inside the model."""
     out = []
     for model in models:
@@ -230,7 +230,8 @@ def _seconds(folder: BenchFolder, models: Sequence[str], benchmarks: Sequence[st
             for row in folder.times(model, name):
                 part = sums.setdefault(row["condition"], {})
                 counts[row["condition"]] = counts.get(row["condition"], 0) + row["questions"]
-                for stage, value in row["seconds"].items():
+                for span, value in row["seconds"].items():
+                    stage = _stage(span)
                     part[stage] = part.get(stage, 0.0) + value
             wall = sums.pop("wall", {}).get("wall", 0.0)
             inside = sum(part.get(stage, 0.0) for part in sums.values() for stage in MODEL_STAGES)
@@ -247,6 +248,12 @@ def _seconds(folder: BenchFolder, models: Sequence[str], benchmarks: Sequence[st
                 }
             )
     return out
+
+
+def _stage(span: str) -> str:
+    """A span of the stopwatch as a column: open, vision, select, prefill or decode."""
+    move = span.removeprefix("localize_").removeprefix("reason_")
+    return {"prefix": "prefill", "sparsify": "select"}.get(move, move)
 
 
 def _mean(values: Floats) -> float | None:

@@ -1,16 +1,17 @@
-"""Run a bench: every model on every benchmark, resumable at every batch, alone or in several processes.
+"""Run an evaluation: models × data sets × conditions, resumable at every batch, alone or in several processes.
 
-A batch is the same however the run is cut or shared out (`plan.batches`), and each is answered by one process, so two
-processes write the answers that one would have written, to the last bit. Images of the next batch are opened while
-the model works on this one.
+A batch is the same however the run is cut or shared out (`conditions.batches`), and each is answered by one process,
+so two processes write the answers that one would have written, to the last bit. Images of the next batch are opened
+while the model works on this one. The folder is opened before the first question, and every answer is appended when it
+is there: a kill costs one condition of one batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,106 +23,193 @@ from tqdm.auto import tqdm
 
 from vitos import __version__
 from vitos.core.record import Record
-from vitos.data.images import load_image
-from vitos.eval.answer import Batch, swapped_images
-from vitos.eval.plan import BenchPlan, BenchSet, batches
+from vitos.data.images import ImageError, ImageFacts, load_image_facts
+from vitos.eval.answer import Batch
+from vitos.eval.conditions import ABLATIONS, EvalSet, Settings, batches, split_condition
+from vitos.eval.image_ablations import swaps
 from vitos.eval.scoring import in_protocol
 from vitos.eval.selectors import SELECTORS
-from vitos.eval.store import FORMAT, BenchFolder, Row, questions_fingerprint, weights_fingerprint
+from vitos.eval.store import FORMAT, EvalFolder, Row, questions_fingerprint, weights_fingerprint
 from vitos.policy.locate import resolve_model_path
 from vitos.policy.vlm import SparseVLM
+from vitos.scans.cache import EmbeddingCache
 
 
-def run_bench(
-    models: Mapping[str, str],
-    benchmarks: Sequence[BenchSet],
-    plan: BenchPlan,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedModel:
+    """A model, and what is asked of it.
+
+    Attributes:
+        name: its name in the folder and the tables.
+        path: folder, hub id or name of an embedded model; empty for a policy in memory.
+        conditions: names, in the order in which they are run.
+        load: makes the policy; called when its turn comes.
+        insist: a condition that the model cannot follow is an error; otherwise it is left out.
+    """
+
+    name: str
+    path: str
+    conditions: tuple[str, ...]
+    load: Callable[[], SparseVLM]
+    insist: bool = True
+
+    @property
+    def weights(self) -> str:
+        """A short name for the weights."""
+        return weights_fingerprint(Path(resolve_model_path(self.path))) if self.path else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the batches this process answers.
+
+    Attributes:
+        index, count: number of this process, from 0, and of all.
+        wait: returns when all processes have called it.
+        speaks: shows progress.
+    """
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], object] = field(default=lambda: None)
+    speaks: bool = True
+
+    @classmethod
+    def of_launcher(cls) -> Share:
+        """As `accelerate launch` started the processes; alone without it."""
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        return cls(state.process_index, state.num_processes, state.wait_for_everyone, state.is_local_main_process)
+
+
+def run_models(
+    models: Sequence[AskedModel],
+    sets: Sequence[EvalSet],
+    settings: Settings,
     out: Path,
-    load: Mapping[str, Any] | None = None,
+    *,
+    cache: str | Path | None = None,
+    share: Share = Share(),
 ) -> None:
     """Write the answers of all models to `out`; what is there already is not asked again.
 
+    A record whose image cannot be opened is named, left out of every condition, and counted (`left_out` in the
+    folder); the next run tries it again.
+
     Args:
-        models: name → folder, hub id or "nano".
-        load: options of `SparseVLM.from_pretrained`, the same for all models.
+        cache: folder of an embedding cache that fits every model's encoder.
+        share: this process's part.
 
     Raises:
-        ValueError: if a benchmark has no question of the protocol, a model lacks what a selector needs and the plan
-            insists on it, or the folder holds answers that were made otherwise.
+        ValueError: if a data set has no question of the protocol, a model cannot follow a condition that it must, or
+            the folder holds answers that were made otherwise.
+        OSError: if the folder cannot be written; nothing has been asked then.
     """
-    processes = PartialState(cpu=not torch.accelerator.is_available())
-    folder, sets = BenchFolder(out), [_in_protocol(benchmark, plan) for benchmark in benchmarks]
-    if processes.is_main_process:
-        folder.open_run(_manifest(models, sets, benchmarks, plan), {s.name: s.records for s in sets})
-    processes.wait_for_everyone()
-    for name, path in models.items():
-        policy = SparseVLM.from_pretrained(path, device=processes.device, **(load or {}))
-        own = _possible(plan, name, policy, processes)
-        for benchmark in sets:
-            _run_one(folder, name, policy, benchmark, own, processes)
-    processes.wait_for_everyone()
+    folder, asked = EvalFolder(out), [_in_protocol(one, settings) for one in sets]
+    if share.index == 0:
+        folder.open_run(_manifest(models, asked, sets, settings), {one.name: one.records for one in asked})
+    share.wait()
+    for model in models:
+        policy = model.load()
+        conditions = _possible(model, policy, share)
+        opened = EmbeddingCache.open(cache, policy.backbone) if cache else None
+        for one in asked:
+            _run_one(_Turn(folder, model.name, policy, one, conditions, settings, share, opened))
+    share.wait()
 
 
-def _possible(plan: BenchPlan, name: str, policy: SparseVLM, processes: PartialState) -> BenchPlan:
-    """The plan with the selectors that the model can follow; says which it cannot.
+def _possible(model: AskedModel, policy: SparseVLM, share: Share) -> tuple[str, ...]:
+    """The conditions that the model can follow; says which it cannot.
 
     Raises:
-        ValueError: for a selector that it cannot follow, if the plan insists on all.
+        ValueError: for one that it cannot follow, if all must be.
     """
-    refused = {s: refusal for s in plan.selectors if (refusal := SELECTORS[s].refusal(policy.backbone))}
-    for refusal in refused.values():
-        if plan.insist:
-            raise ValueError(refusal)
-        if processes.is_main_process:
-            tqdm.write(f"{name}: left out: {refusal}")
-    return replace(plan, selectors=tuple(s for s in plan.selectors if s not in refused))
+    selectors = dict.fromkeys(split_condition(name)[0] for name in model.conditions)
+    refusals = {s: why for s in selectors if s in SELECTORS and (why := SELECTORS[s].refusal(policy.backbone))}
+    for why in refusals.values():
+        if model.insist:
+            raise ValueError(why)
+        if share.speaks:
+            tqdm.write(f"{model.name}: left out: {why}")
+    return tuple(name for name in model.conditions if split_condition(name)[0] not in refusals)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes tables."""
-    return bool(PartialState(cpu=not torch.accelerator.is_available()).is_main_process)
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One model on one data set."""
+
+    folder: EvalFolder
+    model: str
+    policy: SparseVLM
+    asked: EvalSet
+    conditions: tuple[str, ...]
+    settings: Settings
+    share: Share
+    cache: EmbeddingCache | None
+
+    def append(self, kind: str, rows: Sequence[Row]) -> None:
+        self.folder.append(kind, self.model, self.asked.name, self.share.index, rows)
 
 
-def _run_one(
-    folder: BenchFolder, model: str, policy: SparseVLM, benchmark: BenchSet, plan: BenchPlan, processes: PartialState
-) -> None:
-    """One model on one benchmark, this process's share."""
-    process = processes.process_index
-    folder.mend(model, benchmark.name, process)
-    known = folder.answers(model, benchmark.name)
+def _run_one(turn: _Turn) -> None:
+    """This process's share of one model on one data set."""
+    share, records = turn.share, turn.asked.records
+    turn.folder.mend(turn.model, turn.asked.name, share.index)
+    known = turn.folder.answers(turn.model, turn.asked.name)
     # All have read what is there before anyone adds to it: the shares would differ otherwise.
-    processes.wait_for_everyone()
+    share.wait()
     open_batches: list[tuple[list[Record], list[str]]] = []
-    for batch in batches(benchmark.records, plan.batch_size):
+    for batch in batches(records, turn.settings.batch_size):
         # A condition is asked again of the whole batch where a kill left some of it out.
-        wanted = [c for c in plan.conditions if any(r.id not in known.get(c, {}) for r in batch)]
+        wanted = [c for c in turn.conditions if any(r.id not in known.get(c, {}) for r in batch)]
         if wanted:
             open_batches.append((batch, wanted))
-    mine = open_batches[process :: processes.num_processes]
-    total = len(benchmark.records) * len(plan.conditions)
+    mine = open_batches[share.index :: share.count]
+    total = len(records) * len(turn.conditions)
     left = sum(len(batch) * len(wanted) for batch, wanted in open_batches)
     bar = tqdm(
         total=total,
         initial=total - left,
         unit="answer",
-        desc=f"{model}, {benchmark.name}",
+        desc=f"{turn.model}, {Path(turn.asked.name).name}",
         dynamic_ncols=True,
-        disable=not processes.is_local_main_process,
+        disable=not share.speaks,
     )
-    swapped = swapped_images(benchmark.records, plan)
+    swapped = swaps(records, turn.settings.seed) if ABLATIONS.keys() & set(turn.conditions) else {}
     with bar, _Ahead() as images:
         for (batch, wanted), following in pairwise([*mine, ([], [])]):
-            started, ahead = time.perf_counter(), _needed(*following, swapped)
-            images.expect([*_needed(batch, wanted, swapped), *ahead])
-            work = Batch(policy, batch, plan, swapped, images.open)
-            for condition, rows, seconds in work.answers(wanted, known):
-                folder.append("answers", model, benchmark.name, process, rows)
-                folder.append("times", model, benchmark.name, process, [_time(condition, len(batch), seconds)])
-                bar.update(len(rows) * processes.num_processes)  # the others are about as far
-            images.forget(_needed(batch, wanted, swapped), keep=ahead)
-            wall = {"wall": time.perf_counter() - started}
-            spent = [_time("images", len(batch), work.vision), _time("wall", len(batch), wall)]
-            folder.append("times", model, benchmark.name, process, spent)
+            images.expect([*_needed(batch, wanted, swapped), *_needed(*following, swapped)])
+            _answer_batch(turn, batch, wanted, known, swapped, images, bar)
+            images.forget(_needed(batch, wanted, swapped), keep=_needed(*following, swapped))
+
+
+def _answer_batch(
+    turn: _Turn,
+    batch: Sequence[Record],
+    wanted: Sequence[str],
+    known: Mapping[str, Mapping[str, Row]],
+    swapped: Mapping[str, Record],
+    images: _Ahead,
+    bar: Any,
+) -> None:
+    """Ask one batch and append what comes, condition by condition."""
+    started, asked = time.perf_counter(), list(batch)
+    for record in batch:
+        if problem := images.problem(record.image_paths):
+            asked.remove(record)
+            turn.append("left_out", [{"id": record.id, "reason": problem}])
+            tqdm.write(f"{turn.asked.name}: left out {record.id}: {problem}")
+    if not asked or all(r.id in known.get(c, {}) for c in wanted for r in asked):
+        bar.update(len(batch) * len(wanted))
+        return
+    cached = turn.cache.get if turn.cache is not None else None
+    work = Batch(turn.policy, asked, turn.settings, swapped, images.open, cached)
+    turn.append("images", work.images)
+    for condition, rows, seconds in work.answers(wanted, known):
+        turn.append("answers", rows)
+        turn.append("times", [_time(condition, len(asked), seconds)])
+        bar.update(len(batch) * turn.share.count if condition in wanted else 0)  # the others are about as far
+    wall = {"wall": time.perf_counter() - started}
+    turn.append("times", [_time("images", len(asked), work.vision), _time("wall", len(asked), wall)])
 
 
 def _time(condition: str, questions: int, seconds: Mapping[str, float]) -> Row:
@@ -137,40 +225,41 @@ def _needed(batch: Sequence[Record], wanted: Sequence[str], swapped: Mapping[str
     return list(dict.fromkeys(paths))
 
 
-def _in_protocol(benchmark: BenchSet, plan: BenchPlan) -> BenchSet:
-    records = tuple(record for record in benchmark.records if in_protocol(record, plan.protocol))
+def _in_protocol(one: EvalSet, settings: Settings) -> EvalSet:
+    if settings.protocol is None:
+        records = one.records
+    else:
+        records = tuple(record for record in one.records if in_protocol(record, settings.protocol))
     if not records:
-        raise ValueError(f"{benchmark.name}: no question belongs to the protocol {plan.protocol!r}")
-    return BenchSet(benchmark.name, records, benchmark.left_out)
+        wanted = f" of the protocol {settings.protocol!r}" if settings.protocol else ""
+        raise ValueError(f"{one.name}: there is no question{wanted}; check the file and its limit")
+    return EvalSet(one.name, records, one.left_out)
 
 
 def _manifest(
-    models: Mapping[str, str], asked: Sequence[BenchSet], given: Sequence[BenchSet], plan: BenchPlan
+    models: Sequence[AskedModel], asked: Sequence[EvalSet], given: Sequence[EvalSet], settings: Settings
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "vitos_version": __version__,
         "settings": {
-            "protocol": plan.protocol,
-            "batch_size": plan.batch_size,
-            "max_localization_tokens": plan.max_localization_tokens,
-            "max_reasoning_tokens": plan.max_reasoning_tokens,
-            "seed": plan.seed,
+            "protocol": settings.protocol,
+            "batch_size": settings.batch_size,
+            "max_localization_tokens": settings.max_localization_tokens,
+            "max_reasoning_tokens": settings.max_reasoning_tokens,
+            "seed": settings.seed,
         },
-        "models": {
-            name: {"path": path, "weights": weights_fingerprint(Path(resolve_model_path(path)))}
-            for name, path in models.items()
-        },
+        "models": {model.name: {"path": model.path, "weights": model.weights} for model in models},
         "benchmarks": {
             one.name: {
                 "questions": len(one.records),
                 "fingerprint": questions_fingerprint(one.records),
-                "left_out": one.left_out,
+                "left_out": len(one.left_out),
                 "outside_protocol": len(whole.records) - len(one.records),
             }
             for one, whole in zip(asked, given, strict=True)
         },
-        "conditions": list(plan.conditions),
+        "conditions": list(dict.fromkeys(name for model in models for name in model.conditions)),
     }
 
 
@@ -179,7 +268,7 @@ class _Ahead:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2)
-        self._images: dict[Path, Future[Image.Image]] = {}
+        self._images: dict[Path, Future[tuple[Image.Image, ImageFacts]]] = {}
 
     def __enter__(self) -> _Ahead:
         return self
@@ -190,11 +279,20 @@ class _Ahead:
     def expect(self, paths: Sequence[Path]) -> None:
         for path in paths:
             if path not in self._images:
-                self._images[path] = self._pool.submit(load_image, path)
+                self._images[path] = self._pool.submit(load_image_facts, path)
 
-    def open(self, path: Path) -> Image.Image:
+    def open(self, path: Path) -> tuple[Image.Image, ImageFacts]:
         self.expect([path])
         return self._images[path].result()
+
+    def problem(self, paths: Sequence[Path]) -> str:
+        """Why one of the images cannot be opened; empty if all can."""
+        for path in paths:
+            try:
+                self.open(path)
+            except ImageError as error:
+                return str(error)
+        return ""
 
     def forget(self, paths: Sequence[Path], keep: Sequence[Path]) -> None:
         for path in paths:
@@ -202,7 +300,7 @@ class _Ahead:
                 self._images.pop(path, None)
 
 
-def iter_models(specs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def named_models(specs: Sequence[str]) -> Iterator[tuple[str, str]]:
     """`name=path` or a bare path, named by its last part.
 
     Raises:

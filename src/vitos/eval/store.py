@@ -1,9 +1,11 @@
-"""A bench's folder: what was asked, every answer, every time. All figures are made of these files.
+"""The folder of a run: what was asked, every answer, every time. All figures are made of these files.
 
     bench.json                              models, benchmarks, plan
     questions/<benchmark>.jsonl             id, kind, question, gold answer and boxes, meta
     answers/<model>/<benchmark>/<n>.jsonl   one answer a line, of process n
     times/<model>/<benchmark>/<n>.jsonl     seconds of one condition of one batch a line
+    images/<model>/<benchmark>/<n>.jsonl    how a question's images were opened, and the grid of its visual tokens
+    left_out/<model>/<benchmark>/<n>.jsonl  records whose image could not be opened, and why
 
 Answers are appended, those of one condition of one batch at a time. A killed process leaves at most one line that is
 cut off; it is taken away when the run goes on.
@@ -29,8 +31,8 @@ Row = dict[str, Any]
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
-class BenchFolder:
-    """Reads and writes one bench's folder."""
+class EvalFolder:
+    """Reads and writes the folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,8 +111,21 @@ class BenchFolder:
         """Rows of seconds, of all processes."""
         return list(self._rows("times", model, benchmark))
 
+    def images(self, model: str, benchmark: str) -> dict[str, Row]:
+        """By question id how its images were opened and the grid of its visual tokens."""
+        return {row["id"]: row for row in self._rows("images", model, benchmark)}
+
+    def left_out(self, model: str) -> list[dict[str, str]]:
+        """Records of all data sets that a model was not asked, as their images could not be opened; each once."""
+        found = []
+        for name in self.manifest()["benchmarks"]:
+            asked = self.images(model, name)
+            reasons = {row["id"]: row["reason"] for row in self._rows("left_out", model, name)}
+            found += [{"dataset": name, "id": i, "reason": why} for i, why in reasons.items() if i not in asked]
+        return found
+
     def append(self, kind: str, model: str, benchmark: str, process: int, rows: Iterable[Row]) -> None:
-        """Add lines to this process's file of `answers` or `times`."""
+        """Add lines to this process's file of `answers`, `times`, `images` or `left_out`."""
         file = self._folder(kind, model, benchmark) / f"{process}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -119,7 +134,7 @@ class BenchFolder:
 
     def mend(self, model: str, benchmark: str, process: int) -> None:
         """Take away the line that a killed process left cut off."""
-        for kind in ("answers", "times"):
+        for kind in ("answers", "times", "images", "left_out"):
             file = self._folder(kind, model, benchmark) / f"{process}.jsonl"
             if file.is_file() and (data := file.read_bytes()) and not data.endswith(b"\n"):
                 with file.open("r+b") as cut:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vitos.data.files import write_text_atomic
+from vitos.data.files import write_json_atomic, write_text_atomic
+from vitos.rl.rollout import QuestionGroup
 
 METRICS_FILE = "metrics.jsonl"
 # Short names of the bar, in order.
@@ -99,6 +102,38 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def write_samples(
+    run: Path, step: int, groups: Sequence[QuestionGroup], draw: Callable[[QuestionGroup], Image.Image] | None = None
+) -> None:
+    """Questions of one update with all their texts (`samples/step-N.json`), and drawn where `draw` is given."""
+    folder = run / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, group in enumerate(groups):
+        row: dict[str, Any] = {
+            "id": group.record.id,
+            "question": group.record.question,
+            "gold": group.record.answer,
+            "localizations": [
+                {
+                    "text": rollout.completion.text,
+                    "kept_ratio": kept.ratio,
+                    "fallback": kept.fallback,
+                    "rewards": rewards.tolist(),
+                    "reasonings": [r.completion.text for r in answers],
+                }
+                for rollout, kept, rewards, answers in zip(
+                    group.localizations, group.kept, group.rewards.localization, group.reasonings, strict=True
+                )
+            ],
+        }
+        if draw is not None:
+            row["overlay"] = f"step-{step}-{index}.png"
+            draw(group).save(folder / row["overlay"])
+        rows.append(row)
+    write_json_atomic(folder / f"step-{step}.json", rows)
 
 
 def _line(row: dict[str, Any]) -> str:

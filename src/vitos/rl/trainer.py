@@ -1,44 +1,36 @@
 """`DualStreamTrainer`: a `transformers.Trainer` whose step is the dual stream.
 
-One update: roll out both branches, reward them, turn the rewards into advantages, and run the loss of the branch (or
-branches) that the schedule names (`gradients.py`). Everything else (loop, optimiser, logging, mixed precision, resume)
-is Trainer's.
+What an update does is `update.py`. Here are stages, references, learning rates and files; the loop, the optimiser,
+logging, mixed precision and resume are Trainer's.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
 
 from vitos.core.record import Record
-from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Sampling
 from vitos.policy.vlm import SparseVLM
-from vitos.reports.samples import write_samples
 from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
-from vitos.rl.batch import count_with_signal
-from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback
-from vitos.rl.checkpoint import CheckpointError, all_checkpoints, complete_checkpoints, damage
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
+from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
-from vitos.rl.distributed import gathered, runnable, set_up_sharding, whole_weights
-from vitos.rl.gradients import GradientTrainer
+from vitos.rl.distributed import set_up_sharding
 from vitos.rl.guards import CollapseWarning, UpdateGuard
-from vitos.rl.metrics import rollout_metrics
-from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
 from vitos.rl.rewards import ExtraReward, RewardWeights
-from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out
+from vitos.rl.rollout import QuestionGroup
 from vitos.rl.sampler import vllm_engine
-from vitos.rl.schedule import LOCALIZATION, Stage, make_stages, stage_at
+from vitos.rl.schedule import LOCALIZATION, make_stages, stage_at
+from vitos.rl.update import DualStreamUpdate
 from vitos.scans.cache import EmbeddingCache
 from vitos.scans.store import ScanStore
 
@@ -49,7 +41,7 @@ logger = logging.getLogger(__name__)
 FINAL = "model"
 
 
-class DualStreamTrainer(GradientTrainer):
+class DualStreamTrainer(CheckpointedTrainer):
     """Trains both branches of a policy by reinforcement learning.
 
     Args:
@@ -60,11 +52,14 @@ class DualStreamTrainer(GradientTrainer):
         reward_funcs: further rewards.
         lora: train adapters on the language model instead of its weights; they are merged into the final checkpoint.
         cache: visual tokens of the questions' images; without one they are computed.
+        draw: makes the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; without it, texts alone.
 
     After `train()`: `output_dir/model` is an ordinary Hugging Face checkpoint plus `vitos.json`, `stage1` the policy
     between two stages, `checkpoint-N` what `train(resume_from_checkpoint=True)` goes on from, `metrics.jsonl` the
-    figures of every logged update and `samples/` rollouts with their boxes drawn.
+    figures of every logged update and `samples/` the texts of rollouts, with `draw` also their boxes drawn.
     """
+
+    args: DualStreamConfig
 
     def __init__(
         self,
@@ -77,6 +72,7 @@ class DualStreamTrainer(GradientTrainer):
         lora: LoraConfig | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
+        draw: Callable[[QuestionGroup], Image.Image] | None = None,
     ) -> None:
         if len(train_dataset) < args.questions_per_step:
             raise ValueError(
@@ -86,9 +82,7 @@ class DualStreamTrainer(GradientTrainer):
         if refusal := _plan_refusal(model, args):
             raise ValueError(refusal)
         self.policy = model
-        self._records = train_dataset
         self.stages = make_stages(args)
-        self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
         for module in model.backbone.vision_modules:
             module.requires_grad_(False)
         if args.unfrozen_parameters is not None:
@@ -115,9 +109,18 @@ class DualStreamTrainer(GradientTrainer):
         self._warn_of_small_dtype(network)
         if args.sampler == "vllm":
             model.engine = vllm_engine(model.backbone, network, args)
-        self.scans = ScanStore(model, cache=cache)
+        self.draw = draw
         self.update_guard = UpdateGuard(args.max_skipped_updates)
-        self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
+        self.update = DualStreamUpdate(
+            policy=model,
+            args=args,
+            accelerator=self.accelerator,
+            dataset=train_dataset,
+            scans=ScanStore(model, cache=cache),
+            reward_weights=reward_weights,
+            reward_funcs=tuple(reward_funcs),
+            initial=_frozen_copy(model, args.device) if args.kl_beta > 0 else None,
+        )
         self._pending: list[dict[str, float]] = []
 
     @property
@@ -141,62 +144,20 @@ class DualStreamTrainer(GradientTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Roll out, reward, and back-propagate one update; returns its loss, detached."""
-        args, step, records = self.args, self.state.global_step, inputs["records"]
+        """One update by `DualStreamUpdate.run`; returns its loss, detached, and 0 where it is left out."""
+        step = self.state.global_step
         number, stage = stage_at(self.stages, step)
         if number > 0:
             self._enter_stage(number, first_step=step == stage.start)
-        watch, weights = Stopwatch(), stage.branches(step)
-        model.eval()
-        self.policy.engine.model = runnable(model)
-        self.policy.engine.max_batch_tokens = args.micro_batch_tokens
-        refreshed = self.policy.engine.refresh()
-        with whole_weights(model, self.is_fsdp_enabled and self._sharding.reshard_after_forward):
-            rounds = roll_out_until_full(
-                self.accelerator,
-                records,
-                partial(self._roll_out, step=step, stage=stage, watch=watch),
-                partial(count_with_signal, weights=weights, options=args),
-                partial(further_questions, self._records, seed=args.seed, step=step),
-                args.oversampling_rounds,
-            )
-        first, *more_groups = (
-            gathered(self.accelerator, [group.without_embeddings() for group in part.groups]) for part in rounds
-        )
-        groups, batch = [*first, *itertools.chain(*more_groups)], joined(rounds)
-        metrics = rollout_metrics(groups) | refreshed
-        if args.oversampling_rounds:
-            metrics["oversampled_questions"] = float(len(groups) - len(first))
-            metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
-        model.train()
-        with watch.span("update"):
-            loss, norm, more = self._backward(model, batch, weights, stage, step)
-        admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
+        done = self.update.run(model, inputs["records"], stage, step)
+        admitted = self.update_guard.admits(step + 1, done.loss, done.norm, [group.record.id for group in done.groups])
         if not admitted:
             model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
-        metrics |= more | {f"seconds/{name}": value for name, value in watch.seconds.items()}
-        metrics |= {"stage": float(number + 1), "loss/policy": loss, "skipped_update": float(not admitted)}
-        self._pending.append(metrics)
-        if args.log_samples_steps and (step + 1) % args.log_samples_steps == 0 and self.is_world_process_zero():
-            write_samples(self.run_folder, step + 1, groups[: args.log_samples])
-        return torch.tensor(loss if admitted else 0.0, device=args.device)
-
-    def _roll_out(self, records: Sequence[Record], step: int, stage: Stage, watch: Stopwatch) -> RolloutBatch:
-        """Both branches' rollouts of some questions."""
-        args = self.args
-        with watch.span("encode"):
-            scans = self.scans.get(records)
-        plan = RolloutPlan(
-            *args.group_size(set(stage.branches(step)) == {LOCALIZATION}),
-            Sampling(args.max_localization_tokens, args.temperature),
-            Sampling(args.max_reasoning_tokens, args.temperature),
-            seed=args.seed,
-            dense=stage.dense,
-        )
-        localizer = self._stage_one if args.frozen_boxes else None
-        return roll_out(
-            self.policy, records, scans, step, plan, self.reward_weights, self.reward_funcs, localizer, watch
-        )
+        self._pending.append(done.metrics | {"stage": float(number + 1), "skipped_update": float(not admitted)})
+        every = self.args.log_samples_steps
+        if every and (step + 1) % every == 0 and self.is_world_process_zero():
+            write_samples(self.run_folder, step + 1, done.groups[: self.args.log_samples], self.draw)
+        return torch.tensor(done.loss if admitted else 0.0, device=self.args.device)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -206,9 +167,10 @@ class DualStreamTrainer(GradientTrainer):
         if first_step:
             self._write_policy(folder, lambda: merged_copy(self.policy, self.model))
             self._inner_optimizer.state.clear()
-        if self._stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
-            self._stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
-            self._stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+        if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
+            stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
+            stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+            self.update.stage_one = stage_one
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Trainer's learning-rate schedule, run anew in every stage with that stage's peak."""

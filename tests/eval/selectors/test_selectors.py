@@ -70,7 +70,7 @@ def test_the_model_sees_what_was_chosen(name, task):
     """As many placeholders as tokens; plain droppers leave the kept embeddings as they are, at their positions."""
     count = task.grid.num_tokens // 2
     choice = SELECTORS[name].choose(task, count)
-    prompt = task.sparse_prompt(choice)
+    prompt = task.prompt_of(choice)
     assert int(prompt.is_visual.sum()) == len(prompt.embeddings) == choice.count
     if choice.visual is None and choice.fusion == Fusion("none"):
         kept = torch.from_numpy(choice.mask)
@@ -86,14 +86,14 @@ def test_the_model_sees_what_was_chosen(name, task):
 def test_everything_kept_is_the_dense_prompt(task):
     for name in ("random", "policy", "fastv", "visionzip", "divprune", "tome"):
         choice = SELECTORS[name].choose(task, task.grid.num_tokens)
-        torch.testing.assert_close(task.sparse_prompt(choice).embeddings, task.prompt.embeddings)
+        torch.testing.assert_close(task.prompt_of(choice).embeddings, task.prompt.embeddings)
 
 
 @pytest.mark.parametrize("name", ["tome", "visionzip"])
 def test_merged_tokens_enter_every_visual_stream(name, make_task):
     task = make_task("qwen3_vl", size=(250, 200))
     choice = SELECTORS[name].choose(task, task.grid.num_tokens // 3)
-    prompt = task.sparse_prompt(choice)
+    prompt = task.prompt_of(choice)
     assert prompt.streams
     assert {len(stream) for stream in prompt.streams} == {choice.count}
     kept = torch.from_numpy(choice.mask)
@@ -222,6 +222,6 @@ def test_further_images_stay_whole(make_task, picture):
     second = query.scan.visuals[1]
     for name in SELECTORS:
         choice = SELECTORS[name].choose(two, 6)
-        prompt = two.sparse_prompt(choice)
+        prompt = two.prompt_of(choice)
         assert len(prompt.embeddings) == choice.count + second.grid.num_tokens
         torch.testing.assert_close(prompt.embeddings[choice.count :], second.embeddings)

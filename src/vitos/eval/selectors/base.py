@@ -123,8 +123,14 @@ class Task:
             embeddings: Tensor = backbone.model.get_input_embeddings()(ids).float()
         return embeddings
 
-    def sparse_prompt(self, choice: Choice) -> Prompt:
-        """The prompt of the reasoning branch that shows what was chosen."""
+    def prompt_of(self, choice: Choice) -> Prompt:
+        """The prompt of the reasoning branch that shows what was chosen.
+
+        A choice of the image's own tokens follows the policy's plan, where that can be told which to keep.
+        """
+        plan = self.policy.plan
+        if choice.visual is None and choice.fusion is None and plan.takes_masks:
+            return plan.prompt(self.policy.branches, self.query, Kept(self.grid, choice.mask), self.prompt)
         visuals = self.query.scan.visuals
         dense = self.prompt
         if choice.visual is not None and choice.visual.grid != self.grid:

@@ -178,8 +178,11 @@ class Plan(ABC):
             As many as there are rows. Where a row cannot be followed, the whole image with the reason in `kept`.
         """
 
-    def prompt(self, branches: Branches, query: Query, kept: Kept) -> Prompt:
+    def prompt(self, branches: Branches, query: Query, kept: Kept, dense: Prompt | None = None) -> Prompt:
         """The reasoning prompt of given visual tokens, for plans that take masks.
+
+        Args:
+            dense: `Branches.reason_prompt` of the question, where the caller has it already.
 
         Raises:
             ValueError: for other plans.

@@ -31,8 +31,8 @@ class TwoPass(Plan):
         kept = [branches.keep(query, boxes) for boxes in evidence]
         return [Reasoning(self.thinned(branches, query, dense, one), one) for one in kept]
 
-    def prompt(self, branches: Branches, query: Query, kept: Kept) -> Prompt:
-        return self.thinned(branches, query, branches.reason_prompt(query), kept)
+    def prompt(self, branches: Branches, query: Query, kept: Kept, dense: Prompt | None = None) -> Prompt:
+        return self.thinned(branches, query, dense or branches.reason_prompt(query), kept)
 
     def thinned(self, branches: Branches, query: Query, dense: Prompt, kept: Kept) -> Prompt:
         """The dense prompt with the kept visual tokens of its first image only."""

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vitos.data.files import write_json_atomic, write_text_atomic
+from vitos.eval.conditions import ABLATIONS, DENSE, OWN
 from vitos.eval.figures import ALL
-from vitos.eval.plan import DENSE, LOOKS, OWN
 from vitos.eval.selectors import SELECTORS
 from vitos.reports import values as v
 from vitos.reports.card import RESEARCH_ONLY
@@ -31,7 +31,7 @@ _MARKS = "osD^vPX*<>hpd"
 Json = Mapping[str, Any]
 
 
-def write_report(out: Path, results: Json) -> None:
+def write_bench(out: Path, results: Json) -> None:
     """Write all files of a bench's report to `out`, each whole or not at all."""
     sheets = bench_sheets(results)
     pictures = {}
@@ -46,7 +46,7 @@ def write_report(out: Path, results: Json) -> None:
     write_text_atomic(out / GROUPS, _csv([_flat(row) for row in results["groups"]]))
     write_text_atomic(out / TABLES, "\n\n".join(sheet.markdown() for sheet in sheets) + "\n")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    source = resources.files("vitos.eval").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = resources.files("vitos.reports").joinpath("bench.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(sheets=sheets, pictures=pictures, research_only=RESEARCH_ONLY)
     write_text_atomic(out / PAGE, page)
 
@@ -71,8 +71,8 @@ def condition_label(condition: str) -> str:
     selector, _, budget = condition.partition("@")
     if condition == DENSE:
         return "All tokens"
-    if selector in LOOKS:
-        return LOOKS[selector]
+    if selector in ABLATIONS:
+        return ABLATIONS[selector]
     title = SELECTORS[selector].title if selector in SELECTORS else selector
     return f"{title}, {'own budget' if budget == OWN else f'{100 * float(budget):g}%'}"
 
@@ -90,7 +90,7 @@ def _asked(results: Json) -> Sheet:
 
 
 def _accuracies(where: str, rows: Sequence[Json]) -> Sheet:
-    shown = [row for row in rows if row["selector"] not in LOOKS]
+    shown = [row for row in rows if row["selector"] not in ABLATIONS]
     table = tuple(
         (
             condition_label(row["condition"]),
@@ -113,9 +113,9 @@ def _accuracies(where: str, rows: Sequence[Json]) -> Sheet:
 
 def _looks(where: str, rows: Sequence[Json]) -> Sheet:
     """One line: the accuracy of every look beside that on the whole picture."""
-    wanted = {DENSE: "All tokens", **LOOKS, f"policy@{OWN}": "Own boxes", f"inverted@{OWN}": "Boxes inverted"}
+    wanted = {DENSE: "All tokens", **ABLATIONS, f"policy@{OWN}": "Own boxes", f"inverted@{OWN}": "Boxes inverted"}
     found = {row["condition"]: row for row in rows}
-    if not found.keys() & LOOKS.keys():
+    if not found.keys() & ABLATIONS.keys():
         return Sheet(where, ("",), ())
     names = [name for name in wanted if name in found]
     lines = (

@@ -1,6 +1,5 @@
 """Batches, looks, the store: properties, and pictures pixel by pixel."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ from PIL import Image
 
 from vitos.core.geometry import Box
 from vitos.core.record import Record
+from vitos.eval.conditions import Settings, batches, bench_conditions, control_conditions
 from vitos.eval.image_ablations import covered, mean_colour, painted, swaps
-from vitos.eval.plan import BenchPlan, batches
 from vitos.eval.store import file_name, read_rows, weights_fingerprint
 
 records_of = st.lists(st.integers(0, 6), min_size=1, max_size=30).map(
@@ -66,10 +65,10 @@ def test_painting_pixel_by_pixel(width, height, data):
 
 
 def test_a_budget_of_one_is_the_dense_condition():
-    plan = BenchPlan(selectors=("random", "divprune"), budgets=(1.0,), looks=False)
-    assert plan.conditions == ("localize", "dense", "random@own")
-    without = BenchPlan(selectors=("divprune",), budgets=(0.5,), looks=False)
-    assert without.conditions == ("dense", "divprune@0.5")  # nothing goes by boxes, so none are asked for
+    found = bench_conditions(("random", "divprune"), (1.0,), ablations=False)
+    assert found == ("localize", "dense", "random@own")
+    without = bench_conditions(("divprune",), (0.5,), ablations=False)
+    assert without == ("dense", "divprune@0.5")  # nothing goes by boxes, so none are asked for
 
 
 @pytest.mark.parametrize(
@@ -77,12 +76,18 @@ def test_a_budget_of_one_is_the_dense_condition():
     [
         ({"selectors": ("best",)}, "no selector 'best'; known are policy"),
         ({"budgets": (0.5, 1.5)}, r"in \(0, 1\], got 1.5"),
-        ({"batch_size": 0}, "batch_size"),
     ],
 )
-def test_wrong_plans(changes, message):
+def test_wrong_conditions(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(BenchPlan(), **changes)
+        bench_conditions(**changes)
+
+
+def test_wrong_settings():
+    with pytest.raises(ValueError, match="batch_size"):
+        Settings(batch_size=0)
+    with pytest.raises(ValueError, match=r"in \(0, 1\], got 2"):
+        control_conditions((0.5, 2.0))
 
 
 @given(st.lists(st.text("aB./-_ é\\\n", min_size=1, max_size=8), min_size=2, max_size=2, unique=True))

@@ -1,0 +1,108 @@
+"""`vitos bench run` and `rescore`: models × data sets × token selectors × budgets, as one run of the evaluator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from vitos.data.readers import read_records
+from vitos.eval.conditions import EvalSet, Settings
+from vitos.eval.datasets.loading import load_benchmark
+from vitos.eval.evaluate import RESULTS, score
+from vitos.eval.figures import figures
+from vitos.eval.run import AskedModel, Share, run_models
+from vitos.eval.store import MANIFEST, EvalFolder
+from vitos.policy.vlm import SparseVLM
+from vitos.reports.bench import write_bench
+
+NAMED = 20
+"""Largest number of left-out rows of a benchmark that are printed; all are kept and counted."""
+
+
+def run_bench(
+    models: Mapping[str, str],
+    sets: Sequence[EvalSet],
+    conditions: Sequence[str],
+    settings: Settings,
+    out: Path,
+    *,
+    insist: bool = True,
+    load: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the answers of all models to `out`, in as many processes as `accelerate launch` started.
+
+    Args:
+        models: name → folder, hub id or embedded model.
+        conditions: see `bench_conditions`.
+        insist: a model that lacks what a condition needs is an error; otherwise that condition is left out of it.
+        load: options of `SparseVLM.from_pretrained`, the same for all models.
+
+    Raises:
+        ValueError, OSError: as `run_models`.
+    """
+    share = Share.of_launcher()
+    asked = [
+        AskedModel(
+            name=name,
+            path=path,
+            conditions=tuple(conditions),
+            load=partial(SparseVLM.from_pretrained, path, **(load or {})),
+            insist=insist,
+        )
+        for name, path in models.items()
+    ]
+    run_models(asked, sets, settings, out, share=share)
+
+
+def rescore(out: Path, base: str | None = None, bootstrap_samples: int = 10_000) -> dict[str, Any]:
+    """Make all figures and tables of a bench or an evaluation again from its stored answers, without a model.
+
+    Raises:
+        ValueError: if `out` holds neither, a line of it is damaged, or there is no model `base`.
+    """
+    if not (out / MANIFEST).is_file() and (out / RESULTS).is_file():
+        answers = json.loads((out / RESULTS).read_text(encoding="utf-8")).get("answers")
+        if answers and (out / answers / MANIFEST).is_file():
+            return score(out / answers, out)
+    results = figures(EvalFolder(out), base=base, bootstrap_samples=bootstrap_samples)
+    write_bench(out, results)
+    return results
+
+
+def read_sets(data: Sequence[str], benchmarks: Sequence[str], limit: int | None = None) -> list[EvalSet]:
+    """Record files and benchmarks by name.
+
+    Args:
+        data: record files, as `file.json` or `name=file.json`; by default they are called by the file's own name.
+        benchmarks: `name`, `name=folder` or `name=hub:owner/set`.
+        limit: number of rows of each, from its start; None: all.
+
+    Raises:
+        ValueError: if two have the same name, or none is given.
+        DataError: if one cannot be read.
+    """
+    sets = []
+    for spec in data:
+        name, equals, source = spec.partition("=")
+        source = source if equals else spec
+        records = tuple(read_records(source, limit=limit))
+        sets.append(EvalSet(name if equals else Path(source).stem, records))
+    for spec in benchmarks:
+        name, _, source = spec.partition("=")
+        loaded = load_benchmark(name, source or None, limit=limit)
+        for row, reason in loaded.left_out[:NAMED]:
+            tqdm.write(f"{name}: left out {row}: {reason}")
+        if (more := len(loaded.left_out) - NAMED) > 0:
+            tqdm.write(f"{name}: {more} more rows are left out")
+        sets.append(EvalSet(name, loaded.records, tuple(loaded.left_out)))
+    names = [one.name for one in sets]
+    if not names:
+        raise ValueError("nothing to ask; name record files (--data) or benchmarks (--benchmark)")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two sets of questions are called {twice[0]!r}; write --data name=file.json")
+    return sets
