@@ -33,7 +33,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from benchmarks.peak import peak_memory
-from vitos.backbones import FAMILIES, Backbone
+from vitos.backbones import Backbone, family_of
 from vitos.core.geometry import Box, TokenGrid
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.sparsify import Kept, select
@@ -136,7 +136,7 @@ def make_backbone(config: Mapping[str, Any], plan: Plan, device: str) -> tuple[B
         square = {"height": side, "width": side}
         processor = LlavaImageProcessorPil(size={"shortest_edge": side}, crop_size=square, do_pad=True)
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=0)
-    return FAMILIES[config["model_type"]](model.to(device).eval(), tokenizer, processor), whole
+    return family_of(config["model_type"])(model.to(device).eval(), tokenizer, processor), whole
 
 
 def ideal_ratio(shape: ModelShape, kept: int, everything: int) -> float:

@@ -46,9 +46,9 @@ class VisualTokens:
         return replace(self, grid=self.grid.within(crop))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One prompt, ready for the language model.
+    """One prompt, ready for the language model. Two prompts are equal only if they are the same object.
 
     Attributes:
         input_ids: shape (T,), with one placeholder for every visual token.

@@ -151,11 +151,10 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vitos.backbones import FAMILIES
+    from vitos.backbones import family_of
     from vitos.backbones.base import layer_kinds
 
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"no backbone for model type {config.model_type!r}; known: {', '.join(FAMILIES)}")
+    family = family_of(config.model_type)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
     text, inner = config.get_text_config(), model.model
@@ -181,5 +180,5 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
         largest_matrix=max(p.numel() for p in own.values()),
         adapted_widths=sum(m.in_features + m.out_features for m in linears),
         shares_prompt=layer_kinds(text) == {"full_attention"},
-        visual_tokens=FAMILIES[config.model_type].most_visual_tokens(config, max_pixels),
+        visual_tokens=family.most_visual_tokens(config, max_pixels),
     )

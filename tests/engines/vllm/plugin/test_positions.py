@@ -12,7 +12,7 @@ from vitos.engines.vllm.plugin.positions import as_given, with_gaps
 
 @st.composite
 def layouts(draw):
-    """Texts around images, as lengths, and for each image its grid and which tokens are kept."""
+    """Lengths of the texts around images, and the grid and mask of kept tokens of each image."""
     images = []
     for _ in range(draw(st.integers(0, 3))):
         rows, cols = draw(st.integers(1, 5)), draw(st.integers(1, 5))
