@@ -56,7 +56,7 @@ def convert_data(
 
 @data_app.command("cache")
 def cache_data(
-    model: Annotated[str, typer.Argument(help="A recipe (.yaml), or a checkpoint: folder, hub id or nano.")],
+    model: Annotated[str, typer.Argument(help="A recipe (.yaml or a name), or a checkpoint (folder, hub id, nano).")],
     data: Annotated[list[str] | None, typer.Option("--data", help="Record file; by default the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; by default the recipe's data.cache.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the encoder's own.")] = None,
@@ -112,7 +112,7 @@ def cache_inputs(
     from vitos.data.readers import read_records
     from vitos.policy.vlm import SparseVLM
 
-    if model.endswith((".yaml", ".yml")):
+    if is_recipe(model):
         recipe = load_recipe(model, overrides)
         policy, images = load_policy(recipe), [] if data else recipe_images(recipe)
         out = out or (Path(recipe.data.cache) if recipe.data.cache else None)
@@ -126,6 +126,15 @@ def cache_inputs(
     if out is None:
         raise ValueError("no folder; name one with --out, or as data.cache in the recipe")
     return policy, list(dict.fromkeys(images)), out
+
+
+def is_recipe(text: str) -> bool:
+    """Whether `text` means a recipe and no checkpoint; a folder or an embedded model of that name is a checkpoint."""
+    from vitos.config.shipped import recipe_names
+    from vitos.nano import NANO, NANO_REAL
+
+    named = text in recipe_names() and text not in (NANO, NANO_REAL) and not Path(text).is_dir()
+    return text.endswith((".yaml", ".yml")) or named
 
 
 def render_build(report: BuildReport) -> Table:

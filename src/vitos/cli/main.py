@@ -1,13 +1,14 @@
 """The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
 
-    vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos train RECIPE [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos recipes [show NAME | copy NAME]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos serve [CHECKPOINT] [--port 8000]
     vitos demo [CHECKPOINT] [--port 7860]
     vitos data check|convert|cache|phantom …
     vitos bench run|rescore …
-    vitos doctor [--recipe recipe.yaml]
+    vitos doctor [--recipe RECIPE]
 
 `vitos VERB --help` says more of each.
 """
@@ -30,6 +31,7 @@ from rich.table import Table
 
 from vitos.cli.data import data_app
 from vitos.cli.eval import bench_app
+from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(recipes_app, name="recipes")
 
 
 def _plan(name: str | None) -> str | None:
@@ -63,7 +66,7 @@ Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for t
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
@@ -77,7 +80,7 @@ def train(
         from vitos.policy.plans import check_recipe
 
         check_recipe(loaded)
-        console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
+        typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
         return
     if processes > 1:
         from vitos.cli import launch
@@ -252,7 +255,7 @@ def serve(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
     device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,

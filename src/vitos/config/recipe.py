@@ -33,6 +33,7 @@ from vitos.config.options import (
     Positive,
     Problem,
 )
+from vitos.config.shipped import find_recipe
 from vitos.config.yaml_file import RULES, ConfigError, dump_yaml, explain, override, parse_yaml
 from vitos.core.registry import PLANS
 
@@ -342,14 +343,20 @@ _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, set `overrides` in it ("train.learning_rate=2e-6", the value is YAML) and validate the result.
 
+        >>> load_recipe("quickstart", ["train.num_reasonings=8"]).train.num_reasonings
+        8
+
+    Args:
+        path: YAML file, or the name of a recipe that comes with vitos, such as "quickstart".
+
     Raises:
         ConfigError: for a file that cannot be read or is no mapping, and with all problems of a recipe at once.
     """
     source = str(path)
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(find_recipe(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(source, [f"cannot be read ({error}); give the path of a recipe file"]) from error
+        raise ConfigError(source, [f"cannot be read: {error}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError(source, [f"is not valid YAML: {error}"]) from error
     if not isinstance(values, dict):
