@@ -262,11 +262,11 @@ def doctor(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
     """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
-    from vitos.doctor.machine import diagnose, is_ready, render
+    from vitos.doctor.machine import checks_table, diagnose, is_ready
 
     if recipe is None:
-        findings = diagnose()
-        console.print(render(findings))
+        checks = diagnose()
+        console.print(checks_table(checks))
     else:
         quiet()
         from vitos.config.recipe import load_recipe
@@ -275,9 +275,9 @@ def doctor(
 
         on = find_device(device) if device else None
         diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
-        findings = list(diagnosis.findings)
+        checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
-    if not is_ready(findings):
+    if not is_ready(checks):
         raise typer.Exit(1)
 
 
