@@ -44,7 +44,7 @@ def convert_data(
     source: Annotated[str, typer.Argument(help="JSON/JSONL file, parquet file or folder, or hub:owner/name.")],
     target: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[Literal["json", "parquet"], typer.Option(help="Format to write.")] = "json",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of questions to take of each split.")] = None,
 ) -> None:
     """Turn parquet shards or a hub data set into records with image files, or records into parquet."""
     from vitos.data.convert import convert
@@ -63,7 +63,7 @@ def cache_data(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, however large it gets.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Compute the visual tokens of all images once, for training and evaluation; goes on where it was stopped."""
+    """Compute the visual tokens of all images once, for training and evaluation; a second call continues the first."""
     quiet()
     from vitos.scans.build import build_cache
 
@@ -83,12 +83,12 @@ def cache_data(
 
 @data_app.command()
 def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder for images and one JSON a split.")],
-    train: Annotated[int, typer.Option(help="Questions of the train split.")] = 2000,
-    val: Annotated[int, typer.Option(help="Questions of the validation split.")] = 256,
-    test: Annotated[int, typer.Option(help="Questions of the test split.")] = 600,
-    seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side; nano was made for 128.")] = 128,
+    folder: Annotated[Path, typer.Argument(help="Folder for the images and one JSON file per split.")],
+    train: Annotated[int, typer.Option(help="Number of questions of the train split.")] = 2000,
+    val: Annotated[int, typer.Option(help="Number of questions of the validation split.")] = 256,
+    test: Annotated[int, typer.Option(help="Number of questions of the test split.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed, 0..999; splits and seeds share no scene.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Pixels per side; nano was made for 128.")] = 128,
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
@@ -102,10 +102,10 @@ def phantom(
 def cache_inputs(
     model: str, data: Sequence[str], out: Path | None, overrides: Sequence[str]
 ) -> tuple[SparseVLM, list[Path], Path]:
-    """What `vitos data cache` is about: the model, the images and the folder, from a recipe or one by one.
+    """Model, images and folder of `vitos data cache`, from a recipe or given one by one.
 
     Raises:
-        ValueError: if the images or the folder are named nowhere.
+        ValueError: if neither names the images or the folder.
     """
     from vitos.cli.run import load_policy, recipe_images
     from vitos.config.recipe import load_recipe

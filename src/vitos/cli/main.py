@@ -10,7 +10,7 @@
     vitos bench run|rescore …
     vitos doctor [--recipe RECIPE]
 
-`vitos VERB --help` says more of each.
+`vitos VERB --help` says more about each.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that share the questions of an update.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that share an update's questions.")] = 1,
 ) -> None:
     """Train a recipe in all its stages, evaluate the result and write the report."""
     from vitos.config.recipe import dump_recipe, load_recipe
@@ -199,10 +199,10 @@ def demo(
     data: Annotated[
         list[Path] | None, typer.Option(help="Record file whose questions are the examples; may be repeated.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
-    """Show in a browser what a model looks at: boxes, kept tokens, and answers beside dense and random ones."""
+    """Show in a browser what a model looks at: boxes, kept tokens, and answers next to dense and random ones."""
     quiet()
     with needs_extra("demo", "gradio"):
         from vitos.serve.demo.page import launch
@@ -256,12 +256,12 @@ def serve(
 @app.command()
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
     device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
+    """Say what this machine has and what it lacks, or what a recipe needs; exit 1 if something is missing."""
     from vitos.doctor.machine import checks_table, diagnose, is_ready
 
     if recipe is None:
