@@ -39,7 +39,7 @@ from vitos.backbones import Backbone
 from vitos.core.geometry import TokenGrid
 from vitos.core.prompt import VisualTokens
 from vitos.core.response import format_box_list, format_localization, format_reasoning
-from vitos.data.phantom import KINDS, TEMPLATES, Finding, Question, Scene, render, sample, write_phantoms
+from vitos.data.phantom import KINDS, TEMPLATES, Lesion, Question, Scene, render, sample, write_phantoms
 from vitos.data.readers import read_records
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import cases_in_memory
@@ -141,7 +141,7 @@ def train_encoder(
 # --- the language model ---------------------------------------------------------------------------------------------
 
 
-def boxes_text(findings: Sequence[Finding]) -> str:
+def boxes_text(findings: Sequence[Lesion]) -> str:
     return format_box_list([[f"{v:.2f}" for v in f.box.as_tuple()] for f in findings])
 
 
@@ -181,7 +181,7 @@ def reason_exercise(q: Question) -> Exercise:
     return Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.truth))
 
 
-def ordered_evidence(q: Question) -> Sequence[Finding]:
+def ordered_evidence(q: Question) -> Sequence[Lesion]:
     """As the question names them, findings of one kind in reading order."""
     return q.evidence if q.template == "larger_of_two" else in_reading_order(q.evidence)
 
@@ -203,7 +203,7 @@ def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
     return out
 
 
-def in_reading_order(findings: Sequence[Finding]) -> list[Finding]:
+def in_reading_order(findings: Sequence[Lesion]) -> list[Lesion]:
     return sorted(findings, key=lambda f: (f.y, f.x))
 
 

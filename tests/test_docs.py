@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -109,11 +110,22 @@ def test_commands_parse(page: Path) -> None:
             context, rest = None, words[3 if timing else 1 :]
             while True:
                 context = command.make_context(command.name, list(rest), parent=context)  # fails on unknown options
-                if not hasattr(command, "resolve_command"):
+                given = [*context._protected_args, *context.args]
+                if not hasattr(command, "resolve_command") or not given:  # `vitos recipes` alone lists them
                     break
-                _, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-            recipes = [word for word in words if word.startswith("recipes/")]
-            assert all((ROOT / recipe).is_file() for recipe in recipes), line
+                _, command, rest = command.resolve_command(context, given)
+            assert [name for name in recipes_in(words) if not _is_recipe(name)] == [], line
+
+
+def recipes_in(words: list[str]) -> list[str]:
+    """Names and paths of the recipes that a command of vitos takes."""
+    if words[:2] in (["vitos", "train"], ["vitos", "recipes"]):
+        return words[2 + (words[1] == "recipes") :][:1]
+    return [word for before, word in pairwise(words) if before == "--recipe"]
+
+
+def _is_recipe(name: str) -> bool:
+    return (ROOT / name if name.startswith("recipes/") else ROOT / "recipes" / f"{name}.yaml").is_file()
 
 
 def _app(module: str) -> Any:

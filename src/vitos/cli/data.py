@@ -44,7 +44,7 @@ def convert_data(
     source: Annotated[str, typer.Argument(help="JSON/JSONL file, parquet file or folder, or hub:owner/name.")],
     target: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[Literal["json", "parquet"], typer.Option(help="Format to write.")] = "json",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of questions to take of each split.")] = None,
 ) -> None:
     """Turn parquet shards or a hub data set into records with image files, or records into parquet."""
     from vitos.data.convert import convert
@@ -56,14 +56,14 @@ def convert_data(
 
 @data_app.command("cache")
 def cache_data(
-    model: Annotated[str, typer.Argument(help="A recipe (.yaml), or a checkpoint: folder, hub id or nano.")],
+    model: Annotated[str, typer.Argument(help="A recipe (.yaml or a name), or a checkpoint (folder, hub id, nano).")],
     data: Annotated[list[str] | None, typer.Option("--data", help="Record file; by default the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; by default the recipe's data.cache.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the encoder's own.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, however large it gets.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Compute the visual tokens of all images once, for training and evaluation; goes on where it was stopped."""
+    """Compute the visual tokens of all images once, for training and evaluation; a second call continues the first."""
     quiet()
     from vitos.scans.build import build_cache
 
@@ -83,12 +83,12 @@ def cache_data(
 
 @data_app.command()
 def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder for images and one JSON a split.")],
-    train: Annotated[int, typer.Option(help="Questions of the train split.")] = 2000,
-    val: Annotated[int, typer.Option(help="Questions of the validation split.")] = 256,
-    test: Annotated[int, typer.Option(help="Questions of the test split.")] = 600,
-    seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side; nano was made for 128.")] = 128,
+    folder: Annotated[Path, typer.Argument(help="Folder for the images and one JSON file per split.")],
+    train: Annotated[int, typer.Option(help="Number of questions of the train split.")] = 2000,
+    val: Annotated[int, typer.Option(help="Number of questions of the validation split.")] = 256,
+    test: Annotated[int, typer.Option(help="Number of questions of the test split.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed, 0..999; splits and seeds share no scene.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Pixels per side; nano was made for 128.")] = 128,
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
@@ -102,17 +102,17 @@ def phantom(
 def cache_inputs(
     model: str, data: Sequence[str], out: Path | None, overrides: Sequence[str]
 ) -> tuple[SparseVLM, list[Path], Path]:
-    """What `vitos data cache` is about: the model, the images and the folder, from a recipe or one by one.
+    """Model, images and folder of `vitos data cache`, from a recipe or given one by one.
 
     Raises:
-        ValueError: if the images or the folder are named nowhere.
+        ValueError: if neither names the images or the folder.
     """
     from vitos.cli.run import load_policy, recipe_images
     from vitos.config.recipe import load_recipe
     from vitos.data.readers import read_records
     from vitos.policy.vlm import SparseVLM
 
-    if model.endswith((".yaml", ".yml")):
+    if is_recipe(model):
         recipe = load_recipe(model, overrides)
         policy, images = load_policy(recipe), [] if data else recipe_images(recipe)
         out = out or (Path(recipe.data.cache) if recipe.data.cache else None)
@@ -126,6 +126,15 @@ def cache_inputs(
     if out is None:
         raise ValueError("no folder; name one with --out, or as data.cache in the recipe")
     return policy, list(dict.fromkeys(images)), out
+
+
+def is_recipe(text: str) -> bool:
+    """Whether `text` means a recipe and no checkpoint; a folder or an embedded model of that name is a checkpoint."""
+    from vitos.config.shipped import recipe_names
+    from vitos.nano import NANO, NANO_REAL
+
+    named = text in recipe_names() and text not in (NANO, NANO_REAL) and not Path(text).is_dir()
+    return text.endswith((".yaml", ".yml")) or named
 
 
 def render_build(report: BuildReport) -> Table:

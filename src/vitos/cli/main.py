@@ -1,15 +1,16 @@
 """The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
 
-    vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos train RECIPE [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos recipes [show NAME | copy NAME]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos serve [CHECKPOINT] [--port 8000]
     vitos demo [CHECKPOINT] [--port 7860]
     vitos data check|convert|cache|phantom …
     vitos bench run|rescore …
-    vitos doctor [--recipe recipe.yaml]
+    vitos doctor [--recipe RECIPE]
 
-`vitos VERB --help` says more of each.
+`vitos VERB --help` says more about each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rich.table import Table
 
 from vitos.cli.data import data_app
 from vitos.cli.eval import bench_app
+from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(recipes_app, name="recipes")
 
 
 def _plan(name: str | None) -> str | None:
@@ -63,11 +66,11 @@ Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for t
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that share the questions of an update.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that share an update's questions.")] = 1,
 ) -> None:
     """Train a recipe in all its stages, evaluate the result and write the report."""
     from vitos.config.recipe import dump_recipe, load_recipe
@@ -77,7 +80,7 @@ def train(
         from vitos.policy.plans import check_recipe
 
         check_recipe(loaded)
-        console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
+        typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
         return
     if processes > 1:
         from vitos.cli import launch
@@ -209,10 +212,10 @@ def demo(
     data: Annotated[
         list[Path] | None, typer.Option(help="Record file whose questions are the examples; may be repeated.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
-    """Show in a browser what a model looks at: boxes, kept tokens, and answers beside dense and random ones."""
+    """Show in a browser what a model looks at: boxes, kept tokens, and answers next to dense and random ones."""
     quiet()
     with needs_extra("demo", "gradio"):
         from vitos.serve.demo.page import launch
@@ -265,18 +268,18 @@ def serve(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
     device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
-    from vitos.doctor.machine import diagnose, is_ready, render
+    """Say what this machine has and what it lacks, or what a recipe needs; exit 1 if something is missing."""
+    from vitos.doctor.machine import checks_table, diagnose, is_ready
 
     if recipe is None:
-        findings = diagnose()
-        console.print(render(findings))
+        checks = diagnose()
+        console.print(checks_table(checks))
     else:
         quiet()
         from vitos.config.recipe import load_recipe
@@ -285,9 +288,9 @@ def doctor(
 
         on = find_device(device) if device else None
         diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
-        findings = list(diagnosis.findings)
+        checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
-    if not is_ready(findings):
+    if not is_ready(checks):
         raise typer.Exit(1)
 
 

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from vitos.config.recipe import ModelSection, Recipe, dump_recipe
+from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.check import check_dataset
@@ -60,6 +61,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
     for source in (*recipe.data.train, *recipe.data.eval):
+        require_file(source)
         check_dataset(source).raise_if_errors()
     records = _read(recipe.data.train, recipe.data.limit_train)
     # A model that is to be sharded need not fit on one device.
@@ -150,8 +152,20 @@ def load_options(model: ModelSection) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
+def require_file(source: str) -> None:
+    """Check that a record file exists if a shipped recipe names it; other sources are left to whoever reads them.
+
+    Raises:
+        FileNotFoundError: says how to get the file.
+    """
+    if not Path(source).exists() and (remedy := origin_of(source)):
+        raise FileNotFoundError(f"{source}: there is no such file; {remedy}")
+
+
 def recipe_images(recipe: Recipe) -> list[Path]:
     """Every image that training and evaluation of a recipe open, each once, in the order of the files."""
+    for source in (*recipe.data.train, *recipe.data.eval):
+        require_file(source)
     records = _read(recipe.data.train, recipe.data.limit_train)
     for source in recipe.data.eval:
         records += read_records(source, limit=recipe.data.limit_eval)

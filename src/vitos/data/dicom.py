@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.data.gray import ByteArray, FloatArray, Rendering, VolumeError, WindowFunction, apply_window, render
-from vitos.data.picture import Selector
+from vitos.data.picture import PictureSelector
 
 # Everything that is read of a header.
 TAGS = (
@@ -82,7 +82,7 @@ def is_dicom(start: bytes) -> bool:
     return start[128:132] == b"DICM"
 
 
-def read_frame(path: Path, selector: Selector, check_size: Callable[[int, int], None]) -> Frame:
+def read_frame(path: Path, selector: PictureSelector, check_size: Callable[[int, int], None]) -> Frame:
     """The selected frame; a file with one needs no selector.
 
     Args:
@@ -144,7 +144,7 @@ def _check_header(header: Any) -> tuple[int, str, tuple[int, int]]:
     return int(header.get("NumberOfFrames") or 1), interpretation, (int(header.Columns), int(header.Rows))
 
 
-def _frame_number(selector: Selector, frames: int) -> int:
+def _frame_number(selector: PictureSelector, frames: int) -> int:
     if selector.frame is None and frames != 1:
         raise VolumeError(f"{frames} frames; name the one that the question is about, such as #frame=1")
     number = selector.frame or 1
@@ -178,7 +178,7 @@ def _check_decoder(syntax: Any) -> str:
 
 
 def _render(
-    stored: NDArray[Any], header: Any, index: int, interpretation: str, selector: Selector
+    stored: NDArray[Any], header: Any, index: int, interpretation: str, selector: PictureSelector
 ) -> tuple[ByteArray, tuple[Any, ...]]:
     """8-bit pixels, and (window, its source, inverted)."""
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
@@ -198,7 +198,7 @@ def _render(
 
 
 def _gray(
-    values: FloatArray, stored: NDArray[Any], header: Any, index: int, selector: Selector
+    values: FloatArray, stored: NDArray[Any], header: Any, index: int, selector: PictureSelector
 ) -> tuple[ByteArray, tuple[float, float] | None, Any]:
     """The selector's window, else the file's look-up table or first window, else the range without padding."""
     from pydicom.pixels.processing import apply_voi

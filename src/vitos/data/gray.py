@@ -23,7 +23,7 @@ class Rendering:
     """How a picture came out of its file; stands beside results, so that another can make the same picture.
 
     Attributes:
-        frame, axis, slice: as in `Selector`; None where the file has no such thing.
+        frame, axis, slice: as in `PictureSelector`; None where the file has no such thing.
         window: (centre, width) in the file's values; None for colour, 8-bit gray, and a look-up table of the file.
         window_source: from the selector, from the file's header, or the range of the picture's own values.
         inverted: the file says that low values are bright (MONOCHROME1).

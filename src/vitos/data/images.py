@@ -31,7 +31,7 @@ from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, touched_pixels
 from vitos.data.dicom import is_dicom, read_frame
 from vitos.data.gray import Rendering, VolumeError, render
 from vitos.data.nifti import is_nifti, read_slice
-from vitos.data.picture import Selector, parse_selector, split_name
+from vitos.data.picture import PictureSelector, parse_selector, split_name
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200
@@ -192,7 +192,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _load_with_pillow(
-    file: IO[bytes], path: Path, name: Path, selector: Selector, max_pixels: int
+    file: IO[bytes], path: Path, name: Path, selector: PictureSelector, max_pixels: int
 ) -> tuple[Image.Image, ImageFacts]:
     if path.suffix.lower() in (".dcm", ".dicom"):
         problem = "is named as DICOM, but holds no DICOM file (no DICM mark at byte 128)"
@@ -212,7 +212,7 @@ def _load_with_pillow(
 
 
 def _load_medical(
-    path: Path, name: Path, selector: Selector, max_pixels: int, dicom: bool
+    path: Path, name: Path, selector: PictureSelector, max_pixels: int, dicom: bool
 ) -> tuple[Image.Image, ImageFacts]:
     """A frame of a DICOM file or a slice of a NIfTI one."""
     kind = "DICOM" if dicom else "NIFTI"
@@ -278,7 +278,7 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
         raise ImageError(path, f"{width} x {height} is more than {MAX_ASPECT_RATIO} times longer than narrow; crop it")
 
 
-def _to_rgb(image: Image.Image, path: Path, selector: Selector) -> tuple[Image.Image, Rendering]:
+def _to_rgb(image: Image.Image, path: Path, selector: PictureSelector) -> tuple[Image.Image, Rendering]:
     """See the module's table of modes; the result is in memory and knows no file."""
     chosen = selector.window
     if image.mode in _HIGH_DEPTH or (chosen and image.mode == "L"):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.data.gray import FloatArray, VolumeError
-from vitos.data.picture import Selector
+from vitos.data.picture import PictureSelector
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -26,7 +26,9 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], None]) -> tuple[FloatArray, str]:
+def read_slice(
+    path: Path, selector: PictureSelector, check_size: Callable[[int, int], None]
+) -> tuple[FloatArray, str]:
     """The selected slice, float (rows, columns), and its stored data type.
 
     Args:

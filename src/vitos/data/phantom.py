@@ -46,8 +46,8 @@ class Organ:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """A finding: its kind, centre and radius in fractions of the image."""
+class Lesion:
+    """A lesion (the questions say "finding"): its kind, and its centre and radius in fractions of the image."""
 
     kind: str
     x: float
@@ -69,10 +69,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is where; `render` makes the picture, whose texture and noise come from `texture_seed`."""
+    """A drawn image: what is where. `render` makes the picture; its texture and noise come from `texture_seed`."""
 
     organs: tuple[Organ, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Lesion, ...]
     texture_seed: int
 
 
@@ -84,7 +84,7 @@ class Question:
     text: str
     options: tuple[str, ...]
     truth: str
-    evidence: tuple[Finding, ...]
+    evidence: tuple[Lesion, ...]
     thought: str
 
     @property
@@ -93,7 +93,7 @@ class Question:
 
     @property
     def full_text(self) -> str:
-        """The question as it stands in a record: `<image>`, the text, one option a line."""
+        """The question as written in a record: `<image>`, the text, one option per line."""
         return f"{IMAGE_PLACEHOLDER}{self.text}{option_lines(self.options)}"
 
 
@@ -105,7 +105,7 @@ def make_scene(rng: np.random.Generator, kinds: tuple[str, ...] | None = None) -
 
     Args:
         rng: source of all randomness.
-        kinds: kinds of the findings; by default two to five drawn evenly. One that finds no free place is left out.
+        kinds: kinds of the findings; by default two to five, drawn evenly. A finding without a free place is left out.
     """
     if kinds is None:
         kinds = tuple(KINDS[i] for i in rng.integers(len(KINDS), size=rng.integers(2, 6)))
@@ -126,16 +126,16 @@ def _draw_organs(rng: np.random.Generator) -> tuple[Organ, ...]:
     )
 
 
-def _place(rng: np.random.Generator, kinds: tuple[str, ...]) -> tuple[Finding, ...]:
+def _place(rng: np.random.Generator, kinds: tuple[str, ...]) -> tuple[Lesion, ...]:
     """Non-overlapping places inside the body, away from the midlines, so that "upper left" is never in doubt."""
-    out: list[Finding] = []
+    out: list[Lesion] = []
     for kind in kinds:
         for _ in range(100):
             x, y, r = rng.uniform(0.14, 0.86), rng.uniform(0.14, 0.86), rng.uniform(0.055, 0.11)
             inside = ((x - 0.5) / 0.44) ** 2 + ((y - 0.5) / 0.46) ** 2 < 0.78
             clear = all(np.hypot(x - f.x, y - f.y) > r + f.radius + 0.03 for f in out)
             if inside and clear and abs(x - 0.5) > 0.04 and abs(y - 0.5) > 0.04:
-                out.append(Finding(kind, float(x), float(y), float(r)))
+                out.append(Lesion(kind, float(x), float(y), float(r)))
                 break
     return tuple(out)
 
@@ -169,7 +169,7 @@ def _vessel(rng: np.random.Generator, xx: NDArray[np.float64], yy: NDArray[np.fl
 
 
 def _stamp(
-    rng: np.random.Generator, finding: Finding, xx: NDArray[np.float64], yy: NDArray[np.float64]
+    rng: np.random.Generator, finding: Lesion, xx: NDArray[np.float64], yy: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The finding's profile, 0..1.6, non-zero within its radius only."""
     r = finding.radius
@@ -262,17 +262,17 @@ TEMPLATES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = 
 }
 
 
-def _kind_question(template: str, text: str, target: Finding, rng: np.random.Generator) -> Question:
+def _kind_question(template: str, text: str, target: Lesion, rng: np.random.Generator) -> Question:
     return Question(template, text, _shuffled(KINDS, rng), target.kind, (target,), f"it is a {target.kind}")
 
 
-def _singles(scene: Scene) -> list[Finding]:
+def _singles(scene: Scene) -> list[Lesion]:
     """Findings that are the only ones of their kind."""
     kinds = [f.kind for f in scene.findings]
     return [f for f in scene.findings if kinds.count(f.kind) == 1]
 
 
-def _pick(rng: np.random.Generator, findings: list[Finding] | tuple[Finding, ...]) -> Finding | None:
+def _pick(rng: np.random.Generator, findings: list[Lesion] | tuple[Lesion, ...]) -> Lesion | None:
     return findings[rng.integers(len(findings))] if len(findings) else None
 
 
@@ -284,9 +284,9 @@ def _shuffled(options: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
 
 
 def sample(seed: int, template: str) -> tuple[Scene, Question]:
-    """The scene and question of a template for a seed; scenes that cannot carry the question are drawn anew."""
+    """The scene and question of a template for a seed. Scenes that do not suit the question are drawn again."""
     rng = np.random.default_rng([seed, list(TEMPLATES).index(template)])
-    # The count is drawn once: drawing it anew with each scene would favour the counts that fit in more easily.
+    # The count is drawn once: drawing it again with each scene would favour counts that fit in more easily.
     kind, count = KINDS[rng.integers(len(KINDS))], int(rng.integers(1, 5))
     others = [k for k in KINDS if k != kind]
     while True:
@@ -319,7 +319,7 @@ def write_phantoms(folder: Path, split: str, count: int, seed: int = 0, size: in
     """Write a split as PNG images and `{split}.json` in the record format; return the JSON file's path.
 
     Args:
-        size: pixels a side; scenes, questions and boxes are the same for all.
+        size: number of pixels per side; scenes, questions and boxes are the same for all sizes.
 
     The JSON is written last and atomically: where it exists, all its images do.
     """
