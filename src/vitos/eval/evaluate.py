@@ -26,10 +26,10 @@ from typing import Any
 
 from rich.console import Console
 
-from vitos import __version__
 from vitos.config.recipe import Recipe
 from vitos.core.record import Record
 from vitos.core.registry import PLANS
+from vitos.core.version import __version__
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
 from vitos.data.readers import read_records
 from vitos.eval.cases import BASE, RL_DENSE, TRAINED, cases_of

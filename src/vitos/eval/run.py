@@ -21,8 +21,8 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from vitos import __version__
 from vitos.core.record import Record
+from vitos.core.version import __version__
 from vitos.data.images import ImageError, ImageFacts, load_image_facts
 from vitos.eval.answer import Batch
 from vitos.eval.conditions import ABLATIONS, EvalSet, Settings, batches, split_condition
