@@ -94,6 +94,7 @@ class Backbone(ABC):
         model: the unmodified Hugging Face model.
         tokenizer: its tokenizer, with a chat template.
         image_processor: its PIL image processor.
+        companions: content of the other small files of the checkpoint, by name.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -104,6 +105,7 @@ class Backbone(ABC):
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.companions: Mapping[str, bytes] = {}
 
     # --- what a family defines --------------------------------------------------------------------------------------
 

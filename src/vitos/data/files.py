@@ -36,6 +36,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
+        temporary.chmod(_default_mode())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -87,6 +88,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial)
         raise
     _flush_folder(target.parent)
+
+
+def set_default_modes(folder: Path) -> None:
+    """Give the files of a folder the permissions of a new file under the umask.
+
+    safetensors writes its files for their owner alone, whatever the umask says.
+    """
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(_default_mode())
+
+
+def _default_mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _flush_folder(folder: Path) -> None:

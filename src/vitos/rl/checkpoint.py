@@ -251,5 +251,4 @@ class CheckpointedTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir) if output_dir else self.run_folder
-        self.policy.backbone.image_processor.save_pretrained(folder)
-        self.policy.spec.save(folder, self.policy.backbone)
+        self.policy.save_beside(folder)
