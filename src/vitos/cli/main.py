@@ -93,7 +93,11 @@ def train(
     try:
         folder = run.train(loaded, resume=resume, console=console)
     except KeyboardInterrupt:
-        console.print(f"\nStopped. Complete checkpoints are in {loaded.output_dir}; go on with --resume.")
+        from vitos.rl.checkpoint import complete_checkpoints
+
+        found = complete_checkpoints(Path(loaded.output_dir))
+        where = f"{found[-1].name} in {loaded.output_dir} is complete" if found else "there is no checkpoint yet"
+        console.print(f"\nStopped; {where}. Go on with --resume.")
         raise typer.Exit(130) from None
     console.print(f"Model:  {folder / 'model'}")
 

@@ -17,12 +17,12 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from vitos.config.recipe import ModelSection, Recipe, dump_recipe
+from vitos.cli.resume import is_trained, open_run
+from vitos.config.recipe import ModelSection, Recipe
 from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.check import check_dataset
-from vitos.data.files import write_text_atomic
 from vitos.data.readers import read_records
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
@@ -39,7 +39,6 @@ from vitos.rl.user_rewards import load_reward
 from vitos.scans.cache import EmbeddingCache
 
 WARM_START = "warm_start"
-RECIPE = "recipe.yaml"
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -64,14 +63,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         require_file(source)
         check_dataset(source).raise_if_errors()
     records = _read(recipe.data.train, recipe.data.limit_train)
+    if processes.is_main_process:
+        open_run(run, recipe, records, resume=resume)
     # A model that is to be sharded need not fit on one device.
     device = torch.device("cpu") if config.fsdp else config.device
     policy = load_policy(recipe, device)
     cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
-    run.mkdir(parents=True, exist_ok=True)
-    if processes.is_main_process:
-        write_text_atomic(run / RECIPE, dump_recipe(recipe))
-
     base = recipe.model.path
     if recipe.warm_start is not None:
         base = str(run / WARM_START)
@@ -85,7 +82,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
                 started = dataclasses.replace(recipe.model, path=base)
                 policy = load_policy(dataclasses.replace(recipe, model=started), device)
 
-    if not (resume and is_complete(run / FINAL)):
+    if not (resume and is_trained(run, recipe)):
         console.print(f"[bold]Dual stream[/bold]: {recipe.train.schedule}, {recipe.train.total_steps} updates")
         trainer = DualStreamTrainer(
             policy,
