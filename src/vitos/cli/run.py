@@ -68,6 +68,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     # A model that is to be sharded need not fit on one device.
     device = torch.device("cpu") if config.fsdp else config.device
     policy = load_policy(recipe, device)
+    records = _fitting(policy, records, recipe, console)
     cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
     base = recipe.model.path
     if recipe.warm_start is not None:
@@ -128,6 +129,16 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         load=load_options(recipe.model),
         cache=recipe.data.cache,
     )
+
+
+def _fitting(policy: SparseVLM, records: list[Record], recipe: Recipe, console: Console) -> list[Record]:
+    """The training questions that are not longer than the model's context; the others are named and counted."""
+    longest, branches = max(recipe.train.max_localization_tokens, recipe.train.max_reasoning_tokens), policy.branches
+    left_out = {r.id: why for r in records if (why := branches.length_problem(r.question, r.kind, longest))}
+    if left_out:
+        first = next(iter(left_out))
+        console.print(f"{len(left_out)} training questions are left out: {first}: {left_out[first]}", markup=False)
+    return [record for record in records if record.id not in left_out]
 
 
 def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM:
