@@ -168,18 +168,25 @@ def test_share_mixes_both_gradients(
     same_direction(seen.gradients[1], combine(brute.localization, brute.reasoning, 0.25, 0.75))
 
 
+@pytest.mark.parametrize("skip", [False, True])
 def test_localization_kl_pulls_to_stage_one(
-    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path, skip
 ):
-    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second."""
+    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second.
+
+    It acts on all localizations, also on those of questions that the rewards say nothing about (`skip`).
+    """
     runs = {}
     for weight in (0.0, 5.0):
         seen, run = recorder(), tmp_path / str(weight)
         policy = clone_policy(warm_policy)
-        make_trainer(policy, run, [seen], localization_kl=weight, reasoning_steps=2, save_steps=1).train()
+        options = {"reasoning_steps": 2, "save_steps": 1, "skip_equal_outcomes": skip, "log_gradient_cosine_steps": 1}
+        make_trainer(policy, run, [seen], localization_kl=weight, **options).train()
         runs[weight] = seen.gradients, read_metrics(run / "metrics.jsonl")
     (free, free_rows), (guarded, rows) = runs.values()
-    assert "reference_kl/localization" not in free_rows[1]
+    assert free_rows[1]["reference_kl/localization"] == 0
+    # The cosine is of the rewards' gradients: a guard changes nothing about it.
+    assert rows[2]["gradient_cosine"] == pytest.approx(free_rows[2]["gradient_cosine"], abs=1e-5)
     assert rows[1]["reference_kl/localization"] == pytest.approx(0, abs=1e-9)
     assert rows[2]["reference_kl/localization"] > 0
     same_direction(guarded[1], free[1])
