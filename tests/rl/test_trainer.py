@@ -1,5 +1,6 @@
 """The trainer against brute-force gradients, and runs that stop and go on."""
 
+import copy
 import errno
 import json
 import math
@@ -421,6 +422,33 @@ def test_lora_trains_adapters_only_and_merges_them(
     batch = again(stage_one, phantom_records, samples(tmp_path, 3), 2)
     texts = [[r.completion.text for r in group.localizations] for group in batch.groups]
     assert texts == [[entry["text"] for entry in row["localizations"]] for row in samples(tmp_path, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_adapters_learnt_is_in_the_saved_weights(make_trainer, warm_policy, tmp_path, dtype):
+    """Small steps on bfloat16 weights: merged in bfloat16 nothing of them would be left."""
+    from peft import LoraConfig
+
+    from vitos.core.prompt import pad_prompts
+
+    warm_policy.save_pretrained(tmp_path / "warm")
+    policy = SparseVLM.from_pretrained(tmp_path / "warm", dtype=dtype, device="cpu")
+    before = copy.deepcopy(policy.backbone.model).float()
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    options = {"localization_steps": 2, "reasoning_steps": 2, "learning_rate": 1e-5}
+    trainer = make_trainer(policy, tmp_path, lora=lora, **options)
+    trainer.train()
+    adapted = copy.deepcopy(trainer.model).float()
+    network = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype="auto")
+    assert network.dtype == torch.float32
+    records, fresh = trainer.update.dataset[:1], SparseVLM.from_pretrained(tmp_path / "model", device="cpu")
+    scan = fresh.encode(records[0].image_paths[0])
+    prompt = fresh.branches.localize_prompt(Query(scan, records[0].question))
+    inputs = fresh.backbone.model_inputs(pad_prompts([prompt], 0))
+    with torch.no_grad():
+        start, learnt, saved = (model.eval()(**inputs).logits for model in (before, adapted, network))
+    assert (learnt - start).abs().max() > 1e-5
+    assert (saved - learnt).norm() < 0.01 * (learnt - start).norm()
 
 
 def test_lora_run_goes_on_from_its_checkpoint(make_trainer, warm_policy, clone_policy, tmp_path):

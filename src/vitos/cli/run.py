@@ -126,7 +126,7 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         budgets=recipe.evaluate.budgets,
         limit=recipe.data.limit_eval,
         bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        load=load_options(recipe.model),
+        load=load_options(recipe.model) | ({"dtype": "auto"} if recipe.model.lora else {}),  # merged in float32
         cache=recipe.data.cache,
     )
 
