@@ -98,12 +98,6 @@ def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch):
             load_image(tmp_path / name)
 
 
-def test_float_image_with_nan_is_refused(tmp_path):
-    path = saved(tmp_path, Image.fromarray(np.array([[0, np.nan], [1, 2]], dtype=np.float32)), "f.tif")
-    with pytest.raises(ImageError, match="not finite"):
-        load_image(path)
-
-
 def test_alpha_is_composited_on_black(tmp_path):
     assert pixel(saved(tmp_path, Image.new("RGBA", (4, 4), (200, 100, 50, 0)), "a.png")) == (0, 0, 0)
     half = pixel(saved(tmp_path, Image.new("RGBA", (4, 4), (200, 100, 50, 128)), "b.png"))

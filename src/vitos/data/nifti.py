@@ -29,11 +29,13 @@ def is_nifti(path: Path) -> bool:
 def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], None]) -> tuple[FloatArray, str]:
     """The selected slice, float (rows, columns), and its stored data type.
 
+    Values that are not finite stay: NaN where there is nothing to see, such as outside the brain.
+
     Args:
         check_size: called with width and height before a value is read; raises to refuse.
 
     Raises:
-        VolumeError: no nibabel, no slice named or out of range, not three axes, or a broken file.
+        VolumeError: no nibabel, no slice named or out of range, more than three axes, or a broken file.
     """
     try:
         import nibabel
@@ -50,6 +52,8 @@ def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], 
         raise VolumeError(broken) from None
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 2:  # one slice, saved without its third axis
+        shape = (*shape, 1)
     if len(shape) != 3:
         raise VolumeError(f"{len(shape)} axes ({' x '.join(map(str, shape))}); save the one volume as its own file")
     if kind.fields is not None or kind.kind not in "iuf":
@@ -63,7 +67,8 @@ def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], 
     check_size(width, height)
     index = tuple(selector.slice if axis == selector.axis else slice(None) for axis in range(3))
     try:
-        values: NDArray[Any] = np.asarray(volume.dataobj[index + (0,) * (len(volume.shape) - 3)])
+        axes = len(volume.shape)
+        values: NDArray[Any] = np.asarray(volume.dataobj[(*index, *(0,) * (axes - 3))[:axes]])
     except errors:
         raise VolumeError(broken) from None
     return values.astype(np.float64).T, str(kind)
