@@ -22,6 +22,7 @@ from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, touched_pixels
 from vitos.data.dicom import is_dicom, read_frame
 from vitos.data.gray import Rendering, VolumeError, render
 from vitos.data.modes import keep_low_bytes, layout_of, to_rgb
+from vitos.data.names import as_spelled_on_disk
 from vitos.data.nifti import is_nifti, read_slice
 from vitos.data.picture import Selector, parse_selector, split_name
 from vitos.data.tiff import STARTS as TIFF_STARTS
@@ -119,7 +120,9 @@ def resolve_under(root: Path, relative: str | Path) -> Path:
     try:
         base = root.resolve()
         file, selector = split_name(text)  # or a symlink would hide behind its selector
-        path = (base / file).resolve()
+        path = as_spelled_on_disk(base, file).resolve()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{text!a} holds half a character; correct the name") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks, up to Python 3.12
         raise DataError(f"{text!r} cannot be resolved below {root}: {error}") from error
     if not path.is_relative_to(base):

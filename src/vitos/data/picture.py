@@ -108,7 +108,7 @@ def _window(text: str) -> tuple[float, float]:
 def _crop(text: str) -> Box:
     try:
         x1, y1, x2, y2 = map(float, text.split(","))
-        return Box(x1, y1, x2, y2)
+        return Box.snapped(x1, y1, x2, y2)
     except ValueError:
         raise ValueError(
             f"crop={text} is no part of the picture (fractions, x1 < x2 and y1 < y2); write #crop=0.1,0.2,0.6,0.9"
