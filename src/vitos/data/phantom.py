@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from vitos.core.geometry import Box
 from vitos.core.record import IMAGE_PLACEHOLDER, option_lines
 from vitos.data.files import write_json_atomic
+from vitos.data.phantom_files import IMAGES, Settings, image_name, refuse_changed, refuse_others, remove_orphans
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
@@ -315,30 +316,44 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene,
         yield f"{split}/{seed}/{index}", scene, question
 
 
-def write_phantoms(folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE) -> Path:
+def write_phantoms(
+    folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE, *, overwrite: bool = False
+) -> Path:
     """Write a split as PNG images and `{split}.json` in the record format; return the JSON file's path.
 
-    Args:
-        size: pixels a side; scenes, questions and boxes are the same for all.
+    The JSON is written last and atomically: where it exists, all its images do. Images of the split that are left from
+    an earlier writing are removed.
 
-    The JSON is written last and atomically: where it exists, all its images do.
+    Args:
+        size: pixels per side; scenes, questions and boxes are the same for all.
+        overwrite: replace a split that was made with other settings, or changed since.
+
+    Raises:
+        FileExistsError: if there is such a split and `overwrite` is False; nothing was written then.
+        ValueError: from `samples`.
     """
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for ident, scene, question in samples(split, count, seed):
-        name = f"images/{ident.replace('/', '_')}.png"
-        render(scene, size).save(folder / name)
-        rows.append(
-            {
-                "id": ident,
-                "image_path": [name],
-                "question": question.full_text,
-                "answer": question.answer,
-                "bbox": [list(f.box.as_tuple()) for f in question.evidence],
-                "meta": {"template": question.template, "thought": question.thought},
-            }
-        )
     path = folder / f"{split}.json"
+    if not overwrite:
+        refuse_others(folder, {split: Settings(count, seed, size)})
+    drawn = list(samples(split, count, seed))
+    rows = [_row(ident, question) for ident, _, question in drawn]
+    if not overwrite:
+        refuse_changed(path, rows)
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # or a kill from here on would leave it with images of another size
+    for ident, scene, _ in drawn:
+        render(scene, size).save(folder / image_name(ident))
     write_json_atomic(path, rows)
+    remove_orphans(folder, split, [image_name(ident) for ident, _, _ in drawn])
     return path
+
+
+def _row(ident: str, question: Question) -> dict[str, object]:
+    return {
+        "id": ident,
+        "image_path": [image_name(ident)],
+        "question": question.full_text,
+        "answer": question.answer,
+        "bbox": [list(f.box.as_tuple()) for f in question.evidence],
+        "meta": {"template": question.template, "thought": question.thought},
+    }
