@@ -227,7 +227,7 @@ def test_markup_and_escapes_from_data_are_printed_as_they_are(tmp_path):
 def test_real_sets_are_clean(name, images, items, share):
     """Figures of the sets' READMEs."""
     if not (REAL / name).is_dir():
-        pytest.skip(f"the set {name} is not beside the repository")
+        pytest.skip(f"the set {name} is not next to the repository")
     report = check_dataset(REAL / name)
     assert report.problems == ()
     assert (report.images, report.records) == (images, items)

@@ -14,6 +14,9 @@ from vitos.data.images import ImageError, load_image, load_image_facts
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 
+# What these files are like is what pydicom warns of when it writes them.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: E402
@@ -244,6 +247,18 @@ def test_a_window_that_cannot_be_used_is_told(tmp_path, centre, width, function)
     assert "window cannot be used" in warned(path)
 
 
+def test_numbers_in_binary(tmp_path):
+    """Some writers give a window another type than the standard's text."""
+    path = write(tmp_path / "a", ramp12())
+    data = pydicom.dcmread(path)
+    for name, value in (("WindowCenter", 100.5), ("WindowWidth", 300.0)):
+        tag = pydicom.tag.Tag(name)
+        raw = np.array([value], "<f8").tobytes()
+        data[tag] = pydicom.dataelem.RawDataElement(tag, "FD", 8, raw, 0, False, True)
+    data.save_as(path)
+    assert load_image_facts(path)[1].rendering.window == (100.5, 300.0)
+
+
 def test_an_empty_window_is_none(tmp_path):
     path = write(tmp_path / "a", ramp12(), raw={"WindowCenter": b"", "WindowWidth": b"", "VOILUTFunction": b""})
     assert ends(path) == [0, 128, 255]
@@ -452,6 +467,32 @@ def test_rgb(tmp_path, planar, bits, stored):
         data.PixelData = np.ascontiguousarray(values.transpose(2, 0, 1)).tobytes()
         data.save_as(path)
     np.testing.assert_allclose(np.asarray(load_image(path)), values / ((1 << stored) - 1) * 255, atol=1)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "interpretation"),
+    [("JPEGBaseline8Bit", "YBR_FULL_422"), ("JPEG2000Lossless", "YBR_RCT"), ("RLELossless", "RGB")],
+)
+def test_compressed_colour_whatever_its_planar_configuration_was(tmp_path, name, interpretation, planar):
+    values = np.zeros((16, 16, 3), np.uint8)
+    values[:8, :, 0], values[8:, :, 2], values[:, :8, 1] = 200, 200, 100
+    path = write(tmp_path / "a", values, "RGB")
+    data = pydicom.dcmread(path)
+    if name == "RLELossless":
+        data.compress(pydicom.uid.RLELossless, encoding_plugin="pydicom")
+    else:
+        stream = io.BytesIO()
+        options = {"JPEG": {"quality": 95, "subsampling": 0}, "JPEG2000": {"irreversible": False, "no_jp2": True}}
+        kind = "JPEG2000" if "2000" in name else "JPEG"
+        Image.fromarray(values).save(stream, kind, **options[kind])
+        data.PixelData = pydicom.encaps.encapsulate([stream.getvalue()])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, name)
+        data.PhotometricInterpretation = interpretation
+    data.PlanarConfiguration = planar
+    data.save_as(path)
+    np.testing.assert_allclose(np.asarray(load_image(path)).astype(int), values, atol=2)
 
 
 def test_colour_of_fewer_bits_than_it_says_is_not_black(tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures with more bits than Pillow's modes: every one as its own numbers say, never black or turned over."""
+"""Pictures with more bits than Pillow's modes: each one as its numbers say, never black or turned over."""
 
 import io
 import struct
@@ -243,7 +243,7 @@ def test_a_transparent_value_of_16_bits(tmp_path):
 
 
 def test_interlaced_png_of_16_bits(tmp_path):
-    """Adam7 by hand: seven passes, each a small picture of its own."""
+    """Adam7 by hand: seven passes, each of them a small picture."""
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     for channels, colour in ((2, 4), (3, 2)):
         values = random(4095, channels)

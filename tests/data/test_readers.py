@@ -339,7 +339,7 @@ def test_any_json_gives_a_record_or_problems(raw):
 )
 def test_real_sets(name, train, test, templates):
     if not (REAL / name).is_dir():
-        pytest.skip(f"the set {name} is not beside the repository")
+        pytest.skip(f"the set {name} is not next to the repository")
     records = read_records(REAL / name, split="train")
     assert (len(records), len(read_records(REAL / name, split="test"))) == (train, test)
     counts = Counter(record.meta["template"] for record in records)

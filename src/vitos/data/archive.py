@@ -1,8 +1,8 @@
-"""Zip archives read file by file, by the names that a data set gives; nothing is unpacked under a name of its own.
+"""Zip archives read file by file, by the names that a data set gives; nothing is unpacked into a folder.
 
-What an archive may be is decided from its list of contents, before anything is decompressed: a name that leaves the
-folder it would be unpacked into, a symbolic link or an encrypted file, and the archive is refused. What a file
-unpacks to is limited by itself and, against many names for the same bytes, for all files of an archive together.
+What an archive may be is decided from its list of contents, before anything is decompressed. It is refused for a name
+that leaves the folder it would be unpacked into, for a symbolic link and for an encrypted file. The unpacked size is
+limited for each file and, against many names for the same bytes, for all files of an archive together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unicodedata import normalize
 from vitos.data.images import DataError
 
 MAX_FILE_BYTES = 512 << 20
-# Images hardly shrink in a zip; a bitmap of one colour does, so an archive may grow by this and a little more.
+# Images hardly shrink in a zip, but a bitmap of one colour does; so an archive may grow this many times and a bit more
 MAX_GROWTH = 20
 FREE_BYTES = 1 << 30
 MAX_FILES = 2_000_000
@@ -68,14 +68,14 @@ class Archive:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files in it, folders left out, in its order."""
+        """Names of the files in it, without folders, in the order of the archive."""
         return tuple(self._files)
 
     def __contains__(self, name: str) -> bool:
         return self._own_name(name) in self._files
 
     def key(self, name: str) -> str:
-        """What identifies a file's content without reading it: its check sum and size."""
+        """What identifies the content of a file without reading it: its check sum and size."""
         info = self._files[self._own_name(name)]
         return f"{info.CRC:08x}-{info.file_size}"
 

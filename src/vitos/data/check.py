@@ -37,14 +37,14 @@ class CheckReport:
 
     Attributes:
         source: the file or folder checked.
-        problems: in the order of the files; those of images after those of records.
-        items: items in the files, valid or not.
-        records: valid records.
-        images: distinct image files that the items name.
-        templates: `meta.template` → records.
-        answers: letter → records.
-        boxes: evidence boxes.
-        evidence_share: median over boxed records of the sum of box areas, in 0..1 of the image; None if no boxes.
+        problems: those of records in the order of the files, then those of images, then what splits share.
+        items: number of items in the files, valid or not.
+        records: number of valid records.
+        images: number of distinct image files that the items name.
+        templates: `meta.template` → number of records.
+        answers: letter → number of records.
+        boxes: number of evidence boxes.
+        evidence_share: the median over records with boxes of the sum of their areas, in 0..1 of the image; or None.
         smallest, largest: (width, height) of the images with the fewest and most pixels; None if none decodes.
     """
 

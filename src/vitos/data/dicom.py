@@ -1,8 +1,8 @@
 """One frame of a DICOM file; needs the `dicom` extra (pydicom 3).
 
-Of the header only the tags in `TAGS` are read: what is needed to show the pixels. No value of them leaves this module
-but size, photometric interpretation and window; errors are worded here and not chained, and what pydicom would say or
-log about a header (it quotes values) is held back.
+Only the tags in `TAGS` are read from the header: those that are needed to show the pixels. No value of them but size,
+photometric interpretation and window leaves this module. Errors are worded here and not chained, and what pydicom
+would say or log about a header is held back, because it quotes values.
 
 What the pixels go through is in `data/dicom_pixels.py`, how numbers and tables are read in `data/dicom_header.py`.
 """
@@ -23,7 +23,7 @@ from vitos.data.dicom_pixels import GRAY, PixelFormat, interpretation_of, pixel_
 from vitos.data.gray import ByteArray, Rendering, VolumeError
 from vitos.data.picture import Selector
 
-# Everything that is read of a header.
+# Everything that is read from a header.
 TAGS = (
     "SOPClassUID",
     "Modality",
@@ -70,7 +70,14 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Pixels as stored in place and order: uint8, (rows, columns) or (rows, columns, 3), and how they were made."""
+    """The pixels of a frame and how they were made.
+
+    Attributes:
+        pixels: uint8, (rows, columns) or (rows, columns, 3), in the order of the file.
+        rendering: frame and window.
+        interpretation: the photometric interpretation.
+        warnings: what a user should look at, without a value of the header.
+    """
 
     pixels: ByteArray
     rendering: Rendering
@@ -118,7 +125,7 @@ def read_frame(path: Path, selector: Selector, check_size: Callable[[int, int], 
             pixels, rendering, more = render_frame(cells, form, header, number - 1, selector)
         except VolumeError:
             raise
-        except Exception as error:  # noqa: BLE001  # likewise
+        except Exception as error:  # noqa: BLE001  # the same
             remedy = "export it again" + f", or try another decoder ({packages})" * bool(packages)
             raise VolumeError(f"its pixel data are broken or truncated ({type(error).__name__}); {remedy}") from None
     shown = replace(rendering, frame=number if frames > 1 else None)
@@ -129,8 +136,8 @@ def read_frame(path: Path, selector: Selector, check_size: Callable[[int, int], 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Neither warnings nor log lines of pydicom, which quote header values; one file at a time, as both are global."""
-    logger = logging.getLogger("pydicom")  # has a handler of its own that writes nothing
+    """Hold back warnings and log lines of pydicom, which quote values; one file at a time, because both are global."""
+    logger = logging.getLogger("pydicom")  # its own handler writes nothing
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         propagate, logger.propagate = logger.propagate, False
@@ -172,7 +179,8 @@ def _decoding_options(header: Any, syntax: Any, form: PixelFormat, frames: int) 
         "transfer_syntax_uid": syntax,
         "photometric_interpretation": interpretation,
         "samples_per_pixel": whole(header, "SamplesPerPixel", samples),
-        "planar_configuration": whole(header, "PlanarConfiguration", 0),
+        # Compressed colour comes pixel by pixel; headers often still say how it was before (PS3.5 section 8.2).
+        "planar_configuration": 0 if syntax.is_encapsulated else whole(header, "PlanarConfiguration", 0),
         "number_of_frames": frames,
         "bits_allocated": form.allocated,
         "bits_stored": form.stored,
@@ -191,7 +199,7 @@ def _frame_number(selector: Selector, frames: int) -> int:
 
 
 def _check_decoder(syntax: Any) -> str:
-    """Packages that decode a compressed transfer syntax and are not installed; "" where nothing is compressed.
+    """The packages that could decode a compressed transfer syntax but are not installed; "" if nothing is compressed.
 
     Raises:
         VolumeError: if one is needed and none is installed.
@@ -215,7 +223,7 @@ def _check_decoder(syntax: Any) -> str:
 
 
 def _burned_in(header: Any) -> Iterator[str]:
-    """Warnings without a value of the header."""
+    """Warnings about text in the picture, without a value of the header."""
     said = str(header.get("BurnedInAnnotation") or "").upper()
     copied = str(header.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE)
     computed = str(header.get("Modality") or "") in _COMPUTED

@@ -19,7 +19,7 @@ from vitos.data.gray import VolumeError, full_scale
 
 WordArray = NDArray[np.uint16]
 
-_TEXTS = (None, "CS", "DS", "IS", "LO", "LT", "SH", "ST", "UC", "UN", "UT")  # None: implicit, of a tag that holds DS
+_BINARY = ("FD", "FL", "SL", "SS", "SV", "UL", "US", "UV")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _MOST_ENTRIES = 1 << 16
 
@@ -38,9 +38,9 @@ def numbers(item: Any, name: str) -> list[float | None]:
     element = item.get_item(name)
     if element is None or element.value is None or element.value == b"":
         return []
-    if isinstance(element.value, bytes) and element.VR in _TEXTS:
+    if isinstance(element.value, bytes) and element.VR not in _BINARY:
         parts: Sequence[Any] = element.value.decode("latin-1").split("\\")
-    else:  # a binary number
+    else:
         value = item[name].value
         parts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     return [_number(str("" if part is None else part).strip(" \0\t\r\n"), name) for part in parts]

@@ -65,7 +65,8 @@ def apply_window(values: FloatArray, window: tuple[float, float], function: Wind
     [0, 128, 255, 0]
     """
     centre, width = window
-    values = np.where(np.isnan(values), -np.inf, values)
+    if np.isnan(values).any():
+        values = np.where(np.isnan(values), -np.inf, values)
     share: NDArray[Any]
     if function == "SIGMOID":
         # Clipped where exp would overflow; it is 0 or 1 to the last bit long before.

@@ -58,15 +58,15 @@ class ImageError(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """What the file holds, before conversion, and how it was converted.
+    """What a file held before conversion, and how it was converted.
 
     Attributes:
-        format: Pillow's name, DICOM or NIFTI.
-        mode: Pillow's colour mode, DICOM's photometric interpretation, or the data type of a volume.
-        width, height: of the upright image as stored, not of the part that was cut out; boxes are fractions of these.
-        rotated: an EXIF tag turned it.
+        format: Pillow's name of the format, DICOM or NIFTI.
+        mode: the colour mode (see `Layout`), DICOM's photometric interpretation, or the data type of a volume.
+        width, height: the size in pixels of the upright stored image, not of a crop; boxes are fractions of it.
+        rotated: whether an EXIF tag turned it.
         rendering: frame or slice, window and crop.
-        warnings: what a user should look at; no value of a header stands in it.
+        warnings: what a user should look at, without a value of a header.
     """
 
     format: str
@@ -79,7 +79,7 @@ class ImageFacts:
 
     @property
     def shown(self) -> Rect:
-        """What of the stored image the picture shows."""
+        """The part of the stored image that the picture shows."""
         return Rect(*self.rendering.crop) if self.rendering.crop else WHOLE_IMAGE
 
     def summary(self) -> str:
@@ -94,15 +94,15 @@ class ImageFacts:
         return ", ".join(parts + ["inverted"] * shown.inverted)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands beside results."""
+        """The JSON that is kept with results."""
         return asdict(self) | {"rendering": self.rendering.to_json(), "warnings": list(self.warnings)}
 
 
 def resolve_under(root: Path, relative: str | Path) -> Path:
     """The absolute path of `relative` below the folder `root`, symlinks resolved; the file need not exist.
 
-    A path that stands in data is a name, not a permission: it reaches nothing outside the data set's folder. A
-    selector (`#frame=3`) stays behind it.
+    A path in data is a name, not a permission: it reaches nothing outside of the data set's folder. A selector
+    (`#frame=3`) stays behind it. A name is found in either Unicode spelling (`as_spelled_on_disk`).
 
     Raises:
         DataError: for an absolute path (of any system), `..`, a URL, or a symlink that leads out of `root`.
@@ -151,7 +151,7 @@ def load_image(path: Path, root: Path | None = None, max_pixels: int = MAX_PIXEL
 def load_image_facts(
     path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, ImageFacts]:
-    """`load_image`, and what the file was before conversion."""
+    """`load_image`, and what the file held before conversion."""
     name = resolve_under(root, path) if root is not None else path
     path, text = split_name(name)
     try:
@@ -251,7 +251,7 @@ def _load_medical(
 
 
 def _cut(picture: Image.Image, facts: ImageFacts, crop: Box, name: Path) -> tuple[Image.Image, ImageFacts]:
-    """Every pixel that `crop` touches; which those are stands in the facts."""
+    """Cut out every pixel that `crop` touches; the facts say which those are."""
     width, height = picture.size
     left, top, right, bottom = touched_pixels(crop, width, height)
     _check_size(name, right - left, bottom - top, width * height)

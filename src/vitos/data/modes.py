@@ -37,7 +37,14 @@ _HIGH_DEPTH = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
 _ALPHA = ("LA", "PA", "RGBA", "RGBa")
 _BANDS = tuple("RGBAaCMYK")
-_NATIVE = {"I;16BS": "I;16NS", "I;16S": "I;16NS", "I;32BS": "I;32NS", "I;32S": "I;32NS", "F;32BF": "F;32NF"}
+_NATIVE = {
+    "I;16S": "I;16NS",
+    "I;32S": "I;32NS",
+    "F;32F": "F;32NF",
+    "I;16BS": "I;16NS",
+    "I;32BS": "I;32NS",
+    "F;32BF": "F;32NF",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """One slice of a NIfTI volume as it is stored; needs the `nifti` extra (nibabel).
 
-The lower of the two axes left runs to the right, the higher one down, both as stored: nothing is turned to a
-radiological orientation, so boxes are those of the stored voxels. Of the header only shape, data type and the linear
-scaling of the values are used.
+Of the two axes that are left, the lower one runs to the right and the higher one down, both as stored. Nothing is
+turned to a radiological orientation, so boxes are those of the stored voxels. Only shape, data type and the linear
+scaling of the values are used from the header.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIXES = (".nii", ".nii.gz")
 
 
 def is_nifti(path: Path) -> bool:
-    """By its name, which nibabel decides by as well."""
+    """Whether a file is NIfTI, by its name; nibabel decides by the name as well."""
     return path.name.lower().endswith(SUFFIXES)
 
 
@@ -57,7 +57,7 @@ def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], 
     if len(shape) != 3:
         raise VolumeError(f"{len(shape)} axes ({' x '.join(map(str, shape))}); save the one volume as its own file")
     if kind.fields is not None or kind.kind not in "iuf":
-        raise VolumeError(f"values of type {kind} are not gray; save it with one number a voxel")
+        raise VolumeError(f"values of type {kind} are not gray; save it with one number per voxel")
     if selector.axis is None or selector.slice is None:
         raise VolumeError(f"a volume of {' x '.join(map(str, shape))}; name a slice, such as #axis=2&slice=0")
     if selector.slice >= shape[selector.axis]:

@@ -1,8 +1,8 @@
 """Phantoms: seeded synthetic slices with findings, and boxed multiple-choice questions about them.
 
 A scene is a body with four organs, tissue texture, vessels (distractors) and a few findings of four kinds. Every
-question can be answered from a few per cent of the image, and neither its text nor its letters help: kinds, places
-and counts are drawn evenly and options are shuffled. Scenes are made for their question's template, so that counts,
+question can be answered from a few per cent of the image. Neither its text nor its letters help: kinds, places and
+counts are drawn evenly, and options are shuffled. A scene is made for the template of its question, so that counts,
 for example, are even by construction.
 
 Simplifications: one slice, one body plan, "left" is the image's left, findings do not overlap.
@@ -94,7 +94,7 @@ class Question:
 
     @property
     def full_text(self) -> str:
-        """The question as it stands in a record: `<image>`, the text, one option a line."""
+        """The question as a record has it: `<image>`, the text, one option per line."""
         return f"{IMAGE_PLACEHOLDER}{self.text}{option_lines(self.options)}"
 
 
@@ -285,9 +285,9 @@ def _shuffled(options: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
 
 
 def sample(seed: int, template: str) -> tuple[Scene, Question]:
-    """The scene and question of a template for a seed; scenes that cannot carry the question are drawn anew."""
+    """The scene and question of a template for a seed; a scene that cannot carry the question is drawn again."""
     rng = np.random.default_rng([seed, list(TEMPLATES).index(template)])
-    # The count is drawn once: drawing it anew with each scene would favour the counts that fit in more easily.
+    # The count is drawn once: drawing it with each scene would favour the counts that fit in more easily.
     kind, count = KINDS[rng.integers(len(KINDS))], int(rng.integers(1, 5))
     others = [k for k in KINDS if k != kind]
     while True:
@@ -309,7 +309,7 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene,
     if split not in SPLIT_OFFSET:
         raise ValueError(f"unknown split {split!r}; expected one of {sorted(SPLIT_OFFSET)}")
     if not (0 <= seed < 1000 and 0 <= count <= 10**6):
-        raise ValueError("phantoms take a seed of 0..999 and at most 1,000,000 samples a split")
+        raise ValueError("phantoms take a seed of 0..999 and at most 1,000,000 samples per split")
     names = list(TEMPLATES)
     for index in range(count):
         scene, question = sample(SPLIT_OFFSET[split] + seed * 10**6 + index, names[index % len(names)])

@@ -1,6 +1,6 @@
 """Which picture of a file is meant: `scan.dcm#frame=3`, `ct.nii.gz#axis=2&slice=40&window=40,400&crop=0,0,0.5,1`.
 
-Everything behind the last `#` is read as `key=value` pairs joined by `&`, in records and on the command line alike:
+Everything behind the last `#` is read as `key=value` pairs joined by `&`, in records and on the command line:
 
 | key | value | for |
 | --- | --- | --- |
@@ -29,8 +29,8 @@ class Selector:
     """One picture of a file, how its values become gray, and which part of it is looked at.
 
     Attributes:
-        frame: from 1; None: the file must have one.
-        axis, slice: of a volume: the axis across which it is cut (0..2), and the index along it, from 0.
+        frame: number of the frame, from 1; None: the file must have one.
+        axis, slice: the axis across which a volume is cut (0..2), and the index along it, from 0.
         window: (centre, width) in the file's values, width >= 1; None: the file's own, or the range of the values.
         crop: the part that is looked at; None: all of it. Boxes stay in fractions of the whole picture.
     """
@@ -60,7 +60,7 @@ def without_crop(name: str | Path) -> Path:
 
 
 def parse_selector(text: str) -> Selector:
-    """Read what stands behind the `#`.
+    """Read what follows the `#`.
 
     Raises:
         ValueError: for an unknown or repeated key or a value out of its range; says what to write.

@@ -1,6 +1,6 @@
 """Record files → `Record`s: the JSON format of the paper's release, validated field by field.
 
-A file is a JSON array (`.json`) or one object a line (`.jsonl`). Fields of a record:
+A file is a JSON array (`.json`) or has one object per line (`.jsonl`). Fields of a record:
 
 | field | value |
 | --- | --- |
@@ -11,7 +11,7 @@ A file is a JSON array (`.json`) or one object a line (`.jsonl`). Fields of a re
 | `id` | optional: unique text; otherwise `<file stem>/<index>` |
 | `meta`, `template` | optional: an object of text fields; `template` is short for `meta.template` |
 
-A `meta.json` beside the file, a list of {"split", "index", "template", …}, gives templates to records without one.
+A `meta.json` in the same folder, a list of {"split", "index", "template", …}, gives templates to records without one.
 Any other field is an error, because a misspelt `bbox` must not become a record without evidence.
 
 `iter_entries` is the only place where records are validated: `read_records` raises its first error,
@@ -44,7 +44,15 @@ _FIELDS = (*_REQUIRED, "bbox", "id", "meta", "template")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a data set: where (file and index, or file), in which field, what, and what to do."""
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        sample: the file and the index in it, or the file.
+        field: the field of the record.
+        problem: what is wrong, as the end of a sentence.
+        remedy: what to do.
+        severity: errors stop training, warnings and notes do not.
+    """
 
     sample: str
     field: str
@@ -60,7 +68,10 @@ class Problem:
 class Entry:
     """One item of a file as validated: a record, or the problems for which there is none.
 
-    `images` are those that exist, even if the record does not stand. `is_item` is False for problems of a whole file.
+    Attributes:
+        sample: how problems name it.
+        images: the images that exist, even if there is no record.
+        is_item: False for problems of a whole file.
     """
 
     sample: str
@@ -75,7 +86,7 @@ def read_records(source: str | Path, *, split: str | None = None, limit: int | N
 
     Args:
         source: a `.json` or `.jsonl` file, or a folder that holds `<split>.json` (or one record file only).
-        split: which file of a folder; for a file, the split's name in `meta.json` (default: the file's stem).
+        split: the file of a folder; for a file, the name of the split in `meta.json` (by default the file's stem).
         limit: read the first `limit` records only.
 
     Raises:
