@@ -220,6 +220,18 @@ def test_a_changed_copy_is_a_note(sets, change):
     assert "copy.png (test.json[4]) and 3.png (train.json[3])" in problems(reports)[0]
 
 
+def test_a_copy_stands_out_among_pictures_that_are_nothing_alike(tmp_path):
+    """Noise, of which an encoder leaves less than of a picture."""
+    looks = {}, {}
+    for number in range(6):
+        noise = Image.fromarray(np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        save(tmp_path, "a.png", noise)
+        save(tmp_path, "b.jpg", noise.resize((32, 32), Image.Resampling.BICUBIC) if number % 2 else noise, quality=75)
+        looks[0][f"a{number}"], looks[1][f"b{number}"] = look_at(tmp_path / "a.png"), look_at(tmp_path / "b.jpg")
+    assert near_copies(looks[1], looks[0]) == [(f"b{number}", f"a{number}") for number in range(6)]
+    assert near_copies({"b0": looks[1]["b0"]}, {f"a{n}": looks[0][f"a{n}"] for n in range(1, 6)}) == []
+
+
 def test_a_copy_among_two_pictures_is_found(tmp_path):
     """There is no mean to take away yet."""
     save(tmp_path, "a.png", picture(0))
