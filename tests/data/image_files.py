@@ -54,7 +54,7 @@ def tiff(path, *pages, order="<"):
     return path
 
 
-def page(values, photometric=1, *, order="<", extra=(), planes=False, deflated=False, subfile=None):
+def page(values, photometric=1, *, order="<", extra=(), planes=False, deflated=False, subfile=None, without=()):
     """The tags and strips of one page.
 
     Args:
@@ -63,6 +63,7 @@ def page(values, photometric=1, *, order="<", extra=(), planes=False, deflated=F
         extra: kinds of the channels that are no colour: 0 nothing, 1 alpha that colours are multiplied by, 2 alpha.
         planes: channel after channel instead of pixel after pixel.
         subfile: 1 thumbnail, 2 page, 4 mask.
+        without: tags to leave out.
     """
     values = np.asarray(values)
     height, width = values.shape[:2]
@@ -82,4 +83,5 @@ def page(values, photometric=1, *, order="<", extra=(), planes=False, deflated=F
     }
     entries |= {338: (3, list(extra))} if extra else {}
     entries |= {254: (4, [subfile])} if subfile is not None else {}
-    return entries, [zlib.compress(strip) for strip in strips] if deflated else strips
+    kept = {tag: entry for tag, entry in entries.items() if tag not in without}
+    return kept, [zlib.compress(strip) for strip in strips] if deflated else strips

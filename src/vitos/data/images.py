@@ -26,7 +26,7 @@ from vitos.data.names import as_spelled_on_disk
 from vitos.data.nifti import is_nifti, read_slice
 from vitos.data.picture import Selector, parse_selector, split_name
 from vitos.data.tiff import STARTS as TIFF_STARTS
-from vitos.data.tiff import full_pages, open_turned_over
+from vitos.data.tiff import full_pages, open_with_other_tags
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200
@@ -273,7 +273,7 @@ def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Im
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
-        image = open_turned_over(file) if start in TIFF_STARTS else None
+        image = open_with_other_tags(file) if start in TIFF_STARTS else None
         if image is None:
             raise ImageError(path, _unknown(start)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -27,10 +27,10 @@ from vitos.data.gray import FloatArray, Rendering, VolumeError, full_scale, inve
 from vitos.data.tiff import (
     BITS_PER_SAMPLE,
     EXTRA_SAMPLES,
+    OTHER_TAGS,
     PHOTOMETRIC,
     PLANAR_CONFIGURATION,
     SAMPLE_FORMAT,
-    TURNED_OVER,
 )
 
 _HIGH_DEPTH = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -91,7 +91,8 @@ def _tiff_layout(image: Image.Image) -> Layout:
         if compressed:  # libtiff gives numbers in the order of the machine, whatever the file's is
             _set_raw_modes(image, lambda raw: _NATIVE.get(raw, raw))
         kind = {("I", 32, 1): "uint32", ("L", 8, 2): "int8"}.get((image.mode, bits[0], sample_format))
-        return Layout(mode=image.mode, kind=kind, inverted=tags.get(PHOTOMETRIC) == 0 or TURNED_OVER in image.info)
+        kind, inverted = image.info.get(OTHER_TAGS, (kind, tags.get(PHOTOMETRIC) == 0))
+        return Layout(mode=image.mode, kind=kind, inverted=inverted)
     deep = set(bits) == {16} and image.mode in ("RGB", "RGBA")
     # Where Pillow does not divide by alpha, or would divide rounded numbers.
     premultiplied = tags.get(EXTRA_SAMPLES, (0,))[0] == 1 and (not compressed if planes else deep)
@@ -138,7 +139,7 @@ def to_rgb(
         gray, alpha = (cells[..., n] << 8 | cells[..., n + 1] for n in (0, 2))
         return _gray(gray.astype(np.float64), alpha / full_scale(int(alpha.max()), 16), layout, window)
     if layout.mode in _HIGH_DEPTH or layout.kind or (window and layout.mode == "L"):
-        stored = np.asarray(image)
+        stored = np.asarray(image).astype(np.asarray(image).dtype.newbyteorder("="))
         values = (stored.view(layout.kind) if layout.kind else stored).astype(np.float64)
         return _gray(values, None if layout.key is None else (values != layout.key) * 1.0, layout, window)
     if window:
