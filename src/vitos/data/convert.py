@@ -7,7 +7,7 @@
 | `bbox`: list<list<float64>>, null if unknown | `bbox` |
 | any other column of text, numbers or truth values | a text in `meta`, if not null |
 
-Image bytes are copied, never encoded again; a file is named by the SHA-256 of its content, so an image of many
+Image bytes are copied and never encoded again. A file is named by the SHA-256 of its content, so an image with many
 questions is stored once. Splits keep their names: `train.json` ↔ `train-00000-of-00001.parquet`. The target folder
 appears when it is complete, or not at all.
 """
@@ -61,8 +61,8 @@ def convert(
             folder of them.
         target_dir: a folder that does not exist or is empty; written as `<target_dir>.partial`, then renamed.
         to: the format to write.
-        limit: the first `limit` records of every split.
-        shard_rows: records of one parquet file.
+        limit: number of records to take from each split; None: all.
+        shard_rows: number of records per parquet file.
 
     Raises:
         DataError: the source cannot be read or has an invalid record (named), the target is not empty, or the disk
@@ -122,7 +122,7 @@ def _write_json(splits: dict[str, Iterable[tuple[str, Row]]], folder: Path, limi
 
 
 class _ImageStore:
-    """Image files of one folder, one for each content."""
+    """The image files of one folder, one for each distinct content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "images"
@@ -130,7 +130,7 @@ class _ImageStore:
         self._names: dict[str, str] = {}  # SHA-256 → file name
 
     def add(self, data: bytes, sample: str) -> str:
-        """Store an image unless it is there; its path relative to the data set."""
+        """Store an image unless it is there, and return its path relative to the data set."""
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._names:
             suffix = image_suffix(data, Path(sample))
@@ -171,7 +171,7 @@ def _image_bytes(image: object, sample: str) -> bytes:
 
 
 def _open_splits(source: str | Path) -> dict[str, Iterable[tuple[str, Row]]]:
-    """Split → its rows with the names by which errors call them, read lazily."""
+    """Split → its rows, read lazily, each with the name that errors give it."""
     name = str(source)
     if name.startswith(HUB_PREFIX):
         return _open_hub(name.removeprefix(HUB_PREFIX))
@@ -256,7 +256,7 @@ def _schema(records: Sequence[Record]) -> pa.Schema:
     for record in records:
         for name in record.meta:
             if name in _COLUMNS or name in _IMAGE_COLUMNS:
-                raise DataError(f"{record.id}, meta: {name!r} is the name of a column of its own; rename it")
+                raise DataError(f"{record.id}, meta: {name!r} is the name of another column; rename it")
             columns[name] = (pa.string(), text)
     features = {name: feature for name, (_, feature) in columns.items()}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
