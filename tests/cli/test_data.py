@@ -6,13 +6,14 @@ import shutil
 import pytest
 
 from vitos.cli.main import main
+from vitos.cli.screen import console
 from vitos.data.phantom import write_phantoms
 
 
 def vitos(capsys, monkeypatch, *args):
     """Exit code, standard output and standard error of one call, without the line breaks of tables."""
     monkeypatch.setattr("sys.argv", ["vitos", *map(str, args)])
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(console, "width", 400)
     code = 0
     try:
         main()

@@ -23,16 +23,20 @@ data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_hel
 
 @data_app.command("check")
 def check(
-    sources: Annotated[list[Path], typer.Argument(help="Record files, folders of them, or one recipe (.yaml).")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Record files, folders of them, benchmark:NAME[@SPLIT][=FOLDER], or one recipe (.yaml)."),
+    ],
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings, too.")] = False,
 ) -> None:
     """Validate every record and image, and find what splits share; exit 1 if training would refuse them."""
-    from vitos.data.check import check_datasets, render_check
+    from vitos.data.check import render_check
+    from vitos.eval.sources import check_sources
 
-    files, splits = check_inputs(sources)
+    named, splits = check_inputs(sources)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("checking", total=None)
-        reports = check_datasets(files, splits=splits, progress=partial(advance, bar, task))
+        reports = check_sources(named, splits, partial(advance, bar, task))
     for report in reports:
         console.print(render_check(report))
     if any(report.of("error") or (strict and report.of("warning")) for report in reports):
@@ -41,17 +45,31 @@ def check(
 
 @data_app.command("convert")
 def convert_data(
-    source: Annotated[str, typer.Argument(help="JSON/JSONL file, parquet file or folder, or hub:owner/name.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="JSON/JSONL file, parquet file or folder, hub:owner/name, or benchmark:NAME[@SPLIT][=FOLDER]."
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[Literal["json", "parquet"], typer.Option(help="Format to write.")] = "json",
     limit: Annotated[int | None, typer.Option(help="Only the first questions of each split, this many.")] = None,
 ) -> None:
     """Turn parquet shards or a hub data set into records with image files, or records into parquet."""
     from vitos.data.convert import convert
+    from vitos.eval.sources import convert_benchmark, is_benchmark
 
+    open_questions = 0
     with console.status(f"converting {source}"):
-        count = convert(source, target, to=to, limit=limit)
+        if not is_benchmark(source):
+            count = convert(source, target, to=to, limit=limit)
+        elif to == "json":
+            count, open_questions = convert_benchmark(source, target, limit)
+        else:
+            raise ValueError(f"{source}: convert it to json first, and the folder to parquet")
     console.print(f"{count} questions in {target}")
+    if open_questions:
+        console.print(f"{open_questions} open questions are left out: records for training have options")
 
 
 @data_app.command("cache")
@@ -104,16 +122,16 @@ def phantom(
         console.print(f"{count} questions in {path}")
 
 
-def check_inputs(sources: Sequence[Path]) -> tuple[list[str], list[str] | None]:
-    """The record files to check, and the split of each, where a recipe says what is trained on; else None.
+def check_inputs(sources: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The sources to check, and the split of each, where a recipe says what is trained on; else None.
 
     Raises:
         ValueError: for a recipe among other sources, or a ConfigError from the recipe.
     """
     from vitos.config.recipe import load_recipe
 
-    if not any(source.suffix in (".yaml", ".yml") for source in sources):
-        return list(dict.fromkeys(map(str, sources))), None
+    if not any(source.endswith((".yaml", ".yml")) for source in sources):
+        return list(dict.fromkeys(sources)), None
     if len(sources) > 1:
         raise ValueError("give one recipe alone, or record files and folders")
     data = load_recipe(sources[0]).data
@@ -130,7 +148,7 @@ def cache_inputs(
     """
     from vitos.cli.run import load_policy, recipe_images
     from vitos.config.recipe import load_recipe
-    from vitos.data.readers import read_records
+    from vitos.eval.sources import read_set
     from vitos.policy.vlm import SparseVLM
 
     if is_recipe(model):
@@ -141,7 +159,7 @@ def cache_inputs(
         raise ValueError("--set changes a recipe; give one instead of a checkpoint")
     else:
         policy, images = SparseVLM.from_pretrained(model), []
-    images += [path for source in data for record in read_records(source) for path in record.image_paths]
+    images += [path for source in data for record in read_set(source).records for path in record.image_paths]
     if not images:
         raise ValueError("no images; name record files with --data")
     if out is None:

@@ -17,6 +17,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from vitos.core.record import Record
 from vitos.data.images import DataError, ImageError
 from vitos.data.leaks import Use, find_leaks
 from vitos.data.looks import Look, look_at
@@ -92,33 +93,41 @@ def check_dataset(source: str | Path, *, progress: Progress | None = None) -> Ch
 
 
 def check_datasets(
-    sources: Sequence[str | Path], *, splits: Sequence[str] | None = None, progress: Progress | None = None
+    sources: Sequence[str | Path],
+    *,
+    splits: Sequence[str] | None = None,
+    loaded: Mapping[str, Sequence[Record]] | None = None,
+    progress: Progress | None = None,
 ) -> list[CheckReport]:
     """`check_dataset` of several sources, and what they share: images and questions that are in two splits.
 
     Args:
         sources: as for `read_records`.
         splits: the split of each source, such as "train" and "eval"; None: every file is a split for itself.
+        loaded: name → records that were read already, such as a benchmark's; "eval" if `splits` is given.
         progress: as for `check_dataset`, over the images of all sources.
 
     Returns:
-        A report for each source. What is shared is told where it comes up the second time.
+        A report for each source, then for each of `loaded`. What is shared is told where it comes up the second time.
 
     Raises:
         DataError: only if a source names no record file at all.
     """
     uses, problems, items = _read_all(sources, splits)
+    for name, records in (loaded or {}).items():
+        split = name if splits is None else "eval"
+        uses += [Use(source=len(items), split=split, sample=r.id, images=r.image_paths, record=r) for r in records]
+        problems.append([])
+        items.append(len(records))
+    names = [*map(str, sources), *(loaded or {})]
     images = _look_at_all(list(dict.fromkeys(path for use in uses for path in use.images)), progress)
     looks = {path: look for path, look in images.items() if isinstance(look, Look)}
-    own = [[use for use in uses if use.source == number] for number in range(len(sources))]
-    for number in range(len(sources)):
+    own = [[use for use in uses if use.source == number] for number in range(len(names))]
+    for number in range(len(names)):
         problems[number].extend(_problems_of_images(own[number], images))
     for number, problem in find_leaks(uses, looks):
         problems[number].append(problem)
-    return [
-        _report(str(source), problems[number], items[number], own[number], looks)
-        for number, source in enumerate(sources)
-    ]
+    return [_report(name, problems[number], items[number], own[number], looks) for number, name in enumerate(names)]
 
 
 def _read_all(

@@ -20,7 +20,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,13 +74,31 @@ def convert(
     if shard_rows < 1 or (limit is not None and limit < 1):
         raise ValueError(f"limit and shard_rows must be at least 1, got {limit} and {shard_rows}")
     # Found before anything is written: a wrong source leaves no folder behind, not even the target's parents.
-    splits = _open_splits(source) if to == "json" else None
-    files = record_files(source) if to == "parquet" else []
+    if to == "json":
+        splits = _open_splits(source)
+        return _written(target_dir, lambda partial: _write_json(splits, partial, limit))
+    files = record_files(source)
+    return _written(target_dir, lambda folder: sum(_write_parquet(f, folder, limit, shard_rows) for f in files))
+
+
+def write_records(records: Mapping[str, Sequence[Record]], target_dir: Path) -> int:
+    """Write records, split → records, as `<split>.json` and an images folder; returns their number.
+
+    Args:
+        target_dir: a folder that does not exist or is empty.
+
+    Raises:
+        DataError: as `convert`.
+    """
+    splits = {split: ((record.id, _row_of(record)) for record in found) for split, found in records.items()}
+    return _written(target_dir, lambda partial: _write_json(splits, partial, None))
+
+
+def _written(target_dir: Path, write: Callable[[Path], int]) -> int:
+    """Write a data set to a folder that appears when it is complete."""
     try:
         with atomic_folder(target_dir) as partial:
-            if splits is not None:
-                return _write_json(splits, partial, limit)
-            return sum(_write_parquet(file, partial, limit, shard_rows) for file in files)
+            return write(partial)
     except FileExistsError as error:
         raise DataError(str(error)) from error
     except OSError as error:
@@ -103,7 +121,7 @@ def image_suffix(data: bytes, name: Path) -> str:
 # Parquet or hub → JSON
 
 
-def _write_json(splits: dict[str, Iterable[tuple[str, Row]]], folder: Path, limit: int | None) -> int:
+def _write_json(splits: Mapping[str, Iterable[tuple[str, Row]]], folder: Path, limit: int | None) -> int:
     """Write `<split>.json` for each split, rows given as (sample, row), and the images."""
     store = _ImageStore(folder)
     total = 0
@@ -234,7 +252,9 @@ def _write_parquet(file: Path, folder: Path, limit: int | None, shard_rows: int)
         path = folder / f"{file.stem}-{index:05d}-of-{len(shards):05d}.parquet"
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, len(shard), ROWS_PER_GROUP):
-                rows = [_to_row(record, schema) for record in shard[start : start + ROWS_PER_GROUP]]
+                rows = [_row_of(record) for record in shard[start : start + ROWS_PER_GROUP]]
+                if not pa.types.is_list(schema.field("image").type):
+                    rows = [row | {"image": row["image"][0]} for row in rows]
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     return len(records)
 
@@ -263,15 +283,14 @@ def _schema(records: Sequence[Record]) -> pa.Schema:
     return pa.schema([(name, arrow) for name, (arrow, _) in columns.items()], metadata=metadata)
 
 
-def _to_row(record: Record, schema: pa.Schema) -> Row:
+def _row_of(record: Record) -> Row:
     for path in record.image_paths:
         if split_name(path)[1]:
             raise DataError(f"{record.id}: {path.name} selects a part of a file, which parquet cannot; keep the JSON")
     images = [{"bytes": path.read_bytes(), "path": path.name} for path in record.image_paths]
-    several = pa.types.is_list(schema.field("image").type)
     return {
         **record.meta,
-        "image": images if several else images[0],
+        "image": images,
         "id": record.id,
         "question": record.question,
         "answer": record.answer,
