@@ -137,7 +137,7 @@ def record_file(folder, picture, boxes, crop="#crop=0.5,0,1,1"):
 def test_gold_boxes_are_those_of_the_stored_image(nano, picture, tmp_path):
     (record,) = read_records(record_file(tmp_path, picture, [[0.6, 0.25, 0.75, 0.5]]))
     part, facts = load_image_facts(record.image_paths[0])
-    lesson = record_lesson(record, part, nano, VitosSpec(), facts.shown)
+    lesson = record_lesson(record, [part], nano, VitosSpec(), facts.shown)
     assert "[[0.20, 0.25, 0.50, 0.50]]" in lesson.exercises[0].target
 
 

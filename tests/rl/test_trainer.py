@@ -487,9 +487,9 @@ def test_only_weights_that_a_pattern_names_are_trained(make_trainer, warm_policy
 
 def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clone_policy, tmp_path):
     for pattern, words in (
-        ("layers.99", r"'layers.99' is in the name of no weight that trains; names look like model\."),
-        ("visual", "no weight that trains"),  # the encoder, which is frozen
-        ("layers.(", "no regular expression"),
+        ("layers.99", r"'layers.99' is in the name of no weight that is trained; names look like model\."),
+        ("visual", "no weight that is trained"),  # the encoder, which is frozen
+        ("layers.(", "not a regular expression"),
     ):
         with pytest.raises(ValueError, match=words):
             make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters=["norm", pattern])

@@ -73,7 +73,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         with processes.main_process_first():
             if processes.is_main_process and not (resume and is_complete(run / WARM_START)):
                 console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
-                warm_start(policy, records, recipe.warm_start)
+                warm_start(policy, records, recipe.warm_start, recipe.train.unfrozen_parameters)
                 with staged_folder(run / WARM_START) as staging:
                     policy.save_pretrained(staging)
             else:

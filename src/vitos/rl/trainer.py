@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +24,7 @@ from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_sampl
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
+from vitos.rl.freezing import freeze_others
 from vitos.rl.guards import CollapseWarning, UpdateGuard
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup
@@ -83,12 +83,9 @@ class DualStreamTrainer(CheckpointedTrainer):
             raise ValueError(refusal)
         self.policy = model
         self.stages = make_stages(args)
-        for module in model.backbone.vision_modules:
-            module.requires_grad_(False)
-        if args.unfrozen_parameters is not None:
-            if lora is not None:
-                raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
-            freeze_others(model.backbone.model, args.unfrozen_parameters)
+        if args.unfrozen_parameters is not None and lora is not None:
+            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        freeze_others(model.backbone, args.unfrozen_parameters)
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         super().__init__(
             model=network,
@@ -269,29 +266,6 @@ def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
 
 def _collate(records: Sequence[Record]) -> dict[str, Any]:
     return {"records": list(records)}
-
-
-def freeze_others(model: torch.nn.Module, patterns: str | Sequence[str]) -> None:
-    """Freeze all weights but those whose name holds a match of one of the regular expressions.
-
-    Raises:
-        ValueError: for a pattern that is no regular expression, or that no weight which trains so far matches.
-    """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            found = {name for name in weights if re.search(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"unfrozen_parameters: {pattern!r} is no regular expression ({error})") from error
-        if not found:
-            raise ValueError(
-                f"unfrozen_parameters: {pattern!r} is in the name of no weight that trains; names look like "
-                f"{', '.join(list(weights)[:: max(1, len(weights) // 3)])}"
-            )
-        chosen |= found
-    for name, weight in weights.items():
-        weight.requires_grad_(name in chosen)
 
 
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:
