@@ -31,7 +31,7 @@ class BenchNames:
         ablations: title of each changed image.
         dense: the condition with all tokens.
         own: the budget of the model's own boxes.
-        average: stands for all benchmarks together.
+        average: name of the average over all benchmarks.
     """
 
     selectors: Mapping[str, str]

@@ -26,7 +26,9 @@ def run_server(checkpoint: str, settings: ServerSettings, host: str, port: int, 
     app = build_app(SparseVLM.from_pretrained(checkpoint), settings)
     console.print(f"{settings.name}: http://{host}:{port}/v1   (docs: /docs, figures: /metrics)")
     if settings.token is None:
-        console.print("[yellow]No token: anyone who reaches this address may ask; set VITOS_TOKEN to ask for one.[/]")
+        console.print(
+            "[yellow]No token: anyone who reaches this address may ask questions; set VITOS_TOKEN to require one.[/]"
+        )
     console.print("[dim]Research use only; not a medical device.[/dim]")
     uvicorn.run(
         app,

@@ -57,7 +57,7 @@ class PageImage:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_on_page() -> Iterator[None]:
     """Show an error that a user can correct as a message on the page, without a traceback."""
     try:
         yield
@@ -107,7 +107,7 @@ class Handlers:
         """The preview in its window, with the boxes and the corner that was clicked."""
         if opened is None:
             return None
-        with told():
+        with errors_on_page():
             picture, _ = open_image(opened.name(centre, width))
         drawn = draw_overlay(fitting(picture), None, None, readable_boxes(boxes))
         if opened.corner is not None:
@@ -126,7 +126,7 @@ class Handlers:
         if opened.corner is None:
             # Skip instead of returning `boxes`: the first click of a drag must not overwrite what the second writes.
             return replace(opened, corner=(x, y)), gr.skip(), gr.skip()
-        with told():
+        with errors_on_page():
             added = (*parse_boxes(boxes), box_between(opened.corner, (x, y)))
         return replace(opened, corner=None), format_boxes(added), drawn + 1
 
@@ -146,7 +146,7 @@ class Handlers:
         seed: float,
     ) -> tuple[Any, ...]:
         """Compare dense, sparse and random: three headings, three pictures, table, thoughts, sparse boxes."""
-        with told():
+        with errors_on_page():
             name, given = _name(opened, centre, width), parse_boxes(boxes)
             compared = compare(
                 self.vlm, name, question, plan, budget=budget, boxes=given, seed=int(seed or 0), limits=self.limits
@@ -160,7 +160,7 @@ class Handlers:
         self, opened: PageImage | None, centre: float, width: float, question: str, budget: float, boxes: str
     ) -> tuple[str, str]:
         """Compare dense and all plans: table and thoughts."""
-        with told():
+        with errors_on_page():
             name, given = _name(opened, centre, width), parse_boxes(boxes)
             compared = compare_plans(self.vlm, name, question, budget=budget, boxes=given, limits=self.limits)
         return render.results_table(compared, question), render.thoughts(compared, question)

@@ -84,9 +84,7 @@ def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> li
         kinds.append(list(own.values()))
     records = list(islice(filter(None, chain.from_iterable(zip_longest(*kinds))), count))
     if not records:
-        raise DataError(
-            f"{', '.join(map(str, sources))}: no question about a single image; name a file that has one"
-        )
+        raise DataError(f"{', '.join(map(str, sources))}: no question about a single image; name a file that has one")
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for number, record in enumerate(records, start=1):

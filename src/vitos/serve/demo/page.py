@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -42,6 +43,7 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
     handlers = Handlers(vlm, limits)
     plans, refusals = plans_of(vlm)
     page: gr.Blocks
+    c = SimpleNamespace()
     with gr.Blocks(
         title="vitos demo", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS), fill_width=True
     ) as page:
@@ -50,74 +52,78 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
             f"<strong>{NOTICE}</strong></p>",
             elem_id="top",
         )
-        opened, drawn, found = gr.State(None), gr.State(0), gr.State("")
+        c.opened, c.drawn, c.found = gr.State(None), gr.State(0), gr.State("")
         with gr.Row(elem_id="examples"):
-            buttons = [
+            c.buttons = [
                 gr.Button(e.title, icon=e.icon, size="sm", min_width=150, elem_classes="example") for e in examples
             ]
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                file = gr.File(label="Your image: PNG, JPEG, TIFF, DICOM, NIfTI", height=120, elem_id="file")
-                facts = gr.Textbox(label="File", interactive=False, max_lines=6, elem_id="facts")
-                part = gr.Textbox(
+                c.file = gr.File(label="Your image: PNG, JPEG, TIFF, DICOM, NIfTI", height=120, elem_id="file")
+                c.facts = gr.Textbox(label="File", interactive=False, max_lines=6, elem_id="facts")
+                c.part = gr.Textbox(
                     label="Frame or slice", info="frame=3, or axis=2&slice=40; Enter shows it", max_lines=1,
                     visible=False, elem_id="part",
                 )  # fmt: skip
-                centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
-                width = gr.Slider(label="Window width", visible=False, elem_id="width")
-                question = gr.Textbox(
+                c.centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
+                c.width = gr.Slider(label="Window width", visible=False, elem_id="width")
+                c.question = gr.Textbox(
                     label="Question, each option on a line", lines=5, max_lines=9, placeholder=EMPTY_QUESTION,
                     elem_id="question",
                 )  # fmt: skip
-                plan = gr.Dropdown(plans, value=plans[0], label="Plan", info=" ".join(refusals), elem_id="plan")
-                budget = gr.Slider(
+                c.plan = gr.Dropdown(plans, value=plans[0], label="Plan", info=" ".join(refusals), elem_id="plan")
+                c.budget = gr.Slider(
                     0, 1, value=0, step=0.01, label="Budget", info="Share of the tokens; 0: the boxes as they are",
                     elem_id="budget",
                 )  # fmt: skip
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
-                    ask_all = gr.Button("All plans", min_width=120, elem_id="ask-all")
-                boxes = gr.Textbox(label="Your boxes", lines=2, max_lines=6, info=BOXES_HELP, elem_id="boxes")
+                    c.ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
+                    c.ask_all = gr.Button("All plans", min_width=120, elem_id="ask-all")
+                c.boxes = gr.Textbox(label="Your boxes", lines=2, max_lines=6, info=BOXES_HELP, elem_id="boxes")
                 with gr.Row():
-                    take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
-                    clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
-                seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
+                    c.take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
+                    c.clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
+                c.seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
             with gr.Column(scale=5, min_width=480):
                 with gr.Row():
-                    _, preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
-                    sparse = _picture("sparse", "<b>Sparse</b><br>the tokens of the evidence")
+                    _, c.preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
+                    c.sparse = _picture("sparse", "<b>Sparse</b><br>the tokens of the evidence")
                 with gr.Row():
-                    dense = _picture("dense", "<b>Dense</b><br>all tokens")
-                    random = _picture("random", "<b>Random</b><br>as many tokens, anywhere")
-                table = gr.HTML(elem_id="results")
-                thoughts = gr.HTML(elem_id="thoughts")
-
-        on = partial(gr.on, api_visibility="private")
-        shows = [opened, preview, facts, part, centre, width, boxes]
-        for button, example in zip(buttons, examples, strict=True):
-            on(button.click, partial(_fill, example), None, [file, question, part])
-            on(button.click, partial(handlers.open, str(example.image), example.part), None, shows)
-        on([file.upload, file.clear], handlers.open, file, shows)
-        on(part.submit, handlers.open, [file, part], shows)
-        corners = [opened, boxes, drawn]
-        on(preview.select, handlers.click, corners, corners, trigger_mode="multiple", show_progress="hidden")
-        on(clear.click, handlers.clear, opened, [opened, boxes])
-        on(take.click, lambda text: text, found, boxes)
-        on(
-            [centre.change, width.change, boxes.change, opened.change], handlers.draw, [opened, centre, width, boxes],
-            preview, show_progress="hidden", trigger_mode="always_last",
-        )  # fmt: skip
-        shown = (dense, sparse, random)
-        results = [*(heading for heading, _ in shown), *(picture for _, picture in shown), table, thoughts, found]
-        one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-        on(
-            [ask.click, question.submit, boxes.submit, drawn.change], handlers.ask,
-            [opened, centre, width, question, plan, budget, boxes, seed], results, trigger_mode="always_last",
-            **one_at_a_time,
-        )  # fmt: skip
-        told = [opened, centre, width, question, budget, boxes]
-        on(ask_all.click, handlers.ask_all, told, [table, thoughts], **one_at_a_time)
+                    c.dense = _picture("dense", "<b>Dense</b><br>all tokens")
+                    c.random = _picture("random", "<b>Random</b><br>as many tokens, anywhere")
+                c.table = gr.HTML(elem_id="results")
+                c.thoughts = gr.HTML(elem_id="thoughts")
+        _connect(handlers, examples, c)
     return page
+
+
+def _connect(handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace) -> None:
+    """Join the components `c` of the page to its events."""
+    on = partial(gr.on, api_visibility="private")
+    shows = [c.opened, c.preview, c.facts, c.part, c.centre, c.width, c.boxes]
+    for button, example in zip(c.buttons, examples, strict=True):
+        on(button.click, partial(_fill, example), None, [c.file, c.question, c.part])
+        on(button.click, partial(handlers.open, str(example.image), example.part), None, shows)
+    on([c.file.upload, c.file.clear], handlers.open, c.file, shows)
+    on(c.part.submit, handlers.open, [c.file, c.part], shows)
+    corners = [c.opened, c.boxes, c.drawn]
+    on(c.preview.select, handlers.click, corners, corners, trigger_mode="multiple", show_progress="hidden")
+    on(c.clear.click, handlers.clear, c.opened, [c.opened, c.boxes])
+    on(c.take.click, lambda text: text, c.found, c.boxes)
+    image = [c.opened, c.centre, c.width]
+    on(
+        [c.centre.change, c.width.change, c.boxes.change, c.opened.change], handlers.draw, [*image, c.boxes], c.preview,
+        show_progress="hidden", trigger_mode="always_last",
+    )  # fmt: skip
+    shown = (c.dense, c.sparse, c.random)
+    results = [*(heading for heading, _ in shown), *(picture for _, picture in shown), c.table, c.thoughts, c.found]
+    one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+    on(
+        [c.ask.click, c.question.submit, c.boxes.submit, c.drawn.change], handlers.ask,
+        [*image, c.question, c.plan, c.budget, c.boxes, c.seed], results, trigger_mode="always_last", **one_at_a_time,
+    )  # fmt: skip
+    asked = [*image, c.question, c.budget, c.boxes]
+    on(c.ask_all.click, handlers.ask_all, asked, [c.table, c.thoughts], **one_at_a_time)
 
 
 def _picture(name: str, heading: str) -> tuple[gr.HTML, gr.Image]:
