@@ -344,6 +344,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(DualStreamTrainer, "training_step", interrupted)
     code, text, _ = vitos(capsys, monkeypatch, *call)
     assert code == 130
+    assert "checkpoint-2" in text
     assert "--resume" in text
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not list(Path(out).glob(".*"))

@@ -87,7 +87,7 @@ def test_out_of_a_crop_and_back(corners, inside):
 @pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "llava, HuatuoGPT-Vision", "internvl"])
 @torch.no_grad()
 def test_boxes_keep_the_tokens_that_look_there(name, picture):
-    """The tokens kept in a crop are those that the same pixels as a file of their own keep, padding and tiles too."""
+    """A crop keeps the tokens that the same pixels in a separate file keep, padding and tiles too."""
     backbone = FAMILIES_BY_NAME[name].backbone()
     crop = Rect(0.25, 0.5, 0.75, 1.0)
     (alone,) = backbone.encode([picture(200, 90)])

@@ -263,9 +263,8 @@ def test_a_broken_image_is_left_out_named_and_tried_again(answered, warm_policy,
     assert (row["dataset"], row["id"]) == ("phantoms", "broken")
     assert "broken.png" in row["reason"]
     path.write_bytes(records[2].image_paths[0].read_bytes())
-    model = AskedModel(
-        name=TRAINED, path="nano", conditions=control_conditions(controls=False), load=lambda: warm_policy
-    )
+    conditions = control_conditions(controls=False)
+    model = AskedModel(name=TRAINED, path="", conditions=conditions, load=lambda: warm_policy)
     run_models([model], [EvalSet("phantoms", tuple(asked))], SETTINGS, folder.path)
     assert folder.left_out(TRAINED) == []
     assert [case["id"] for case in cases_of(folder, [TRAINED])] == [record.id for record in asked]
@@ -277,6 +276,6 @@ def test_a_folder_that_cannot_be_written_is_said_before_a_question_is_asked(warm
     def load():
         raise AssertionError("no model is loaded")
 
-    model = AskedModel(name=TRAINED, path="nano", conditions=control_conditions(), load=load)
+    model = AskedModel(name=TRAINED, path="", conditions=control_conditions(), load=load)
     with pytest.raises(OSError, match="file"):
         run_models([model], [EvalSet("phantoms", tuple(records))], SETTINGS, tmp_path / "file" / "answers")

@@ -25,9 +25,12 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry, VllmModel
+from vitos.backbones.companions import companions
 from vitos.core.registry import Registry
 
-BACKBONES = Registry("vitos.backbones", "vitos.backbones", helpers=("attention", "base", "patching", "qwen"))
+BACKBONES = Registry(
+    "vitos.backbones", "vitos.backbones", helpers=("attention", "base", "companions", "patching", "qwen")
+)
 """Files with a family, by name. The helpers define none."""
 
 
@@ -144,6 +147,7 @@ def load_backbone(
     limits: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code, **limits)
     backbone = family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+    backbone.companions = companions(path)
     for name, value in limits.items():
         if getattr(backbone.geometry, name) != value:
             raise ValueError(

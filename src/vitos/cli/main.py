@@ -93,7 +93,11 @@ def train(
     try:
         folder = run.train(loaded, resume=resume, console=console)
     except KeyboardInterrupt:
-        console.print(f"\nStopped. Complete checkpoints are in {loaded.output_dir}; go on with --resume.")
+        from vitos.rl.checkpoint import complete_checkpoints
+
+        found = complete_checkpoints(Path(loaded.output_dir))
+        where = f"{found[-1].name} in {loaded.output_dir} is complete" if found else "there is no checkpoint yet"
+        console.print(f"\nStopped; {where}. Go on with --resume.")
         raise typer.Exit(130) from None
     console.print(f"Model:  {folder / 'model'}")
 
@@ -101,7 +105,9 @@ def train(
 @app.command("eval")
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[list[str], typer.Option("--data", help="Record file; may be repeated.")],
+    data: Annotated[
+        list[str], typer.Option("--data", help="Record file or benchmark:NAME[@SPLIT][=FOLDER]; repeatable.")
+    ],
     base: Annotated[str | None, typer.Option(help="Model before training, to relate the accuracy to.")] = None,
     rl_dense: Annotated[str | None, typer.Option(help="Model trained without pruning, as a control.")] = None,
     budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; may be repeated.")] = None,

@@ -21,8 +21,8 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from vitos import __version__
 from vitos.core.record import Record
+from vitos.core.version import __version__
 from vitos.data.images import ImageError, ImageFacts, load_image_facts
 from vitos.eval.answer import Batch
 from vitos.eval.conditions import ABLATIONS, EvalSet, Settings, batches, split_condition
@@ -92,8 +92,8 @@ def run_models(
 ) -> None:
     """Write the answers of all models to `out`; what is there already is not asked again.
 
-    A record whose image cannot be opened is named, left out of every condition, and counted (`left_out` in the
-    folder); the next run tries it again.
+    A record whose image cannot be opened, or whose text is longer than the model's context, is named, left out of
+    every condition, and counted (`left_out` in the folder); the next run tries it again.
 
     Args:
         cache: folder of an embedding cache that fits every model's encoder.
@@ -146,6 +146,11 @@ class _Turn:
     share: Share
     cache: EmbeddingCache | None
 
+    def length_problem(self, record: Record) -> str:
+        """Why a question is too long for the model; empty if it is not."""
+        longest = max(self.settings.max_localization_tokens, self.settings.max_reasoning_tokens)
+        return self.policy.branches.length_problem(record.question, record.kind, longest)
+
     def append(self, kind: str, rows: Sequence[Row]) -> None:
         self.folder.append(kind, self.model, self.asked.name, self.share.index, rows)
 
@@ -194,7 +199,7 @@ def _answer_batch(
     """Ask one batch and append what comes, condition by condition."""
     started, asked = time.perf_counter(), list(batch)
     for record in batch:
-        if problem := images.problem(record.image_paths):
+        if problem := images.problem(record.image_paths) or turn.length_problem(record):
             asked.remove(record)
             turn.append("left_out", [{"id": record.id, "reason": problem}])
             tqdm.write(f"{turn.asked.name}: left out {record.id}: {problem}")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
+from vitos.data.files import set_default_modes
 from vitos.nano import DECODER_PATH, NANO_REAL
 
 DECODER_FILE = "decoder.safetensors"
@@ -43,7 +44,8 @@ def nano_real_path() -> Path:
     source = os.environ.get(VISION_VARIABLE) or VISION_ON_HUB
     if Path(source).is_dir():
         source = str(Path(source).resolve())
-    key = hashlib.sha256(source.encode() + (DECODER_PATH / DECODER_FILE).read_bytes()).hexdigest()[:12]
+    parts = b"".join(file.read_bytes() for file in sorted(DECODER_PATH.iterdir()) if file.is_file())
+    key = hashlib.sha256(source.encode() + parts).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitos"
     target = cache / f"{NANO_REAL}-{key}"
     if not target.is_dir():
@@ -52,6 +54,8 @@ def nano_real_path() -> Path:
         staging = Path(tempfile.mkdtemp(prefix=f".{NANO_REAL}-", dir=cache))
         try:
             _assemble(tower, staging)
+            set_default_modes(staging)
+            staging.chmod(cache.stat().st_mode)
             staging.rename(target)
         except OSError:
             if not target.is_dir():  # else another process was faster

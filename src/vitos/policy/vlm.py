@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
+from vitos.backbones.companions import write_companions
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
 from vitos.core.record import IMAGE_PLACEHOLDER
 from vitos.core.stopwatch import Stopwatch
+from vitos.data.files import set_default_modes
 from vitos.data.images import ImageFacts, load_image, load_image_facts
 from vitos.engines.base import Completion, Sampling, count_run
 from vitos.engines.torch_engine import TorchEngine
@@ -89,8 +91,15 @@ class SparseVLM:
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.model.save_pretrained(folder, state_dict=state_dict)
         self.backbone.tokenizer.save_pretrained(folder)
+        self.save_beside(folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what belongs to a checkpoint besides model and tokenizer: all files of the base checkpoint, the image
+        processor and `vitos.json`; and let everybody read the weights whom the umask lets."""
         self.backbone.image_processor.save_pretrained(folder)
+        write_companions(self.backbone.companions, self.backbone.image_processor, folder)
         self.spec.save(folder, self.backbone)
+        set_default_modes(folder)
 
     def with_spec(self, **changes: Any) -> SparseVLM:
         """The same model with parts of the spec changed, such as `fusion=Fusion("none")`.

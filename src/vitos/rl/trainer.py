@@ -20,7 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get
 
 from vitos.core.record import Record
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
+from vitos.rl.adapters import add_adapters, is_adapted
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
@@ -165,7 +165,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         """Begin a stage on the checkpoint of the one before: a fresh optimiser, and references for the guards."""
         folder = self.run_folder / f"stage{number}"
         if first_step:
-            self._write_policy(folder, lambda: merged_copy(self.policy, self.model))
+            self._write_policy(folder)
             self._inner_optimizer.state.clear()
         if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
             stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
@@ -232,14 +232,18 @@ class DualStreamTrainer(CheckpointedTrainer):
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
         else:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        self._write_policy(run / FINAL, self._final_policy)
+        self._write_policy(run / FINAL)
+        self._merge_in_place()
         return result
 
-    def _final_policy(self) -> SparseVLM:
-        """The trained policy, adapters merged into the weights."""
-        if is_adapted(self.model):
-            self.policy.backbone.model = cast(Any, self.model).merge_and_unload()
-        return self.policy
+    def _merge_in_place(self) -> None:
+        """Take the adapters out of the policy in memory, their changes in its weights.
+
+        Only where the weights are float32: in bfloat16 that would round the changes away, so the adapters stay.
+        """
+        network = cast(Any, self.model)
+        if is_adapted(network) and network.get_base_model().dtype == torch.float32:
+            self.policy.backbone.model = network.merge_and_unload()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's figures and ours, averaged over the updates since the last log."""

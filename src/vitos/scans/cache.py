@@ -31,10 +31,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitos import __version__
 from vitos.backbones import Backbone
 from vitos.core.geometry import Rect, TokenGrid, View
 from vitos.core.prompt import VisualTokens
+from vitos.core.version import __version__
 from vitos.data.files import atomic_write, write_json_atomic
 
 FORMAT = 1

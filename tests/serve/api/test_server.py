@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_a_persons_boxes_and_a_budget_are_arguments(client, records):
         assert found["text"] == expected.reasoning.completion.text
         assert found["kept_tokens"] == expected.kept.count
         assert [tuple(edges) for edges in found["boxes"]] == [b.as_tuple() for b in expected.boxes]
+
+
+@pytest.mark.parametrize("size", [60_000, 200_000])
+def test_a_question_longer_than_the_context_is_refused_at_once(server, records, size):
+    long = replace(records[0], question=records[0].question + "lung " * (size // 5))
+    started = time.perf_counter()
+    answer = post(server, {"model": "nano", "messages": message(long)})
+    assert answer.status_code == 400
+    assert "context is 4096" in answer.json()["error"]["message"]
+    assert time.perf_counter() - started < 10
+    assert post(server, {"model": "nano", "messages": message(records[0])}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,10 @@ class Server:
             evidence_only=chat.vitos.evidence_only,
             stop=chat.stops,
         )
+        longest = max(limits.max_tokens, limits.max_evidence_tokens)
+        too_long = partial(self.policy.branches.length_problem, text, "letter", longest)
+        if problem := await to_thread.run_sync(too_long):  # before it joins the queue
+            raise ApiError(400, "context_length_exceeded", problem, "messages")
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def emit(event: Event) -> None:

@@ -111,10 +111,9 @@ def _connect(handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace
     on(c.clear.click, handlers.clear, c.opened, [c.opened, c.boxes])
     on(c.take.click, lambda text: text, c.found, c.boxes)
     image = [c.opened, c.centre, c.width]
-    on(
-        [c.centre.change, c.width.change, c.boxes.change, c.opened.change], handlers.draw, [*image, c.boxes], c.preview,
-        show_progress="hidden", trigger_mode="always_last",
-    )  # fmt: skip
+    changes = [c.centre.change, c.width.change, c.boxes.change, c.opened.change]
+    drawing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    on(changes, handlers.draw, [*image, c.boxes], c.preview, **drawing)
     shown = (c.dense, c.sparse, c.random)
     results = [*(heading for heading, _ in shown), *(picture for _, picture in shown), c.table, c.thoughts, c.found]
     one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
