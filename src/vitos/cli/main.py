@@ -250,12 +250,12 @@ def serve(
     """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
-        from vitos.serve.api.app import Settings
+        from vitos.serve.api.app import ServerSettings
         from vitos.serve.api.launch import run_server
 
     run_server(
         checkpoint,
-        Settings(
+        ServerSettings(
             name=Path(checkpoint).name,
             token=os.environ.get("VITOS_TOKEN") or None,
             images=images,

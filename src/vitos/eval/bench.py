@@ -9,14 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from vitos.data.readers import read_records
-from vitos.eval.conditions import EvalSet, Settings
+from vitos.eval.conditions import ABLATIONS, DENSE, OWN, EvalSet, Settings
 from vitos.eval.evaluate import RESULTS, score
-from vitos.eval.figures import figures
+from vitos.eval.figures import ALL, figures
 from vitos.eval.run import AskedModel, Share, run_models
+from vitos.eval.selectors import SELECTORS
 from vitos.eval.sources import open_benchmark
 from vitos.eval.store import MANIFEST, EvalFolder
 from vitos.policy.vlm import SparseVLM
-from vitos.reports.bench import write_bench
+from vitos.reports.bench import BenchNames, write_bench
+
+NAMES = BenchNames(
+    selectors={name: selector.title for name, selector in SELECTORS.items()},
+    ablations=ABLATIONS,
+    dense=DENSE,
+    own=OWN,
+    average=ALL,
+)
+"""Names and titles of the conditions, for the report."""
 
 
 def run_bench(
@@ -65,7 +75,7 @@ def rescore(out: Path, base: str | None = None, bootstrap_samples: int = 10_000)
         if answers and (out / answers / MANIFEST).is_file():
             return score(out / answers, out)
     results = figures(EvalFolder(out), base=base, bootstrap_samples=bootstrap_samples)
-    write_bench(out, results)
+    write_bench(out, results, NAMES)
     return results
 
 
