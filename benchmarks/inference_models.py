@@ -10,13 +10,13 @@ import copy
 from typing import Any
 
 import torch
+from scripts.nano_model import build_nano
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vitos.backbones.base import Backbone
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.doctor.shapes import KNOWN
-from vitos.nano.build import build_nano
 
 MODELS = ("nano", "Qwen2.5-VL-3B-Instruct")
 
