@@ -8,16 +8,16 @@ from vitos.nano import DECODER_PATH, NANO, NANO_PATH, NANO_REAL
 
 
 def config_folder(path: str | Path) -> str | Path:
-    """Where a model's small files stand: those of an embedded model are at hand without its weights."""
+    """The folder or hub id of a model's configuration; for an embedded model, without loading its weights."""
     return {NANO: NANO_PATH, NANO_REAL: DECODER_PATH}.get(str(path), path)
 
 
 def resolve_model_path(path: str | Path) -> str | Path:
-    """`"nano"` and `"nano-real"` stand for the embedded models; anything else is a folder or a hub id.
+    """The folder or hub id of a checkpoint, where `"nano"` and `"nano-real"` name the embedded models.
 
     Raises:
-        FileNotFoundError: for what can only be a folder (a hub id is `name` or `owner/name`) and is none.
-        OSError: if nano-real's vision encoder is not at hand.
+        FileNotFoundError: if the path can only be a folder (a hub id is `name` or `owner/name`) and does not exist.
+        OSError: if the vision encoder of nano-real cannot be loaded.
     """
     text = str(path)
     if text == NANO:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
-    """The policy's model with adapters; "all-linear" leaves the vision encoder and the head out."""
+    """The policy's model with adapters; "all-linear" excludes the vision encoder and the head."""
     from peft import get_peft_model
 
     model = policy.backbone.model
@@ -28,14 +28,14 @@ def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
 
 
 def is_adapted(model: Any) -> bool:
-    """`model` is a PEFT model with adapters."""
+    """Whether `model` is a PEFT model with adapters."""
     return hasattr(model, "merge_and_unload")
 
 
 def merged_copy(policy: SparseVLM, model: Any) -> SparseVLM:
-    """The policy as it can be saved while training goes on: itself, or a copy with the adapters of `model` merged.
+    """A policy that can be saved while training goes on: the policy itself, or a copy with adapters merged.
 
-    Merging in place and unmerging again would round the weights.
+    The copy is needed because merging in place and unmerging again would round the weights.
     """
     if not is_adapted(model):
         return policy

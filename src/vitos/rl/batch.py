@@ -1,4 +1,8 @@
-"""What one branch's loss sees of a rollout batch: prompts, completions and the sums of their advantages."""
+"""The part of a rollout batch that one branch's loss needs: prompts, completions and the sums of their advantages.
+
+Axes: P questions, G localizations per question, K reasonings per localization; in a micro-batch, R completions of at
+most L tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,16 @@ from vitos.rl.rollout import QuestionGroup, RolloutBatch
 from vitos.rl.schedule import LOCALIZATION, REASONING
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BranchBatch:
     """Prompts of one branch with the completions that share them.
 
     Attributes:
-        completions: for every prompt, its completions.
-        positive, negative: for every prompt, A⁺ and A⁻ of its completions (see `policy_loss`).
-        repeats: times that each completion stands in the loss: K for localizations, 1 for reasonings.
-        skipped: groups left out because all their outcomes are equal.
+        prompts: the prompts.
+        completions: the completions of each prompt.
+        positive, negative: A⁺ and A⁻ of each prompt's completions (see `policy_loss`).
+        repeats: number of times that each completion occurs in the loss: K for localizations, 1 for reasonings.
+        skipped: number of groups left out because all their outcomes are equal.
     """
 
     prompts: list[Prompt]
@@ -39,27 +44,28 @@ class BranchBatch:
 
     @property
     def token_ids(self) -> list[list[Tensor]]:
+        """Token ids of each prompt's completions."""
         return [[c.token_ids for c in siblings] for siblings in self.completions]
 
     @property
     def tokens(self) -> int:
-        """Tokens in the mean, repeats counted, at least 1."""
+        """Number of tokens in the mean, repeats counted; at least 1."""
         return max(1, self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings))
 
     def part(self, index: Sequence[int]) -> BranchBatch:
-        """The prompts of `index` only."""
+        """The prompts with the numbers in `index`, and their completions."""
         return BranchBatch(
-            [self.prompts[i] for i in index],
-            [self.completions[i] for i in index],
-            [self.positive[i] for i in index],
-            [self.negative[i] for i in index],
-            self.repeats,
-            self.skipped,
+            prompts=[self.prompts[i] for i in index],
+            completions=[self.completions[i] for i in index],
+            positive=[self.positive[i] for i in index],
+            negative=[self.negative[i] for i in index],
+            repeats=self.repeats,
+            skipped=self.skipped,
         )
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
-        old = torch.zeros_like(like)
+        """The sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
+        old = torch.zeros_like(like)  # (R, L), 0 on padding
         for row, completion in enumerate(c for siblings in self.completions for c in siblings):
             old[row, : len(completion.logprobs)] = completion.logprobs.to(like.device)
         positive, negative = (
@@ -70,16 +76,17 @@ class BranchBatch:
 
 
 def signal(groups: Sequence[QuestionGroup], branch: str, options: DualStreamOptions) -> NDArray[np.bool_]:
-    """Pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their advantage group.
+    """True at pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their group.
 
-    Outcomes of the localization branch are the answers of both branches and the IoU, of the reasoning branch its
-    answers.
+    The outcomes of the localization branch are the answers of both branches and the IoU; those of the reasoning branch
+    are its answers.
     """
-    sparse = stack(groups, "sparse_accuracy")
+    sparse = stack(groups, "sparse_accuracy")  # (P, G, K)
     if not options.skip_equal_outcomes:
         return np.ones(sparse.shape, dtype=bool)
     if branch == REASONING:
         return informative(sparse, group=options.advantage_group)
+    # (P, G) → (P, G, K): a localization has the same outcome with each of its reasonings.
     once = [np.broadcast_to(stack(groups, term)[..., None], sparse.shape) for term in ("accuracy", "iou")]
     return informative(*once, sparse)
 
@@ -87,24 +94,24 @@ def signal(groups: Sequence[QuestionGroup], branch: str, options: DualStreamOpti
 def count_with_signal(
     groups: Sequence[QuestionGroup], weights: Mapping[str, float], options: DualStreamOptions
 ) -> int:
-    """Questions that at least one of the trained branches (weight > 0) learns from."""
+    """Number of questions that at least one of the trained branches (weight > 0) learns from."""
     if not groups:
         return 0
-    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]
+    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]  # (P, G, K) each
     return int(np.any(trained, axis=(0, 2, 3)).sum())
 
 
 def localization_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
-    """The G localizations of each question; O_i stands K times, run once.
+    """The G localizations of each question; O_i occurs K times in the loss and is run once.
 
-    The baseline is always the question's: within one localization there is nothing to compare.
+    The baseline is always the mean of the question: a group of one localization has no other to compare it with.
     """
-    rewards = np.stack([group.rewards.localization for group in batch.groups])
+    rewards = np.stack([group.rewards.localization for group in batch.groups])  # (P, G, K)
     advantages = group_advantages(
         rewards, group="pair", scale=options.scale_advantages, std_floor=options.advantage_std_floor
     )
-    used = signal(batch.groups, LOCALIZATION, options)
-    positive, negative = split_signs(advantages)
+    used = signal(batch.groups, LOCALIZATION, options)  # (P, G, K)
+    positive, negative = split_signs(advantages)  # (P, G)
     index = [p for p in range(len(batch.groups)) if used[p].any()]
     return BranchBatch(
         prompts=[batch.localize_prompts[p] for p in index],
@@ -117,15 +124,15 @@ def localization_batch(batch: RolloutBatch, options: DualStreamOptions) -> Branc
 
 
 def reasoning_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
-    """The K reasonings of each localization, each standing once."""
-    rewards = np.stack([group.rewards.reasoning for group in batch.groups])
+    """The K reasonings of each localization; each occurs once in the loss."""
+    rewards = np.stack([group.rewards.reasoning for group in batch.groups])  # (P, G, K)
     advantages = group_advantages(
         rewards,
         group=options.advantage_group,
         scale=options.scale_advantages,
         std_floor=options.advantage_std_floor,
-    ).reshape(-1, rewards.shape[-1])
-    used = signal(batch.groups, REASONING, options)
+    ).reshape(-1, rewards.shape[-1])  # (P·G, K): one row per prompt
+    used = signal(batch.groups, REASONING, options)  # (P, G, K)
     completions = [[r.completion for r in row] for group in batch.groups for row in group.reasonings]
     index = np.flatnonzero(used.reshape(-1, rewards.shape[-1]).any(-1))
     groups = used.any(-1).any(-1) if options.advantage_group == "pair" else used.any(-1)

@@ -1,11 +1,11 @@
 """Supervised learning of answers and boxes: the warm start before reinforcement learning.
 
-Reinforcement learning sharpens what a model can already do now and then; a model that never writes a box learns
-nothing from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is
-one image with several exercises about it: the image runs through the model once for all of them.
+Reinforcement learning improves a skill that a model shows now and then; a model that never writes a box learns nothing
+from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is one image
+with several exercises about it: the image runs through the model once for all of them.
 
 Simplification: a plain AdamW loop on one device. For supervised fine-tuning of a large model use a library made for
-it (such as TRL), on targets written by `target_texts`.
+it (such as TRL), with targets from `record_lesson`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vitos.policy.vlm import SparseVLM
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """A user message (with one `<image>` for each image of its lesson) and the answer to be learned."""
+    """A user message (with one `<image>` per image of its lesson) and the answer to be learned."""
 
     text: str
     target: str
@@ -44,10 +44,12 @@ class Exercise:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Images, or their visual tokens where the encoder is frozen, and the exercises that share them.
+    """Images and the exercises that share them.
 
     Attributes:
-        kept: for every image which visual tokens are shown, bool (N,), the others left out; None: all of them.
+        images: pictures or, for a frozen encoder, their visual tokens.
+        exercises: the exercises.
+        kept: for each image a mask of the visual tokens to show, bool (N,); None for all tokens.
     """
 
     images: tuple[Image.Image | VisualTokens, ...]
@@ -58,14 +60,17 @@ class Lesson:
 def record_lesson(
     record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
 ) -> Lesson:
-    """Both branches' exercises of one record; without gold boxes the reasoning branch's only.
+    """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
 
-    The thought is the record's `thought`, or the text of the right option. The answer is its letter or its text, as
-    the checkpoint does it (`spec.answer_with`); a question whose options are not known has its letter only.
+    The thought is the record's `thought`, or the text of the right option. The answer is the letter or the text of the
+    right option, as `spec.answer_with` says; it is the letter if the options are not known.
 
     Args:
-        image: the record's, or what its name cuts out of it.
-        shown: which part of the stored image that is.
+        record: the question with its answer.
+        image: the picture of the record, or the part of it that the record's path selects.
+        backbone: the model.
+        spec: prompts and coordinates.
+        shown: the part of the stored image that `image` shows.
     """
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
@@ -86,9 +91,9 @@ class _Row:
     """One exercise behind the prefix of its lesson.
 
     Attributes:
-        ids: shape (L,), the rest of the question and the target with its end token.
-        asked: tokens of the question among them.
-        answer: first and last place of the tokens between the target's `<answer>` and `</answer>`; (0, -1) without.
+        ids: the rest of the question and the target with its end token, shape (L,).
+        asked: number of tokens of the question among them.
+        answer: first and last index of the tokens between `<answer>` and `</answer>`; (0, -1) if there are none.
     """
 
     ids: Tensor
@@ -100,8 +105,10 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
 
     Args:
-        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others weigh 1. One token in
-            twenty, a letter would otherwise hardly be heard.
+        engine: the engine of the model.
+        lessons: the lessons of a batch.
+        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others have weight 1. A letter is
+            one token in twenty, so with equal weights it would hardly count.
     """
     backbone = engine.backbone
     given = [image for lesson in lessons for image in lesson.images]
@@ -110,18 +117,18 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     packed = [_lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images]) for lesson in lessons]
     scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
     rows = [row for _, siblings in packed for row in siblings]
-    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
-    asked, first, last = (
+    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)  # (L,)
+    asked, first, last = (  # (R, 1) each
         torch.tensor(values, device=place.device)[:, None]
         for values in zip(*((row.asked, *row.answer) for row in rows), strict=True)
     )
-    learned = scores.mask & (place >= asked)
+    learned = scores.mask & (place >= asked)  # (R, L)
     weight = torch.where((place >= first) & (place <= last), answer_weight, 1.0)[learned]
     return -(weight * scores.logprobs[learned]).sum() / weight.sum()
 
 
 def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens]) -> tuple[Prompt, list[_Row]]:
-    """What all exercises of a lesson start with, and the rest of each."""
+    """The common start of a lesson's exercises, and the rest of each."""
     prompts = [backbone.build_prompt(exercise.text, visuals) for exercise in lesson.exercises]
     # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
     shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if visuals else 1
@@ -147,7 +154,7 @@ def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTok
 
 
 def _answer_span(target: Any, exercise: Exercise, asked: int) -> tuple[int, int]:
-    """Where an answer's tokens stand in a row whose target begins at `asked`."""
+    """First and last index of an answer's tokens in a row whose target begins at `asked`."""
     before, tag, answer = exercise.target.partition("<answer>")
     text = answer.partition("</answer>")[0]
     if not text:
@@ -172,11 +179,15 @@ def train_supervised(
     """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
 
     Args:
-        batches: batches of lessons; must not run out before `steps`.
-        learning_rate, weight_decay: of AdamW.
-        optimizers: others instead of AdamW, with peak learning rates of their own.
-        answer_weight: see `supervised_loss`.
-        on_step: called with the number of steps done and the loss.
+        backbone: the model.
+        batches: batches of lessons; at least `steps` of them.
+        steps: number of updates.
+        learning_rate, weight_decay: options of AdamW.
+        warmup_share: share of the steps in which the learning rate rises to its peak.
+        max_grad_norm: largest norm of the gradient; larger ones are scaled down.
+        answer_weight: weight of the answers' tokens, as in `supervised_loss`.
+        optimizers: optimizers to use instead of AdamW, each with its peak learning rate.
+        on_step: a function that gets the number of steps done and the loss.
 
     Raises:
         ValueError: if the batches run out, or a loss is not finite.
