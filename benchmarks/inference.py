@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scripts.nano_model import NANO_SPEC
 
 from benchmarks.inference_models import build_model
 from benchmarks.peak import peak_memory
 from vitos import __version__
 from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
-from vitos.nano.build import NANO_SPEC
 from vitos.policy.plans import Limits, Outcome, Plan, get_plan
 from vitos.policy.run import complete, start
 from vitos.policy.types import Query

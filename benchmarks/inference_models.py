@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from scripts.nano_model import build_nano
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.models import random_backbone
 from vitos.backbones.base import Backbone
 from vitos.doctor.shapes import KNOWN
-from vitos.nano.build import build_nano
 
 MODELS = ("nano", "Qwen2.5-VL-3B-Instruct")
 

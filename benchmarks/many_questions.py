@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from scripts.nano_model import NANO_SPEC
 
 from benchmarks.inference import answer_told, device_name, middle, noise
 from benchmarks.inference_models import build_model
@@ -21,7 +22,6 @@ from benchmarks.tables import pipe_table
 from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.files import write_json_atomic, write_text_atomic
-from vitos.nano.build import NANO_SPEC
 from vitos.policy.plans import Limits, Outcome, get_plan
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM

@@ -44,7 +44,7 @@ class MeteredEngine(TorchEngine):
     ) -> Scores:
         with self.meter.span("score"):
             scores = super().score(prompts, completions, temperature)
-        self.meter.prompt_tokens += scores.hidden_prompt_tokens
+        self.meter.prompt_tokens += scores.prompt_tokens_run
         return scores
 
 
@@ -104,7 +104,7 @@ class UnsharedEngine(OwnPromptsEngine):
         )
         # The mean of equal numbers is that number, and its gradient the sum of their K-th parts.
         logprobs = scores.logprobs.unflatten(0, (-1, times)).mean(1)
-        return Scores(logprobs, scores.mask[::times], scores.hidden_prompt_tokens)
+        return Scores(logprobs, scores.mask[::times], scores.prompt_tokens_run)
 
 
 ENGINES = {"shared": MeteredEngine, "own prompts": OwnPromptsEngine, "unshared": UnsharedEngine}
@@ -151,7 +151,7 @@ def run(job: Job, policy: SparseVLM, images: Sequence[Path], meter: Meter, out: 
         disable_tqdm=True,
     )
     records = [Record(f"{i}", (path,), question_text(i), "A") for i, path in enumerate(images)]
-    extra = ExtraReward("noise", lambda response, record: noise(response.text), 1.0, "both")
+    extra = ExtraReward("noise", lambda response, record: noise(response.text), weight=1.0, branch="both")
     trainer = DualStreamTrainer(
         policy,
         config,

@@ -52,8 +52,8 @@ RESULTS, TABLE = "results.json", "table.md"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is measured; results of another plan are not mixed with these.
+class ShapesSettings:
+    """What is measured; results of other settings are not mixed with these.
 
     Attributes:
         pixels: sides of square images; a model that makes one size of all images is measured once.
@@ -72,7 +72,7 @@ class Plan:
 
 def run_shapes(
     out: Path,
-    plan: Plan = Plan(),
+    plan: ShapesSettings = ShapesSettings(),
     models: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _labelled(progress: Callable[[str], object], label: str, text: str) -> None:
     progress(f"{label}: {text}")
 
 
-def make_backbone(config: Mapping[str, Any], plan: Plan, device: str) -> tuple[Backbone, ModelShape]:
+def make_backbone(config: Mapping[str, Any], plan: ShapesSettings, device: str) -> tuple[Backbone, ModelShape]:
     """A model of the true widths with random weights, few layers, a small vocabulary and hardly any encoder; and the
     shape of the whole model."""
     values = {key: value for key, value in config.items() if key != "model_type"}
@@ -154,7 +154,7 @@ def ideal_ratio(shape: ModelShape, kept: int, everything: int) -> float:
 
 
 def _measure(
-    backbone: Backbone, shape: ModelShape, px: int, plan: Plan, progress: Callable[[str], object]
+    backbone: Backbone, shape: ModelShape, px: int, plan: ShapesSettings, progress: Callable[[str], object]
 ) -> Iterator[dict[str, Any]]:
     """One row for each share kept, dense first."""
     visual = _visual_tokens(backbone, px)
@@ -210,7 +210,13 @@ def make_prompt(backbone: Backbone, visual: VisualTokens, text_tokens: int) -> P
     ids = torch.full((text_tokens + tokens,), 3, device=backbone.device)
     ids[BEFORE : BEFORE + tokens] = IMAGE_TOKEN
     positions = backbone.position_ids(ids == IMAGE_TOKEN, [visual])
-    return Prompt(ids, positions, ids == IMAGE_TOKEN, visual.embeddings, int(positions.max()) + 1)
+    return Prompt(
+        input_ids=ids,
+        position_ids=positions,
+        is_visual=ids == IMAGE_TOKEN,
+        embeddings=visual.embeddings,
+        next_position=int(positions.max()) + 1,
+    )
 
 
 def _visual_tokens(backbone: Backbone, px: int) -> VisualTokens:
@@ -225,7 +231,7 @@ def _visual_tokens(backbone: Backbone, px: int) -> VisualTokens:
     generator = torch.Generator().manual_seed(1)
     embeddings: Tensor = torch.randn(side * side, config.get_text_config().hidden_size, generator=generator)
     placed = embeddings.to(backbone.device, backbone.model.dtype)
-    return VisualTokens(placed, TokenGrid.single(side, side), (resized, resized))
+    return VisualTokens(placed, TokenGrid.single(side, side), resized=(resized, resized))
 
 
 @torch.no_grad()

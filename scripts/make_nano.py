@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from muon import make_optimizers
+from nano_model import NANO_SPEC, build_nano
 from PIL import Image
 from progress import reporter
 from torch import nn
@@ -44,7 +45,6 @@ from vitos.data.readers import read_records
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
-from vitos.nano.build import NANO_SPEC, build_nano
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import is_complete, staged_folder
 from vitos.rl.sft import Exercise, Lesson, train_supervised

@@ -86,8 +86,9 @@ def warm_policy(phantom_records):
     """
     import itertools
 
+    from scripts.nano_model import NANO_SPEC, build_nano
+
     from vitos.data.images import load_image
-    from vitos.nano.build import NANO_SPEC, build_nano
     from vitos.policy.vlm import SparseVLM
     from vitos.rl.sft import record_lesson, train_supervised
 
@@ -99,7 +100,7 @@ def warm_policy(phantom_records):
 
 @pytest.fixture(scope="session")
 def clone_policy():
-    """`clone_policy(policy)`: the same policy with weights of its own."""
+    """`clone_policy(policy)`: the same policy with a copy of the weights."""
     from vitos.policy.vlm import SparseVLM
 
     def clone(policy):

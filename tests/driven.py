@@ -9,7 +9,7 @@ from vitos.policy.types import Query
 
 
 def up_to(tokens, **limits):
-    """Limits of so many tokens for each branch."""
+    """Limits with the same number of tokens for each branch."""
     return Limits(max_tokens=tokens, max_evidence_tokens=tokens, **limits)
 
 

@@ -1,4 +1,4 @@
-"""Real peaks of tiny training runs, in bytes: a program of its own, run by `test_estimate.py`.
+"""Real peaks of tiny training runs, in bytes: a separate program, run by `tests/doctor/test_estimate.py`.
 
 What is measured is every allocation and release that PyTorch's CPU allocator reports to the profiler, from the making
 of the model to the last update. Prints one JSON line for each run: its name, the peak, and what the estimate is given.
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scripts.nano_model import build_nano
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -21,7 +22,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.core.record import Record
 from vitos.engines.torch_engine import TorchEngine
-from vitos.nano.build import build_nano
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.config import DualStreamConfig

@@ -279,12 +279,12 @@ def test_metrics_of_an_update_are_explained() -> None:
     completion = Completion(torch.tensor([1]), torch.zeros(1), "", True)
     first, second = parse_localization("<answer>A</answer>"), parse_reasoning("<answer>A</answer>")
     group = QuestionGroup(
-        record,
-        Query(Scan(()), "?"),
-        [Rollout(completion, first)],
-        [Kept.everything(TokenGrid.single(2, 2), "no box")],
-        [[Rollout(completion, second)]],
-        group_rewards(record, [first], [[second]], RewardWeights()),
+        record=record,
+        query=Query(Scan(()), "?"),
+        localizations=[Rollout(completion, first)],
+        kept=[Kept.everything(TokenGrid.single(2, 2), "no box")],
+        reasonings=[[Rollout(completion, second)]],
+        rewards=group_rewards(record, [first], [[second]], RewardWeights()),
     )
     keys = set(rollout_metrics([group]))
     sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {

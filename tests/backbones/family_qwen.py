@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from scripts.nano_model import build_nano
 from tests.backbones.family import built, redraw, without_video
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
@@ -21,7 +22,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vitos.backbones.base import Backbone
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.backbones.qwen3_vl import Qwen3VL
-from vitos.nano.build import build_nano
 
 
 def nano() -> Qwen25VL:

@@ -241,13 +241,15 @@ def test_extra_streams_are_pruned_like_the_embeddings(family, backbone, picture)
         torch.equal(a, b[mask]) for a, b in zip(dense.sparse([mask], NONE).streams, visual.streams, strict=True)
     )
     # A stream that is a copy of the embeddings must come out of the fusion as they do.
-    twin = VisualTokens(visual.embeddings, visual.grid, visual.resized, (visual.embeddings,) * len(visual.streams))
+    twin = VisualTokens(
+        visual.embeddings, visual.grid, resized=visual.resized, streams=(visual.embeddings,) * len(visual.streams)
+    )
     fused = backbone.build_prompt("<image>What is it?", [twin]).sparse([mask])
     assert all(torch.equal(stream, fused.embeddings) for stream in fused.streams)
     (before,) = run(backbone, [dense])
     for index in range(len(visual.streams)):
         streams = tuple(s * (k != index) for k, s in enumerate(visual.streams))
-        other = VisualTokens(visual.embeddings, visual.grid, visual.resized, streams)
+        other = VisualTokens(visual.embeddings, visual.grid, resized=visual.resized, streams=streams)
         (after,) = run(backbone, [backbone.build_prompt("<image>What is it?", [other])])
         assert (after[-1] - before[-1]).abs().max() > 1e-3
 

@@ -253,8 +253,8 @@ def test_plan_coarse_encodes_an_image_twice(write, wrong):
     ("plan", "change", "said"),
     [
         ("gather", "sparsify.positions=renumber", "written already"),
-        ("crop", "evaluate.budgets=[]", "no model is trained"),
-        ("dense", "evaluate.budgets=[]", "no model is trained"),
+        ("crop", "evaluate.budgets=[]", "no model can be trained"),
+        ("dense", "evaluate.budgets=[]", "no model can be trained"),
     ],
 )
 def test_what_contradicts_another_plan(write, plan, change, said):

@@ -1,4 +1,4 @@
-"""Fusion against the formulas of algorithm.md §3 written as plain loops; the keep rule against brute force."""
+"""Fusion against the formulas of docs/method.md, section 3, as plain loops; the keep rule against brute force."""
 
 import math
 
@@ -13,7 +13,7 @@ from vitos.core.sparsify import Fusion, KeepRule, Kept, fuse, fusion_matrix, sel
 
 
 def fuse_by_loops(tokens, mask, mode, beta):
-    """§3, token by token, in plain Python floats."""
+    """The formulas token by token, in plain Python floats."""
     tokens, kept, outside = tokens.tolist(), [], []
     for index, keep in enumerate(mask.tolist()):
         (kept if keep else outside).append(index)

@@ -34,7 +34,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def measured():
     """Lines of `measured_peak.py`, by name."""
-    command = [sys.executable, str(ROOT / "tests/measured_peak.py")]
+    command = [sys.executable, "-m", "tests.measured_peak"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"TQDM_DISABLE": "1"}
     )

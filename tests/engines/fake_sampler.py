@@ -12,7 +12,7 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
-from vitos.engines.vllm.engine import Received, Request, Sampled
+from vitos.engines.vllm.engine import Received, Sampled, SampleRequest
 
 
 class FakeSampler:
@@ -36,9 +36,9 @@ class FakeSampler:
             for weight in self.backbone.model.parameters():
                 weight.zero_()
         self.loads = 0
-        self.requests: list[Request] = []
+        self.requests: list[SampleRequest] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
         self.requests += requests
         engine, out = TorchEngine(self.backbone), []
         for request in requests:

@@ -85,7 +85,15 @@ def prompts_of(axes, hidden, visual_token, words):
             positions[:, is_visual] = before + torch.stack([0 * index, index // 2, index % 2])
             positions[:, before + visual :] = before + visual // 2 + torch.arange(after)
         embeddings = torch.randn(visual, hidden, generator=draw)
-        made.append(Prompt(ids, positions, is_visual, embeddings, int(positions.max()) + 1))
+        made.append(
+            Prompt(
+                input_ids=ids,
+                position_ids=positions,
+                is_visual=is_visual,
+                embeddings=embeddings,
+                next_position=int(positions.max()) + 1,
+            )
+        )
     made[1] = made[1].sparse([torch.arange(12) % 3 == 0], Fusion("weighted"))
     completions = [[torch.randint(20, words, (n,), generator=draw) for n in row] for row in LENGTHS]
     return made, completions

@@ -341,7 +341,7 @@ def test_scores_and_every_gradient_are_those_of_separate_runs(backbone, hf_input
 
     scores = TorchEngine(backbone).score(prompts, completions, temperature=0.8)
     assert scores.mask.sum(-1).tolist() == [5, 1, 9, 7, 3, 4]
-    assert scores.hidden_prompt_tokens == sum(map(len, prompts))
+    assert scores.prompt_tokens_run == sum(map(len, prompts))
     assert not scores.logprobs[~scores.mask].any()
     backbone.model.zero_grad()
     (weights * scores.logprobs).sum().backward()

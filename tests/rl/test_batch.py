@@ -32,7 +32,13 @@ def rollout(tokens, name):
 
 
 def prompt(length):
-    return Prompt(torch.arange(length), torch.arange(length)[None], torch.zeros(length, dtype=bool), None, length)
+    return Prompt(
+        input_ids=torch.arange(length),
+        position_ids=torch.arange(length)[None],
+        is_visual=torch.zeros(length, dtype=bool),
+        embeddings=None,
+        next_position=length,
+    )
 
 
 def make_batch(iou=((np.nan, np.nan), (np.nan, np.nan)), sparse_accuracy=SPARSE_ACCURACY):

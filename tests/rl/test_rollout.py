@@ -17,10 +17,12 @@ from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.metrics import rollout_metrics, stack
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
-PLAN = RolloutPlan(3, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=5)
+PLAN = RolloutOptions(
+    num_localizations=3, num_reasonings=2, localize=Sampling(24, 1.4), reason=Sampling(14, 1.4), seed=5
+)
 WEIGHTS = RewardWeights(format=0.25, iou=1.0, accuracy=2.0, feedback=0.5)
 
 
@@ -129,7 +131,7 @@ def overlaps(cell, box):
 
 
 def fused(tokens, inside, beta):
-    """algorithm.md §3, `weighted`, one outside token at a time."""
+    """docs/method.md, section 3, `weighted`: one outside token at a time."""
     gathered = {k: [] for k in inside}
     for d in sorted(set(range(len(tokens))) - set(inside)):
         cosines = [float(torch.cosine_similarity(tokens[d], tokens[k], dim=0)) for k in inside]
@@ -325,5 +327,5 @@ def test_under_plan_coarse_reasoning_gets_what_the_plan_gives_it(warm_policy, ph
 
 
 def test_reduced_images_are_not_read_from_a_cache(warm_policy):
-    with pytest.raises(ValueError, match="no embedding cache holds"):
+    with pytest.raises(ValueError, match="plan coarse begins with reduced images"):
         ScanStore(warm_policy.with_spec(plan="coarse"), cache=object())

@@ -96,7 +96,7 @@ def fresh(backbone):
 
 
 def test_a_handful_of_steps_learns(nano, lessons):
-    from vitos.nano.build import build_nano
+    from scripts.nano_model import build_nano
 
     backbone, losses = build_nano(), []
     before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}

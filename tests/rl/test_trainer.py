@@ -20,10 +20,12 @@ from vitos.policy.vlm import SparseVLM
 from vitos.rl.callbacks import read_metrics
 from vitos.rl.checkpoint import CheckpointError
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
-PLAN = RolloutPlan(2, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=3)
+PLAN = RolloutOptions(
+    num_localizations=2, num_reasonings=2, localize=Sampling(24, 1.4), reason=Sampling(14, 1.4), seed=3
+)
 
 
 def flat(gradients):
@@ -43,7 +45,7 @@ def combine(a, b, x=1.0, y=1.0):
 
 
 def again(policy, records, rows, step, plan=PLAN):
-    """The rollouts of an update, drawn anew from the ids in its samples."""
+    """The rollouts of an update, drawn again from the ids in its samples."""
     chosen = [next(r for r in records if r.id == row["id"]) for row in rows]
     return roll_out(policy, chosen, ScanStore(policy).get(chosen), step, plan, RewardWeights())
 
@@ -129,7 +131,9 @@ def test_dense_trains_the_reasoning_branch_on_all_tokens(
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["kept_ratio"] for row in rows] == [1.0, 1.0]
     assert all(row["fallback_rate"] == 0 and "clipped/localization" not in row for row in rows)
-    plan = RolloutPlan(2, 2, PLAN.localize, PLAN.reason, seed=3, dense=True)
+    plan = RolloutOptions(
+        num_localizations=2, num_reasonings=2, localize=PLAN.localize, reason=PLAN.reason, seed=3, dense=True
+    )
     policy = clone_policy(warm_policy)
     brute = brute_gradients(policy, again(policy, phantom_records, samples(tmp_path, 1), 0, plan))
     same_direction(seen.gradients[0], brute.reasoning)
@@ -348,7 +352,7 @@ def test_a_folder_with_checkpoints_is_refused(resume, whole, make_trainer, warm_
     with pytest.raises(FileExistsError, match=r"holds checkpoint-2; pass --resume"):
         trainer.train(resume_from_checkpoint=resume)
     (tmp_path / "checkpoint-2" / "COMPLETE").unlink()
-    with pytest.raises(CheckpointError, match="checkpoint-2 is no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint-2 is not a complete checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -382,7 +386,7 @@ def test_a_cut_off_checkpoint_costs_its_updates_and_says_so(
     shutil.copy(expected_run / "metrics.jsonl", tmp_path)
     os.truncate(tmp_path / "checkpoint-5" / "optimizer.pt", 1000)
     make_trainer(clone_policy(warm_policy), tmp_path, save_steps=1, **RUN).train(resume_from_checkpoint=True)
-    said = r"checkpoint-5 is of no use: optimizer.pt has 1000 of \d+ bytes; training goes on from checkpoint-4"
+    said = r"checkpoint-5 cannot be used: optimizer.pt has 1000 of \d+ bytes; training goes on from checkpoint-4"
     assert re.search(said, caplog.text)
     assert series(tmp_path) == series(expected_run)
     ours, theirs = weights_of(tmp_path / "model"), weights_of(expected_run / "model")
@@ -498,7 +502,7 @@ def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clo
 
 
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
-    with pytest.raises(ValueError, match="no model is trained under plan crop"):
+    with pytest.raises(ValueError, match="no model can be trained under plan crop"):
         make_trainer(warm_policy.with_spec(plan="crop"), tmp_path)
     with pytest.raises(ValueError, match="schedule: dense does not go with plan coarse"):
         make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path, schedule="dense")
@@ -548,7 +552,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     broken |= {1, 3}
     again = make_trainer(clone_policy(warm_policy), tmp_path / "again", max_skipped_updates=1, **options)
     trainer = again
-    with pytest.raises(FloatingPointError, match=r"the loss of update 2 is .*\['train/.*the 2\. such update in a row"):
+    with pytest.raises(FloatingPointError, match=r"the loss of update 2 is .*\['train/.*2 such updates in a row"):
         again.train()
 
 

@@ -118,7 +118,7 @@ def test_several_views_and_streams(warm_policy, tmp_path):
     build_cache(warm_policy, [], tmp_path / "cache")
     write_shard(
         tmp_path / "cache",
-        {image_key(picture): VisualTokens(tensors[0], grid, (28, 56), tuple(tensors[1:]))},
+        {image_key(picture): VisualTokens(tensors[0], grid, resized=(28, 56), streams=tuple(tensors[1:]))},
         torch.float32,
     )
     found = EmbeddingCache.open(tmp_path / "cache", warm_policy.backbone).get(picture)
@@ -163,7 +163,7 @@ def change_attention(backbone, monkeypatch):
 
 
 def change_feature_layer(backbone, monkeypatch):
-    backbone.model.config.vision_feature_layer = -2  # LLaVA has it beside the encoder's own settings
+    backbone.model.config.vision_feature_layer = -2  # LLaVA keeps it outside of the encoder's settings
 
 
 def change_settings(backbone, monkeypatch):
@@ -342,9 +342,9 @@ def test_a_write_that_fails_half_way(warm_policy, images, tmp_path):
 
 
 def test_the_size_is_asked_about_and_compared_with_the_disk(warm_policy, images, tmp_path, monkeypatch):
-    """The case of the issue: 16 k images of 729 tokens of width 3584 in bfloat16 are 78 GiB."""
+    """A large data set: 16 k images of 729 tokens of width 3584 in bfloat16 are 78 GiB."""
     many = images * 2000
-    large = VisualTokens(torch.empty(729, 3584, device="meta"), TokenGrid.single(27, 27), (756, 756))
+    large = VisualTokens(torch.empty(729, 3584, device="meta"), TokenGrid.single(27, 27), resized=(756, 756))
     branches = SimpleNamespace(encode=lambda images: [large] * len(images))
     policy = SimpleNamespace(backbone=warm_policy.backbone, branches=branches)
     free = [200 << 30]
@@ -366,7 +366,7 @@ def test_a_confirmed_size_is_built(warm_policy, images, tmp_path, monkeypatch):
 
 
 def read_all(arguments):
-    """In a process of its own: digests of all tokens, read in its own order."""
+    """In a separate process: digests of all tokens, read in another order."""
     folder, model, images, seed = arguments
     torch.set_num_threads(1)
     cache = EmbeddingCache.open(folder, SparseVLM.from_pretrained(model, device="cpu").backbone)

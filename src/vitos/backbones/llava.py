@@ -104,7 +104,7 @@ class Llava(Backbone):
         side = self._encoder_size()[0] // vision.patch_size
         seen = [self._seen(*image.size) for image in images]
         return [
-            VisualTokens(tokens, TokenGrid.single(side, side, rect), resized)
+            VisualTokens(tokens, TokenGrid.single(side, side, rect), resized=resized)
             for tokens, (rect, resized) in zip(features, seen, strict=True)
         ]
 

@@ -92,7 +92,7 @@ class QwenVL(Backbone):
         streams = list(zip(*deep, strict=True)) if deep else [()] * len(grids)
         patch, merge = self.geometry.patch_size, self.geometry.merge_size
         return [
-            VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), (w * patch, h * patch), own)
+            VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), resized=(w * patch, h * patch), streams=own)
             for tokens, own, (_, h, w) in zip(features.pooler_output, streams, grids.tolist(), strict=True)
         ]
 

@@ -141,10 +141,10 @@ def check_inputs(sources: Sequence[str]) -> tuple[list[str], list[str] | None]:
 def cache_inputs(
     model: str, data: Sequence[str], out: Path | None, overrides: Sequence[str]
 ) -> tuple[SparseVLM, list[Path], Path]:
-    """Model, images and folder of `vitos data cache`, from a recipe or given one by one.
+    """Model, images and folder of `vitos data cache`, from a recipe or from the options.
 
     Raises:
-        ValueError: if neither names the images or the folder.
+        ValueError: if the images or the folder are named in neither.
     """
     from vitos.cli.run import load_policy, recipe_images
     from vitos.config.recipe import load_recipe
@@ -168,7 +168,7 @@ def cache_inputs(
 
 
 def is_recipe(text: str) -> bool:
-    """Whether `text` means a recipe and no checkpoint; a folder or an embedded model of that name is a checkpoint."""
+    """Whether `text` names a recipe; the name of a folder or of an embedded model is a checkpoint."""
     from vitos.config.shipped import recipe_names
     from vitos.nano import NANO, NANO_REAL
 
@@ -177,7 +177,7 @@ def is_recipe(text: str) -> bool:
 
 
 def render_build(report: BuildReport) -> Table:
-    """The table at the end."""
+    """The report of a build as a table."""
     table = Table(title=str(report.folder), show_header=False, title_justify="left")
     rows = {
         "images": f"{report.images} distinct; {report.files} asked for",

@@ -1,4 +1,4 @@
-"""The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
+"""The command line: verbs that call the library and print; an error is one line.
 
     vitos train RECIPE [--set train.learning_rate=2e-6] [--dry-run] [--resume]
     vitos recipes [show NAME | copy NAME]
@@ -51,14 +51,14 @@ def _plan(name: str | None) -> str | None:
     if name is not None and name not in PLANS.names():
         close = difflib.get_close_matches(name, PLANS.names(), n=1)
         meant = f"; did you mean {close[0]}?" if close else ""
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(PLANS.names())}{meant}")
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(PLANS.names())}{meant}")
     return name
 
 
 PlanOption = Annotated[
     str | None,
     typer.Option(
-        callback=_plan, metavar="|".join(PLANS.names()), help="How to answer; by default the checkpoint's own."
+        callback=_plan, metavar="|".join(PLANS.names()), help="Plan to answer by; by default the checkpoint's."
     ),
 ]
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
@@ -68,11 +68,11 @@ Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for t
 def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print all values, stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Number of processes that share an update's questions.")] = 1,
 ) -> None:
-    """Train a recipe in all its stages, evaluate the result and write the report."""
+    """Train all stages of a recipe, evaluate the result and write the report."""
     from vitos.config.recipe import dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
@@ -86,7 +86,7 @@ def train(
         from vitos.cli import launch
 
         if not launch.launched():
-            launch.again(processes)
+            launch.relaunch(processes)
     quiet()
     from vitos.cli import run
 
@@ -106,18 +106,22 @@ def train(
 def evaluate(
     checkpoint: Checkpoint,
     data: Annotated[
-        list[str], typer.Option("--data", help="Record file or benchmark:NAME[@SPLIT][=FOLDER]; repeatable.")
+        list[str], typer.Option("--data", help="Record file or benchmark:NAME[@SPLIT][=FOLDER]; may be repeated.")
     ],
-    base: Annotated[str | None, typer.Option(help="Model before training, to relate the accuracy to.")] = None,
+    base: Annotated[str | None, typer.Option(help="Model before training, to compare the accuracy with.")] = None,
     rl_dense: Annotated[str | None, typer.Option(help="Model trained without pruning, as a control.")] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; may be repeated.")] = None,
-    controls: Annotated[bool, typer.Option(help="Also answer from other tokens in the same number.")] = True,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each file.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Share of the visual tokens, 0..1; may be repeated.")
+    ] = None,
+    controls: Annotated[bool, typer.Option(help="Also answer from the same number of other tokens.")] = True,
+    limit: Annotated[int | None, typer.Option(help="Number of questions of each file, from its start.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Number of questions decoded together.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Largest number of tokens of a response.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the random controls.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; by default eval/ in the model's folder.")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder of an embedding cache that fits all models.")] = None,
     plan: PlanOption = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
@@ -153,15 +157,17 @@ def evaluate(
 def ask(
     checkpoint: Checkpoint,
     image: Annotated[
-        Path, typer.Argument(help="Image file; frame, slice, window or crop behind it, as in scan.dcm#frame=3.")
+        Path, typer.Argument(help="Image file, with an optional frame, slice, window or crop: scan.dcm#frame=3.")
     ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
-    overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
+    overlay: Annotated[
+        Path | None, typer.Option(help="File for a picture of the image with boxes and kept tokens.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
     plan: PlanOption = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(help="Evidence instead of the model's own: x1,y1,x2,y2 in fractions of the image; repeatable."),
+        typer.Option(help="Evidence instead of the model's: x1,y1,x2,y2 in fractions of the image; may be repeated."),
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, 0..1.")] = None,
 ) -> None:
@@ -218,10 +224,10 @@ def demo(
     data: Annotated[
         list[Path] | None, typer.Option(help="Record file whose questions are the examples; may be repeated.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
-    """Show in a browser what a model looks at: boxes, kept tokens, and answers next to dense and random ones."""
+    """Show in a browser what a model looks at: boxes, kept tokens, and answers from dense and random tokens."""
     quiet()
     with needs_extra("demo", "gradio"):
         from vitos.serve.demo.page import launch
@@ -237,17 +243,17 @@ def demo(
 @app.command()
 def serve(
     checkpoint: Checkpoint = "nano",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
     images: Annotated[Path | None, typer.Option(help="Folder whose files requests may name as file:NAME.")] = None,
-    max_running: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Questions in line; more get 429.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 32,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Until an answer must be there.")] = 120.0,
+    max_running: Annotated[int, typer.Option(min=1, help="Number of questions decoded together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Number of waiting questions; more get status 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest size of a request, in megabytes.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Largest size of an image, in megapixels.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of an answer, in seconds.")] = 120.0,
 ) -> None:
-    """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
+    """Answer OpenAI's chat completions over HTTP. Clients need a bearer token if VITOS_TOKEN is set to one."""
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
         from vitos.serve.api.app import ServerSettings
@@ -276,11 +282,13 @@ def serve(
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
-    device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
+    device: Annotated[
+        str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
+    ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Say what this machine has and what it lacks, or what a recipe needs; exit 1 if something is missing."""
+    """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
     from vitos.doctor.machine import checks_table, diagnose, is_ready
 
     if recipe is None:
@@ -301,13 +309,13 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: what a user can mend is one line on stderr and exit code 1; a wrong call exits with 2."""
+    """Entry point. An error that a user can mend is one line on stderr with exit code 1; a wrong call exits with 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        # The package's refusals (DataError, ConfigError, CheckpointError …) say what to do. VITOS_TRACEBACK=1 shows
-        # where they come from.
+        # The package's errors (DataError, ConfigError, CheckpointError …) say what to do. VITOS_TRACEBACK=1 shows
+        # where they were raised.
         if os.environ.get("VITOS_TRACEBACK"):
             raise
         message = f"[bold red]error:[/bold red] {escape(str(error))}"

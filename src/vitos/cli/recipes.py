@@ -58,7 +58,7 @@ def copy(
 
 
 def _summary(name: str) -> tuple[str, str]:
-    """Model of a recipe, and the first line of its comments."""
+    """The model of a recipe, and the first line of its comments."""
     from vitos.config.shipped import shipped_file
     from vitos.config.yaml_file import parse_yaml
 

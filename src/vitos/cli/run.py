@@ -1,8 +1,8 @@
-"""From a recipe to a trained, evaluated and reported model: what `vitos train` and `vitos eval` do.
+"""From a recipe to a trained model with its evaluation and report: the work of `vitos train`.
 
-A run folder holds `recipe.yaml` (every value, defaults filled in), the trainer's files (see `DualStreamTrainer`), and
-after the evaluation `results.json`, `cases.jsonl`, `report.html` and the model card beside the final model. Each step
-leaves a complete folder or file behind, so `resume` goes on where a kill left off.
+A run folder contains `recipe.yaml` (all values, defaults filled in), the trainer's files (see `DualStreamTrainer`)
+and, after the evaluation, `results.json`, `cases.jsonl`, `report.html` and the model card in the final model's folder.
+Each step leaves a complete folder or file, so `resume` goes on after the last complete one.
 """
 
 from __future__ import annotations
@@ -42,12 +42,18 @@ from vitos.scans.cache import EmbeddingCache
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
-    """Check the data, start warm if asked to, train, evaluate; returns the run folder.
+    """Check the data, run the warm start if the recipe has one, train, evaluate; returns the run folder.
 
-    In several processes (`accelerate launch`) all of them train; the first alone starts warm, evaluates and writes.
+    In several processes (`accelerate launch`) all of them train; only the first one runs the warm start, evaluates and
+    writes.
+
+    Args:
+        recipe: the recipe.
+        resume: whether to go on with a run that is in `output_dir`.
+        console: the console to print to; None for standard output in the first process.
 
     Raises:
-        DataError, ConfigError, CheckpointError, CacheError: before anything is trained where that can be known.
+        DataError, ConfigError, CheckpointError, CacheError: before anything is trained, if it can be known then.
     """
     check_recipe(recipe)
     run = Path(recipe.output_dir)
@@ -95,7 +101,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
         if processes.num_processes > 1 and config.device.type == "cpu":
-            torch.set_num_threads(os.cpu_count() or 1)  # the others are done
+            torch.set_num_threads(os.cpu_count() or 1)  # the other processes have finished
         evaluate(
             _evaluation(recipe, base),
             run,
@@ -139,7 +145,7 @@ def _fitting(policy: SparseVLM, records: list[Record], recipe: Recipe, console: 
 
 
 def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM:
-    """The recipe's model, with the recipe's sparsification in its spec; by default on the GPU if there is one."""
+    """The recipe's model with the recipe's sparsification in its spec; by default on the GPU if there is one."""
     model, sparse = recipe.model, recipe.sparsify
     policy = SparseVLM.from_pretrained(model.path, device=device, **load_options(model))
     return policy.with_spec(
@@ -152,7 +158,7 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
 
 
 def load_options(model: ModelSection) -> dict[str, Any]:
-    """How the recipe's models are loaded, for `SparseVLM.from_pretrained`."""
+    """Options with which `SparseVLM.from_pretrained` loads the recipe's models."""
     names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels")
     return {name: getattr(model, name) for name in names}
 
@@ -174,17 +180,17 @@ def _check_data(recipe: Recipe, console: Console) -> None:
 
 
 def require_file(source: str) -> None:
-    """Check that a record file exists if a shipped recipe names it; other sources are left to whoever reads them.
+    """Check that a record file exists if a shipped recipe names it; other sources are checked when they are read.
 
     Raises:
-        FileNotFoundError: says how to get the file.
+        FileNotFoundError: if it does not; the message says how to get the file.
     """
     if not is_benchmark(source) and not Path(source).exists() and (remedy := origin_of(source)):
         raise FileNotFoundError(f"{source}: there is no such file; {remedy}")
 
 
 def recipe_images(recipe: Recipe) -> list[Path]:
-    """Every image that training and evaluation of a recipe open, each once, in the order of the files."""
+    """All images that training and evaluation of a recipe open, each once, in the order of the files."""
     for source in (*recipe.data.train, *recipe.data.eval):
         require_file(source)
     records = _read(recipe.data.train, recipe.data.limit_train)
@@ -194,14 +200,16 @@ def recipe_images(recipe: Recipe) -> list[Path]:
 
 
 def reward_weights(recipe: Recipe) -> RewardWeights:
-    """Weights of the built-in terms."""
+    """Weights of the recipe's built-in rewards."""
     rewards = recipe.rewards
-    return RewardWeights(rewards.format, rewards.iou, rewards.accuracy, rewards.feedback)
+    return RewardWeights(format=rewards.format, iou=rewards.iou, accuracy=rewards.accuracy, feedback=rewards.feedback)
 
 
 def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
-    """The user's rewards, imported from their files."""
-    return [ExtraReward(e.name, load_reward(e.function), e.weight, e.branch) for e in recipe.rewards.extra]
+    """The recipe's further rewards, imported from their files."""
+    return [
+        ExtraReward(e.name, load_reward(e.function), weight=e.weight, branch=e.branch) for e in recipe.rewards.extra
+    ]
 
 
 def _lora(recipe: Recipe) -> Any:
@@ -219,7 +227,7 @@ def _lora(recipe: Recipe) -> Any:
 
 
 def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
-    """Records of several files; ids get their file in front, since two files may use the same ones."""
+    """Records of several files; each id is prefixed with its file, since two files may use the same ids."""
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources

@@ -1,7 +1,7 @@
-"""A name is a file: plans, families, selectors and data sets are found by listing a folder, or an entry point.
+"""A name is a file: plans, families, selectors and data sets are found by listing a folder, or by an entry point.
 
-Somebody's own is one module in a package that names it under `vitos.plans`, `vitos.backbones`, `vitos.selectors` or
-`vitos.datasets`:
+To add one without changing vitos, write a module in any package and name it in an entry point group, `vitos.plans`,
+`vitos.backbones`, `vitos.selectors` or `vitos.datasets`:
 
     [project.entry-points."vitos.plans"]
     mine = "my_package.mine"
@@ -26,10 +26,13 @@ SOURCE = Path(__file__).resolve().parent.parent
 class Registry:
     """The modules of one folder of the package, and those of an entry point group.
 
+    >>> "gather" in PLANS.names(), PLANS.module("gather").__name__
+    (True, 'vitos.policy.plans.gather')
+
     Attributes:
         package: dotted name of the folder's package, below `vitos`.
-        group: entry point group.
-        helpers: modules of the folder that are no entry.
+        group: name of the entry point group.
+        helpers: modules of the folder that are not entries.
     """
 
     package: str
@@ -40,7 +43,7 @@ class Registry:
         """All names in alphabetical order; nothing is imported.
 
         Raises:
-            ValueError: if an entry point takes a name that is taken.
+            ValueError: if an entry point has a name that is already taken.
         """
         folder = SOURCE.joinpath(*self.package.split(".")[1:])
         own = {module.name for module in pkgutil.iter_modules([str(folder)])} - set(self.helpers)
@@ -53,7 +56,7 @@ class Registry:
         """Import the module of a name.
 
         Raises:
-            ValueError: if there is no such name; the message lists those that there are.
+            ValueError: if there is no such name; the message lists the known ones.
         """
         for point in self._points():
             if point.name == name:

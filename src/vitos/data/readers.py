@@ -84,6 +84,17 @@ class Entry:
 def read_records(source: str | Path, *, split: str | None = None, limit: int | None = None) -> list[Record]:
     """All records of a file, in its order.
 
+    >>> import json
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> row = {"image_path": "1.png", "question": "What is shown? A. cyst B. nodule", "answer": "B"}
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (64, 64)).save(f"{folder}/1.png")
+    ...     size = Path(folder, "test.json").write_text(json.dumps([row]))
+    ...     (record,) = read_records(f"{folder}/test.json")
+    >>> record.id, record.question
+    ('test/0', '<image>What is shown? A. cyst B. nodule')
+
     Args:
         source: a `.json` or `.jsonl` file, or a folder that holds `<split>.json` (or one record file only).
         split: the file of a folder; for a file, the name of the split in `meta.json` (by default the file's stem).

@@ -22,7 +22,7 @@ from vitos.engines.torch_engine import TorchEngine, check_finite
 
 
 @dataclass(slots=True, kw_only=True)
-class Row:
+class RunningRow:
     """A completion that is being written.
 
     Attributes:
@@ -66,7 +66,7 @@ class RunningBatch:
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
-        self._rows: list[Row] = []
+        self._rows: list[RunningRow] = []
         self._state: Prefilled | None = None
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class RunningBatch:
         ready = self._engine.prefill([prompt], [prefix])
         config = self._engine.backbone.model.config.get_text_config()
         self._state = ready if self._state is None else _together(self._state, ready, config)
-        self._rows.append(Row(key=key, sampling=sampling))
+        self._rows.append(RunningRow(key=key, sampling=sampling))
 
     @torch.no_grad()
     def step(self) -> list[Written]:
@@ -131,7 +131,7 @@ class RunningBatch:
         """Drop all rows."""
         self._rows, self._state = [], None
 
-    def _write(self, row: Row, text: str) -> Written:
+    def _write(self, row: RunningRow, text: str) -> Written:
         stopped = row.ids[-1] in self._engine.backbone.stop_token_ids or any(s in text for s in row.sampling.stop)
         if not stopped and len(row.ids) < row.sampling.max_tokens:
             return Written(row.key, row.pieces.next(text), None)

@@ -48,12 +48,12 @@ class Scores:
     Attributes:
         logprobs: log-probability of each token, 0 on padding, rows in the order of the completions, float32, (R, L).
         mask: True on a completion's tokens, bool, shape (R, L).
-        hidden_prompt_tokens: number of prompt tokens that ran through the model, for cost accounting.
+        prompt_tokens_run: number of prompt tokens that ran through the model, for cost accounting.
     """
 
     logprobs: Tensor
     mask: Tensor
-    hidden_prompt_tokens: int
+    prompt_tokens_run: int
 
 
 class TorchEngine:

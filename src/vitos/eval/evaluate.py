@@ -51,7 +51,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What is compared with what.
+    """The models, data sets and conditions of an evaluation.
+
+    >>> asked = Evaluation(name="mine", checkpoint="runs/mine/model", data=("test.json",), base="nano")
+    >>> asked.controls, asked.settings.batch_size
+    (True, 64)
 
     Attributes:
         name: name of the run, for the report.
@@ -95,6 +99,14 @@ def evaluate(
     """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table.
 
     Answers are appended to `out/answers/…` as they come; a second call asks only what is missing.
+
+    >>> from vitos.data.phantom import write_phantoms
+    >>> with TemporaryDirectory() as folder:
+    ...     data = write_phantoms(Path(folder), "test", 2)
+    ...     asked = Evaluation(name="nano", checkpoint="nano", data=(str(data),), controls=False, bootstrap_samples=10)
+    ...     results = evaluate(asked, Path(folder, "out"), console=Console(quiet=True))
+    ...     sorted(path.name for path in Path(folder, "out").iterdir())
+    ['answers', 'cases.jsonl', 'report.html', 'results.json']
 
     Args:
         metrics: rows of the training run's `metrics.jsonl`, for the report.

@@ -2,7 +2,7 @@
 
     localize_prompt ─► (sampled) ─► read_localization ─► boxes ─► keep ─► sparse ─► (sampled) ─► read_reasoning
 
-Plans (`vitos.policy.plans`) are written in these words.
+Plans (`vitos.policy.plans`) are built from these methods.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Branches:
     def encode(self, images: Sequence[Image.Image]) -> tuple[VisualTokens, ...]:
         """The visual tokens of RGB images.
 
-        Every image is encoded alone: the last bits of a matrix product can depend on the rows beside it, and the
-        tokens of an image must not depend on its batch, or on whether they were encoded now or for the cache.
+        Each image is encoded alone: the last bits of a matrix product can depend on the other rows of the batch, and
+        the tokens of an image must not depend on its batch, or on whether they were encoded now or for the cache.
         """
         return tuple(self.backbone.encode([image])[0] for image in images)
 
     def encode_many(self, images: Sequence[Sequence[Image.Image]]) -> list[Scan]:
-        """One scan for every sequence of RGB images."""
+        """One scan per sequence of RGB images."""
         return [Scan(self.encode(group)) for group in images]
 
     # --- prompts ----------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class Branches:
     def keep(self, query: Query, boxes: Sequence[Box]) -> Kept:
         """Visual tokens of the first image that boxes keep: by the spec's keep rule, or by the question's budget.
 
-        Without a box the whole image, which is a counted fallback, whatever the budget.
+        Without a box the whole image is kept, whatever the budget. This is a counted fallback.
         """
         if query.tokens is not None:
             return Kept(query.grid, query.tokens)
@@ -98,7 +98,10 @@ class Branches:
         """A dense prompt of the question with the kept visual tokens only, the others fused into them.
 
         Args:
-            fusion: by default the spec's.
+            query: the question.
+            dense: its dense prompt.
+            kept: the visual tokens of its first image to keep.
+            fusion: how the dropped tokens enter the kept ones; None for the spec's fusion.
         """
         if kept.all:
             return dense
@@ -106,7 +109,7 @@ class Branches:
         return dense.sparse(self.masks(query, kept), fusion or self.spec.fusion, renumber=renumber)
 
     def known_prefixes(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[Prefix | None]:
-        """For every prompt the prefix of its scan, where the prompt begins with that."""
+        """The prefix of each prompt's scan; None where there is none or the prompt does not begin with it."""
         prefixes = [query.scan.prefix for query in queries]
         model = self.backbone.model
         return [x if x and x.covers(p, model) else None for p, x in zip(prompts, prefixes, strict=True)]
@@ -114,10 +117,10 @@ class Branches:
     # --- texts ------------------------------------------------------------------------------------------------------
 
     def read_localization(self, query: Query, completion: Completion) -> Rollout:
-        """What a completion of the localization branch says."""
+        """The boxes and the answer in a completion of the localization branch."""
         read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
         return Rollout(completion, parse_localization(completion.text, query.options, read_box))
 
     def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
-        """What a completion of the reasoning branch says."""
+        """The thought and the answer in a completion of the reasoning branch."""
         return Rollout(completion, parse_reasoning(completion.text, query.options))

@@ -2,7 +2,7 @@
 
     plan.steps ─► Request ─► engine ─► completions ─► plan.steps ─► … ─► Outcome ─► Finding
 
-A server drives the same generators itself and merges the requests of many (`vitos.serve.api.scheduler`).
+A server drives the same generators itself and merges the requests of several (`vitos.serve.api.scheduler`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from vitos.policy.types import Finding, Query, Scan
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of a branch as it is written."""
+    """A piece of a branch's text.
+
+    Attributes:
+        branch: "localize" or "reason".
+        text: the characters since the last piece.
+    """
 
     branch: str
     text: str
@@ -31,10 +36,10 @@ class Piece:
 def start(
     plan: Plan, branches: Branches, engine: TorchEngine, queries: Sequence[Query], limits: Limits, watch: Stopwatch
 ) -> Steps:
-    """The steps of a plan, for whoever completes their requests.
+    """The steps of a plan; the caller completes their requests.
 
     Raises:
-        ValueError: if the family cannot follow the plan, or a question brings what the plan cannot use.
+        ValueError: if the family cannot follow the plan, or a question has boxes or a budget that the plan cannot use.
     """
     for problem in (plan.refusal(branches.backbone), *map(plan.question_problem, queries)):
         if problem:
@@ -61,7 +66,7 @@ def answer(
 def stream(
     plan: Plan, branches: Branches, engine: TorchEngine, query: Query, limits: Limits, watch: Stopwatch
 ) -> Generator[Piece, None, Outcome]:
-    """The same for one question, its text piece by piece."""
+    """The same as `answer` for one question, with its text piece by piece."""
     steps = start(plan, branches, engine, [query], limits, watch)
     try:
         request = next(steps)
@@ -74,7 +79,7 @@ def stream(
 
 
 def finding(plan: Plan, query: Query, outcome: Outcome, watch: Stopwatch) -> Finding:
-    """What the outcome of a question says to whoever asked it."""
+    """The outcome of a question as a finding."""
     response = outcome.reasoning.response
     return Finding(
         answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
@@ -91,10 +96,10 @@ def finding(plan: Plan, query: Query, outcome: Outcome, watch: Stopwatch) -> Fin
 
 
 def with_prefixes(branches: Branches, engine: TorchEngine, queries: Sequence[Query], watch: Stopwatch) -> list[Query]:
-    """The same questions, system text and image run once for every scan that has not run yet (span "prefix").
+    """The same questions, with system text and image run once per scan that has not run yet (span "prefix").
 
     Raises:
-        ValueError: for a family whose cache does not hold every token.
+        ValueError: for a family whose cache does not hold all tokens.
     """
     ran: dict[tuple[Scan, tuple[int, ...]], Prefix] = {}
     out = []
@@ -113,17 +118,17 @@ def with_prefixes(branches: Branches, engine: TorchEngine, queries: Sequence[Que
 
 
 def complete(engine: TorchEngine, request: Request, watch: Stopwatch) -> list[Completion]:
-    """One greedy completion for every prompt of a request."""
+    """One greedy completion per prompt of a request."""
     prompts, prefixes, branch = request.prompts, request.prefixes, request.branch
     seeds = [[0]] * len(prompts)
-    rows = engine.sample(prompts, request.sampling, seeds, lambda move: watch.span(f"{branch}_{move}"), prefixes)
+    rows = engine.sample(prompts, request.sampling, seeds, watch.spans(branch), prefixes)
     count_run(watch, branch, prompts, prefixes, rows)
     return [row[0] for row in rows]
 
 
 def _pieces(engine: TorchEngine, request: Request, watch: Stopwatch) -> Generator[Piece, None, Completion]:
     (prompt,), (prefix,), branch = request.prompts, request.prefixes, request.branch
-    text = engine.stream(prompt, request.sampling, lambda move: watch.span(f"{branch}_{move}"), prefix=prefix)
+    text = engine.stream(prompt, request.sampling, watch.spans(branch), prefix=prefix)
     while True:
         try:
             piece = next(text)

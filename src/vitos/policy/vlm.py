@@ -33,6 +33,7 @@ class SparseVLM:
     """A vision-language model with the two branches of dual-stream reasoning.
 
     >>> from PIL import Image
+    >>> from vitos import SparseVLM
     >>> vlm = SparseVLM.from_pretrained("nano", device="cpu")
     >>> scan = vlm.encode(Image.new("RGB", (128, 128), "gray"))  # the vision encoder runs once
     >>> finding = vlm.ask(scan, "What is the finding in the left lung?\\nA. nodule\\nB. cyst")
@@ -41,7 +42,7 @@ class SparseVLM:
 
     Args:
         backbone: the loaded model.
-        spec: prompts, coordinates, keep rule and fusion; by default those of an ordinary model.
+        spec: prompts, coordinates, keep rule and fusion; None for the defaults.
 
     Raises:
         ValueError: if the spec contradicts its plan.
@@ -66,12 +67,12 @@ class SparseVLM:
 
         Args:
             path: folder, hub id, or the name of an embedded model such as "nano".
-            device: by default the GPU if there is one.
-            spec: used instead of the checkpoint's own.
-            options: of `load_backbone`, such as dtype and max_pixels.
+            device: the device of the model; None for the GPU if there is one.
+            spec: a spec to use instead of the checkpoint's.
+            options: options of `load_backbone`, such as dtype and max_pixels.
 
         Raises:
-            ValueError: for an unknown family, or if the image processor's geometry is not that of the training.
+            ValueError: for an unknown family, or if the image processor's geometry differs from that of the training.
         """
         where = resolve_model_path(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +86,8 @@ class SparseVLM:
         """Write an ordinary Hugging Face checkpoint plus `vitos.json`.
 
         Args:
-            state_dict: weights to write instead of the model's own, where those are sharded.
+            folder: the folder of the checkpoint; made if it does not exist.
+            state_dict: weights to write instead of the model's, for models whose weights are sharded.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,12 +136,15 @@ class SparseVLM:
         plan: str | None = None,
         watch: Stopwatch | None = None,
     ) -> Scan:
-        """What questions about the image(s) share: visual tokens, and the keys and values of system text and image.
+        """Encode the part that questions about the image(s) share.
+
+        These are the visual tokens, and the keys and values of system text and image.
 
         Args:
             images: pictures, or files as records name them.
-            plan: what `ask` will follow; by default the spec's. All but coarse can use one another's scans.
-            watch: gets the spans "vision" and "prefix".
+            plan: name of the plan that `ask` will follow; None for the spec's. Plans other than coarse can use each
+                other's scans.
+            watch: a stopwatch for the spans "vision" and "prefix".
 
         Raises:
             ValueError: if the family cannot follow the plan.
@@ -177,16 +182,17 @@ class SparseVLM:
         """Answer one question; greedy.
 
         Args:
-            question: its text, with its options if it has any.
-            boxes: evidence to use instead of the model's own, in fractions of the original image; nothing is
-                localized then.
-            budget: share of the visual tokens to keep, in (0, 1]: evidence is cut or widened to it.
-            plan: how to answer, by default the spec's.
-            limits: longest texts.
+            scan: the image(s), from `encode`.
+            question: the text of the question, with its options if it has any.
+            boxes: evidence to use instead of the model's, in fractions of the original image; the model then does not
+                localize.
+            budget: share of the visual tokens to keep, in (0, 1]; evidence is cut or widened to it.
+            plan: name of the plan to follow; None for the spec's.
+            limits: length limits of the texts.
 
         Raises:
-            ValueError: if the family cannot follow the plan, the scan was made for another, or the plan cannot use
-                boxes or a budget.
+            ValueError: if the family cannot follow the plan, the scan was made for another plan, or the plan cannot
+                use boxes or a budget.
         """
         return self.answer([Query.about(scan, question, boxes=boxes, budget=budget)], plan=plan, limits=limits)[0]
 
@@ -200,7 +206,7 @@ class SparseVLM:
         plan: str | None = None,
         limits: Limits | None = None,
     ) -> list[Finding]:
-        """`ask` for several questions together, each about its scan and with its boxes."""
+        """`ask` for several questions together, each with its scan and its boxes."""
         rows = zip(scans, questions, boxes or [None] * len(scans), strict=True)
         queries = [Query.about(scan, question, boxes=given, budget=budget) for scan, question, given in rows]
         return self.answer(queries, plan=plan, limits=limits)
@@ -215,7 +221,7 @@ class SparseVLM:
         plan: str | None = None,
         limits: Limits | None = None,
     ) -> Generator[run.Piece, None, Finding]:
-        """`ask`, its text piece by piece: yields `Piece`s, returns the finding (`finding = yield from …`)."""
+        """`ask` with the text piece by piece: yields `Piece`s and returns the finding (`finding = yield from …`)."""
         method, watch = get_plan(plan or self.spec.plan), Stopwatch()
         query = Query.about(scan, question, boxes=boxes, budget=budget)
         outcome = yield from run.stream(method, self.branches, self.engine, query, limits or Limits(), watch)
@@ -232,7 +238,7 @@ class SparseVLM:
         """Answer questions together by a plan, by default the spec's; the engine runs them sorted by length.
 
         Raises:
-            ValueError: as `ask`.
+            ValueError: as in `ask`.
         """
         method, watch = get_plan(plan or self.spec.plan), watch or Stopwatch()
         outcomes = run.answer(method, self.branches, self.engine, queries, limits or Limits(), watch)
@@ -248,10 +254,14 @@ class SparseVLM:
         watch: Stopwatch | None = None,
         prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The localization branch on all visual tokens: for every query one rollout per seed (one, if no seeds).
+        """The localization branch on all visual tokens: one rollout per query and seed; without seeds, one per query.
 
         Args:
-            prompts: those of `Branches.localize_prompt`, where the caller has them already.
+            queries: the questions.
+            sampling: length and temperature.
+            seeds: the seeds of each question's rollouts.
+            watch: a stopwatch for the spans "localize_prefill" and "localize_decode".
+            prompts: the prompts from `Branches.localize_prompt`, if the caller has them already.
         """
         branches = self.branches
         prompts = prompts or [branches.localize_prompt(query) for query in queries]
@@ -266,13 +276,13 @@ class SparseVLM:
         seeds: Sequence[Sequence[int]] | None = None,
         watch: Stopwatch | None = None,
     ) -> list[list[Rollout]]:
-        """The reasoning branch behind the prompts that a plan or a selector made, one rollout per seed."""
+        """The reasoning branch behind prompts that a plan or a selector has made, one rollout per prompt and seed."""
         branches = self.branches
         sampled = self._sample(queries, prompts, sampling, seeds, watch, "reason")
         return [[branches.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def with_prefixes(self, queries: Sequence[Query], watch: Stopwatch | None = None) -> list[Query]:
-        """The same questions, system text and image run once for every scan (`vitos.policy.run.with_prefixes`)."""
+        """The same questions, with system text and image run once per scan (`vitos.policy.run.with_prefixes`)."""
         return run.with_prefixes(self.branches, self.engine, queries, watch or Stopwatch())
 
     def _sample(
@@ -286,6 +296,6 @@ class SparseVLM:
     ) -> list[list[Completion]]:
         clock, seeds = watch or Stopwatch(), seeds or [[0]] * len(prompts)
         prefixes = self.branches.known_prefixes(queries, prompts)
-        rows = self.engine.sample(prompts, sampling, seeds, lambda move: clock.span(f"{branch}_{move}"), prefixes)
+        rows = self.engine.sample(prompts, sampling, seeds, clock.spans(branch), prefixes)
         count_run(clock, branch, prompts, prefixes, rows)
         return rows

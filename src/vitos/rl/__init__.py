@@ -7,13 +7,13 @@
 5. `loss.py`: the clipped objective, O_i run once for its K advantages.
 6. `update.py`: one update from top to bottom, with gradients.
 
-That is the algorithm, about 750 lines; `docs/method.md` has the formulas, `docs/paper-map.md` says of each statement
-whether it is the paper's or ours. The rest is how it runs:
+That is the algorithm, about 850 lines. `docs/method.md` has the formulas; `docs/paper-map.md` says for each statement
+whether it comes from the paper or from us. The rest is how it runs:
 
 - `trainer.py`: `DualStreamTrainer`, a `transformers.Trainer`: stages, optimiser, files. `config.py`: its options.
-- `schedule.py`: which branch is trained when. `batch.py`: what a branch's loss sees of the rollouts.
+- `schedule.py`: the branch trained at each update. `batch.py`: the part of the rollouts that a branch's loss needs.
 - `oversampling.py`: further questions for groups without signal. `guards.py`: updates that are refused, and warnings.
-- `checkpoint.py`: folders that are whole or absent, and exact resume. `distributed.py`: several processes.
-- `adapters.py`: LoRA. `sampler.py`: rollouts by vLLM. `user_rewards.py`: rewards of the user.
-- `metrics.py`, `callbacks.py`: what is logged. `sft.py`: the supervised start.
+- `checkpoint.py`: folders that are complete or absent, and exact resume. `distributed.py`: several processes.
+- `adapters.py`: LoRA. `sampler.py`: rollouts by vLLM. `user_rewards.py`: rewards from a user's file.
+- `metrics.py`, `callbacks.py`: figures and samples in the log. `sft.py`: the supervised start.
 """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
-    """The policy's model with adapters; "all-linear" leaves the vision encoder and the head out."""
+    """The policy's model with adapters; "all-linear" excludes the vision encoder and the head."""
     from peft import get_peft_model
 
     model = policy.backbone.model
@@ -31,7 +31,7 @@ def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
 
 
 def is_adapted(model: Any) -> bool:
-    """`model` is a PEFT model with adapters."""
+    """Whether `model` is a PEFT model with adapters."""
     return hasattr(model, "merge_and_unload")
 
 

@@ -1,4 +1,8 @@
-"""What one branch's loss sees of a rollout batch: prompts, completions and the sums of their advantages."""
+"""The part of a rollout batch that one branch's loss needs: prompts, completions and the sums of their advantages.
+
+Axes: P questions, G localizations per question, K reasonings per localization; in a micro-batch, R completions of at
+most L tokens.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +48,7 @@ class BranchBatch:
 
     @property
     def token_ids(self) -> list[list[Tensor]]:
+        """Token ids of each prompt's completions."""
         return [[c.token_ids for c in siblings] for siblings in self.completions]
 
     @property
@@ -62,8 +67,8 @@ class BranchBatch:
         )
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
-        old = torch.zeros_like(like)
+        """The sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
+        old = torch.zeros_like(like)  # (R, L), 0 on padding
         for row, completion in enumerate(c for siblings in self.completions for c in siblings):
             old[row, : len(completion.logprobs)] = completion.logprobs.to(like.device)
         positive, negative = (
@@ -74,12 +79,12 @@ class BranchBatch:
 
 
 def signal(groups: Sequence[QuestionGroup], branch: str, options: DualStreamOptions) -> NDArray[np.bool_]:
-    """Pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their advantage group.
+    """True at pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their group.
 
     Outcomes of the localization branch are the answers of both branches and the IoU; of the reasoning branch its
     answers; of each also the user's rewards.
     """
-    sparse = stack(groups, "sparse_accuracy")
+    sparse = stack(groups, "sparse_accuracy")  # (P, G, K)
     if not options.skip_equal_outcomes:
         return np.ones(sparse.shape, dtype=bool)
     extra = [stack(groups, term) for term in groups[0].rewards.terms if term not in BUILT_IN_TERMS]
@@ -92,10 +97,10 @@ def signal(groups: Sequence[QuestionGroup], branch: str, options: DualStreamOpti
 def count_with_signal(
     groups: Sequence[QuestionGroup], weights: Mapping[str, float], options: DualStreamOptions
 ) -> int:
-    """Questions that at least one of the trained branches (weight > 0) learns from."""
+    """Number of questions that at least one of the trained branches (weight > 0) learns from."""
     if not groups:
         return 0
-    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]
+    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]  # (P, G, K) each
     return int(np.any(trained, axis=(0, 2, 3)).sum())
 
 

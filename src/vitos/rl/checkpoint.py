@@ -1,6 +1,6 @@
-"""Checkpoints that are whole or absent, and a trainer that writes and loads them under any number of processes.
+"""Checkpoints that are complete or absent, and a trainer that writes and loads them in any number of processes.
 
-A folder is written under another name, flushed, marked complete, and renamed.
+A folder is written under another name, flushed to disk, marked complete, and renamed.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_w
 
 MARKER = "COMPLETE"
 _NAME = re.compile(r"checkpoint-(\d+)")
-# What torch.save says when write() fails: a plain RuntimeError.
+# The message of the plain RuntimeError that torch.save raises when write() fails.
 _TORCH_WRITE_ERROR = re.compile(r"iostream error|inline_container")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or found; says which folder and what to do."""
+    """A checkpoint could not be written or found; the message names the folder and the remedy."""
 
 
 def staging_path(target: Path) -> Path:
-    """Where `staged_folder` fills `target`."""
+    """The folder in which `staged_folder` prepares `target`."""
     return target.with_name(f".{target.name}.partial")
 
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill; becomes `target`, marked complete, when the block ends, and vanishes if it fails.
+    """A folder to fill; it becomes `target`, marked complete, when the block ends, and is removed if the block fails.
 
-    The name changes only after all files have reached the disk, so a kill at any moment leaves either no `target` or
-    a complete one. An existing `target` is replaced: it is removed between the two renames' worth of time in which a
-    reader finds none, which is why nothing here ever rewrites the last complete checkpoint of a run.
+    The folder is renamed only after all files have reached the disk, so a kill at any moment leaves either no `target`
+    or a complete one. An existing `target` is removed just before the renaming, and for that moment there is none.
+    Therefore the last complete checkpoint of a run is never written again.
 
     Raises:
-        CheckpointError: if the disk is full or the folder cannot be written; it names the folder.
+        CheckpointError: if the disk is full or the folder cannot be written; the message names the folder.
     """
     staging = staging_path(target)
     shutil.rmtree(staging, ignore_errors=True)
@@ -73,10 +73,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `staged_folder` should have written to its end; None: nothing.
+    """The damage of a folder that `staged_folder` should have completed; None if there is none.
 
-    The mark lists all files with their sizes, so one that was cut off or lost later (a copy that broke off, a failing
-    disk) is found; changed bytes are not. Files that came later, such as a model card, are nobody's business.
+    The mark lists all files with their sizes, so a file that was truncated or lost later (an interrupted copy, a
+    failing disk) is found; changed bytes are not. Files that were added later, such as a model card, are ignored.
     """
     if not (folder / MARKER).is_file():
         return f"it was not written to its end (there is no {MARKER})"
@@ -90,7 +90,7 @@ def damage(folder: Path) -> str | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Written to its end by `staged_folder`, and nothing lost since."""
+    """Whether a folder was completed by `staged_folder` and has lost nothing since."""
     return damage(folder) is None
 
 
@@ -103,12 +103,12 @@ def all_checkpoints(run: Path) -> list[Path]:
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """The complete ones of them."""
+    """The complete `checkpoint-N` folders of a run, oldest first."""
     return [path for path in all_checkpoints(run) if is_complete(path)]
 
 
 def prune_checkpoints(run: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and what was left half-written."""
+    """Remove all but the newest `keep` complete checkpoints, and folders that were left half-written."""
     if keep is not None:
         for path in complete_checkpoints(run)[: -max(1, keep)]:
             shutil.rmtree(path)
@@ -139,12 +139,12 @@ def _sync(path: Path) -> None:
 
 
 class CheckpointedTrainer(Trainer):
-    """A `transformers.Trainer` that saves and loads whole checkpoints.
+    """A `transformers.Trainer` that saves and loads complete checkpoints.
 
-    Every process calls what writes or gathers; the first one alone makes and finishes folders.
+    All processes call the methods that write or gather; only the first one makes and completes folders.
 
     Attributes:
-        policy: whose model is trained; set before Trainer's own `__init__`.
+        policy: the policy whose model is trained; set before `Trainer.__init__` is called.
     """
 
     policy: SparseVLM
@@ -171,7 +171,7 @@ class CheckpointedTrainer(Trainer):
 
     @contextmanager
     def _staged(self, target: Path) -> Iterator[Path]:
-        """`staged_folder`, made and finished by the first process while all of them may write to it."""
+        """`staged_folder`, made and completed by the first process while all of them may write to it."""
         first = self.is_world_process_zero()
         with staged_folder(target) if first else nullcontext(staging_path(target)) as staging:
             self.accelerator.wait_for_everyone()
@@ -180,10 +180,10 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Weights of a checkpoint, through `from_pretrained`.
+        """Load the weights of a checkpoint through `from_pretrained`.
 
-        Trainer's own loads adapters well, but takes the names of whole models as they stand in the file, which for
-        many vision-language models are not the module's: it would skip all of them and only warn.
+        Trainer's method is good for adapters. For whole models it takes the names in the file as those of the module.
+        In many vision-language models they differ, and it would skip all weights with no more than a warning.
         """
         if is_adapted(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -196,7 +196,7 @@ class CheckpointedTrainer(Trainer):
             network.load_state_dict(saved.state_dict())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Trainer's; with FSDP the whole state in the same files, so that any number of processes can go on."""
+        """Trainer's method; with FSDP, the gathered state in the same files, for any number of processes to resume."""
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -245,7 +245,7 @@ class CheckpointedTrainer(Trainer):
         return str(self._writing_to) if self._writing_to is not None else str(super()._get_output_dir(trial))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; sharded weights are gathered first, which accelerate leaves undone for tied ones."""
+        """Trainer's method; sharded weights are gathered first, which accelerate does not do for tied ones."""
         network = cast(torch.nn.Module, self.model)
         if is_sharded(network):
             self._save(output_dir, whole_weights_of(network))

@@ -1,6 +1,6 @@
 """`DualStreamTrainer`: a `transformers.Trainer` whose step is the dual stream.
 
-What an update does is `update.py`. Here are stages, references, learning rates and files; the loop, the optimiser,
+The update itself is in `update.py`. Here are stages, references, learning rates and files; the loop, the optimiser,
 logging, mixed precision and resume are Trainer's.
 """
 
@@ -44,19 +44,41 @@ FINAL = "model"
 class DualStreamTrainer(CheckpointedTrainer):
     """Trains both branches of a policy by reinforcement learning.
 
-    Args:
-        model: the policy; its vision encoder is frozen, its weights are trained in place.
-        args: schedule, group sizes, optimiser.
-        train_dataset: questions, with gold boxes where the IoU reward shall count.
-        reward_weights: of the built-in terms.
-        reward_funcs: further rewards.
-        lora: train adapters on the language model instead of its weights; they are merged into the final checkpoint.
-        cache: visual tokens of the questions' images; without one they are computed.
-        draw: makes the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; without it, texts alone.
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from vitos import DualStreamConfig, SparseVLM, read_records
+    >>> from vitos.data.phantom import write_phantoms
+    >>> with TemporaryDirectory() as folder:
+    ...     records = read_records(write_phantoms(Path(folder), "train", 2))
+    ...     config = DualStreamConfig(
+    ...         output_dir=f"{folder}/run", schedule="joint", localization_steps=1, reasoning_steps=1,
+    ...         questions_per_step=2, num_localizations=2, num_reasonings=2, use_cpu=True, disable_tqdm=True,
+    ...         max_localization_tokens=24, max_reasoning_tokens=12,
+    ...     )
+    ...     trainer = DualStreamTrainer(SparseVLM.from_pretrained("nano", device="cpu"), config, records)
+    ...     done = trainer.train()
+    ...     trained = SparseVLM.from_pretrained(f"{folder}/run/model", device="cpu")
+    >>> done.global_step  # two updates, each of both branches
+    2
 
-    After `train()`: `output_dir/model` is an ordinary Hugging Face checkpoint plus `vitos.json`, `stage1` the policy
-    between two stages, `checkpoint-N` what `train(resume_from_checkpoint=True)` goes on from, `metrics.jsonl` the
-    figures of every logged update and `samples/` the texts of rollouts, with `draw` also their boxes drawn.
+    After `train()`, `output_dir/model` is an ordinary Hugging Face checkpoint plus `vitos.json`, `stage1` the policy
+    between two stages, `checkpoint-N` the state from which `train(resume_from_checkpoint=True)` goes on,
+    `metrics.jsonl` the figures of each logged update, and `samples/` texts of rollouts, with `draw` also pictures.
+
+    Args:
+        model: the policy; its vision encoder is frozen, its other weights are trained in place.
+        args: schedule, group sizes, optimiser.
+        train_dataset: the questions, with gold boxes if the IoU reward is to count.
+        reward_weights: weights of the built-in terms.
+        reward_funcs: further rewards.
+        lora: adapters to train on the language model instead of its weights; merged into the final checkpoint.
+        callbacks: further callbacks of `transformers.Trainer`.
+        cache: visual tokens of the questions' images; None to compute them.
+        draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
+            texts alone.
+
+    Raises:
+        ValueError: if the plan cannot be trained under, or the options, the data and the model contradict each other.
     """
 
     args: DualStreamConfig
@@ -141,7 +163,7 @@ class DualStreamTrainer(CheckpointedTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One update by `DualStreamUpdate.run`; returns its loss, detached, and 0 where it is left out."""
+        """One update by `DualStreamUpdate.run`; returns its loss, detached, or 0 if the update is left out."""
         step = self.state.global_step
         number, stage = stage_at(self.stages, step)
         if number > 0:
@@ -170,7 +192,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             self.update.stage_one = stage_one
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Trainer's learning-rate schedule, run anew in every stage with that stage's peak."""
+        """Trainer's learning-rate schedule, started again in each stage with the peak of that stage."""
         optimizer = optimizer or self.optimizer
         if optimizer is None:
             raise ValueError("create the optimizer before its schedule")
@@ -203,11 +225,12 @@ class DualStreamTrainer(CheckpointedTrainer):
         """Run all stages and write `output_dir/model`.
 
         Args:
-            resume_from_checkpoint: True goes on from the last complete checkpoint in `output_dir` (from the start, if
-                there is none), saying what is lost if that is not the last one; a path from that one.
+            resume_from_checkpoint: the folder of a checkpoint, or True for the last complete one in `output_dir` (with
+                a warning about damaged ones behind it); if there is none, training begins at the start.
+            kwargs: further arguments of `Trainer.train`.
 
         Raises:
-            FileExistsError: if `output_dir` holds checkpoints and it is not to be resumed.
+            FileExistsError: if `output_dir` holds checkpoints and the run is not to be resumed.
             CheckpointError: if the given checkpoint is not complete.
         """
         run = self.run_folder
@@ -217,13 +240,15 @@ class DualStreamTrainer(CheckpointedTrainer):
             where = f"training goes on from {found[-1].name}" if found else "training starts at update 1"
             every = all_checkpoints(run)
             for path in every[every.index(found[-1]) + 1 if found else 0 :]:
-                logger.warning("%s is of no use: %s; %s", path, damage(path), where)
+                logger.warning("%s cannot be used: %s; %s", path, damage(path), where)
             if not every:
                 logger.warning("%s holds no checkpoint; %s", run, where)
         elif found and not resume_from_checkpoint:
             raise FileExistsError(f"{run} holds {found[-1].name}; pass --resume to go on, or another output_dir")
         elif resume_from_checkpoint and (problem := damage(Path(resume_from_checkpoint))):
-            raise CheckpointError(f"{resume_from_checkpoint} is no complete checkpoint: {problem}; name another one")
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is not a complete checkpoint: {problem}; name another one"
+            )
         result = None
         if resume_from_checkpoint and Path(resume_from_checkpoint).name == f"checkpoint-{self.args.max_steps}":
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
@@ -254,10 +279,10 @@ class DualStreamTrainer(CheckpointedTrainer):
 
 
 def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
-    """Why the policy's plan cannot be trained under; empty if it can."""
+    """Reason why the policy cannot be trained under its plan; empty if it can."""
     plan = model.plan
     if not plan.trainable:
-        return f"no model is trained under plan {plan.name}; use two_pass, gather or coarse"
+        return f"no model can be trained under plan {plan.name}; use two_pass, gather or coarse"
     if plan.needs_pictures and (args.schedule == "dense" or args.sampler == "vllm"):
         wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
         return f"{wrong} does not go with plan {plan.name}, which encodes the image twice; set plan two_pass"

@@ -4,8 +4,7 @@
                 (rollout)   (rewards)   (advantages,      (loss)     (here, summed over processes)
                                          batch)
 
-`DualStreamTrainer` calls `DualStreamUpdate.run` once per step and does nothing of this itself. Formulas:
-`docs/method.md`.
+`DualStreamTrainer` calls `DualStreamUpdate.run` once per step. The formulas are in docs/method.md, sections 6 to 10.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ from vitos.rl.loss import LossInputs, policy_loss
 from vitos.rl.metrics import rollout_metrics
 from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
 from vitos.rl.rewards import ExtraReward, RewardWeights
-from vitos.rl.rollout import QuestionGroup, RolloutBatch, RolloutPlan, roll_out
+from vitos.rl.rollout import QuestionGroup, RolloutBatch, RolloutOptions, roll_out
 from vitos.rl.schedule import LOCALIZATION, REASONING, Stage
 from vitos.scans.store import ScanStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
-    """What an update leaves behind; the gradients are in the model.
+    """The result of an update; its gradients are in the model.
 
     Attributes:
         loss: weighted sum of the branches' losses, over all processes.
@@ -73,7 +72,7 @@ class DualStreamUpdate:
         dataset: all training questions, for further ones where groups carry no signal.
         scans: visual tokens of the questions' images.
         reward_weights, reward_funcs: built-in and further rewards.
-        initial: the policy before training, for `kl_beta`; None: none is needed.
+        initial: the policy before training, for `kl_beta`; None if it is not needed.
         stage_one: the policy between the stages, for the guards of stage 2; None until then.
     """
 
@@ -93,7 +92,8 @@ class DualStreamUpdate:
         Args:
             model: the network as the trainer wrapped it.
             records: questions of this process.
-            step: number of the update, from 0; part of every seed.
+            stage: the stage that the update belongs to.
+            step: number of the update, from 0; part of each seed.
         """
         args, watch, weights = self.args, Stopwatch(), stage.branches(step)
         with self.policy.engine.using(runnable(model), args.micro_batch_tokens):
@@ -106,7 +106,7 @@ class DualStreamUpdate:
             model.train()
             with watch.span("update"):
                 loss, norm, figures = self._backward(model, batch, weights, stage, step)
-        # 3) What the log and the samples show.
+        # 3) Figures and texts for the log.
         own = [[group.without_embeddings() for group in part.groups] for part in rounds]
         first, *further = (gathered(self.accelerator, groups) for groups in own)
         groups = [*first, *itertools.chain(*further)]
@@ -124,10 +124,12 @@ class DualStreamUpdate:
     ) -> list[RolloutBatch]:
         """Rollouts of this process's questions, and of further ones where groups carry no signal."""
         args, weights = self.args, stage.branches(step)
-        plan = RolloutPlan(
-            *args.group_size(set(weights) == {LOCALIZATION}),
-            Sampling(args.max_localization_tokens, args.temperature),
-            Sampling(args.max_reasoning_tokens, args.temperature),
+        num_localizations, num_reasonings = args.group_size(set(weights) == {LOCALIZATION})
+        options = RolloutOptions(
+            num_localizations=num_localizations,
+            num_reasonings=num_reasonings,
+            localize=Sampling(args.max_localization_tokens, args.temperature),
+            reason=Sampling(args.max_reasoning_tokens, args.temperature),
             seed=args.seed,
             dense=stage.dense,
         )
@@ -141,7 +143,7 @@ class DualStreamUpdate:
                 questions,
                 scans,
                 step,
-                plan,
+                options,
                 self.reward_weights,
                 self.reward_funcs,
                 localizer,
@@ -171,15 +173,14 @@ class DualStreamUpdate:
     ) -> tuple[float, float, dict[str, float]]:
         """Gradients of the weighted sum of the branches' losses, summed over processes; the loss, their norm, figures.
 
-        The norm of each branch's gradient is logged where it costs nothing, that is where one branch is trained
-        alone, and together with the cosine.
+        The norm of each branch's gradient is logged with the cosine, and at no cost if one branch is trained alone.
         """
         args = self.args
         every = args.log_gradient_cosine_steps or (1 if stage.name == "joint" else 0)
         cosine = every > 0 and step % every == 0
         metrics: dict[str, float] = {}
         total, trained, gradients = 0.0, [], {}
-        # A branch that is measured only, not trained, runs first: its gradient is taken and then cleared.
+        # A branch that is measured but not trained runs first: its gradient is taken and then cleared.
         order = sorted((LOCALIZATION, REASONING), key=lambda name: weights.get(name, 0.0) > 0)
         before = torch.zeros((), device=args.device)
         for name in order:
@@ -243,7 +244,13 @@ class DualStreamUpdate:
                         known = reference.engine.score(part.prompts, part.token_ids, args.temperature).logprobs
             out = policy_loss(
                 LossInputs(
-                    scores.logprobs, old, scores.mask, positive * weight, negative * weight, known, part.repeats
+                    logprobs=scores.logprobs,
+                    old_logprobs=old,
+                    mask=scores.mask,
+                    positive=positive * weight,
+                    negative=negative * weight,
+                    reference_logprobs=known,
+                    repeats=part.repeats,
                 ),
                 clip_low=args.clip_low,
                 clip_high=args.clip_high,

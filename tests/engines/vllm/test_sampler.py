@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitos.engines.vllm.engine import Request
+from vitos.engines.vllm.engine import SampleRequest
 from vitos.engines.vllm.sampler import VllmSampler, _own_random_state
 
 
@@ -64,7 +64,10 @@ def test_a_prompt_is_converted_once_for_all_its_completions(nano, sampler, conve
     first, second = nano.build_prompt("What is a cyst?", []), nano.build_prompt("Where?", [])
     twin = nano.build_prompt("What is a cyst?", [])  # equal in every tensor, but another prompt
     rows = [first, second, first, first, twin, second]
-    requests = [Request(prompt, 4, 1.0, 100 + number) for number, prompt in enumerate(rows)]
+    requests = [
+        SampleRequest(prompt=prompt, max_tokens=4, temperature=1.0, seed=100 + number)
+        for number, prompt in enumerate(rows)
+    ]
     for _ in range(2):  # in the second round, requests have new names
         converted.clear()
         done = sampler.generate(requests)

@@ -31,8 +31,8 @@ class WeightsError(RuntimeError):
     """The sampler does not hold the trained weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
     """One completion to be sampled; temperature 0 is greedy. The sampler has one set of stop and banned tokens."""
 
     prompt: Prompt
@@ -61,7 +61,7 @@ class Received:
 class Sampler(Protocol):
     """What the engine needs from vLLM."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
         """One completion per request. Requests with the same `Prompt` object share its conversion for the sampler."""
         ...
 
@@ -119,7 +119,7 @@ class VllmEngine(TorchEngine):
     def _gap(self) -> float:
         """Difference between the log-probabilities of the sampler's greedy next token of a fixed text."""
         prompt = self.backbone.build_prompt(PROBE, [])
-        (said,) = self.sampler.generate([Request(prompt, 1, 0.0, 0)])
+        (said,) = self.sampler.generate([SampleRequest(prompt=prompt, max_tokens=1, temperature=0.0, seed=0)])
         here = self.score([prompt], [[torch.tensor(said.token_ids)]])
         return abs(float(here.logprobs[0, 0]) - said.logprobs[0])
 
@@ -149,7 +149,7 @@ class VllmEngine(TorchEngine):
         if not self._pushed:
             self.refresh()
         requests = [
-            Request(prompt, sampling.max_tokens, sampling.temperature, seed)
+            SampleRequest(prompt=prompt, max_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=seed)
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
-from vitos.engines.vllm.engine import Received, Request, Sampled
+from vitos.engines.vllm.engine import Received, Sampled, SampleRequest
 from vitos.engines.vllm.plugin import architecture
 
 BANS = "vitos.engines.vllm.plugin.bans:BannedTokens"
@@ -76,7 +76,7 @@ class VllmSampler:
                 self.llm = vllm.LLM(**fixed, **options)
         self._numbered = 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
         """See `Sampler.generate`. Completions of one prompt share its prefill through vLLM's prefix cache."""
         from vllm import SamplingParams
 

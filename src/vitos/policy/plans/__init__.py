@@ -1,4 +1,4 @@
-"""The ways to answer a question, one file each: how the image is looked at, localized on, thinned and reasoned on.
+"""The ways to answer a question, one file each: which tokens localization sees, and which ones reasoning sees.
 
     two_pass   localize on all visual tokens; prefill a new prompt of the kept ones (the paper)
     gather     localize on all; keep the keys and values of the kept tokens, drop the others, go on behind them
@@ -6,9 +6,9 @@
     dense      no localization: reason on all visual tokens (reference)
     crop       localize on all; cut the evidence out and encode it as an image (reference)
 
-A plan is one file with one subclass of `Plan`; the file's name is the plan's. Add a file here, or an entry point of
-the group `vitos.plans`, and every command knows it. Nothing outside of a plan's file asks for its name: what others
-need to know is an attribute.
+A plan is one file with one subclass of `Plan`; the name of the file is the name of the plan. Add a file here, or an
+entry point of the group `vitos.plans`, and every command knows it. No other file compares a plan's name: the facts
+that others need are attributes of the plan. Read `base.py` first, then `two_pass.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["Limits", "Outcome", "Plan", "Reasoning", "Request", "Steps", "check_
 
 @cache
 def get_plan(name: str) -> Plan:
-    """The plan of a name.
+    """The plan with a given name.
 
     >>> get_plan("gather").shares_prefix
     True
 
     Raises:
-        ValueError: if there is none; the message lists those that there are.
+        ValueError: if there is none; the message lists the known plans.
     """
     try:
         module = PLANS.module(name)
@@ -43,7 +43,7 @@ def get_plan(name: str) -> Plan:
         if isinstance(value, type) and issubclass(value, Plan) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ValueError(f"{module.__name__} must define one subclass of Plan, it defines {len(found)}")
+        raise ValueError(f"{module.__name__} must define exactly one subclass of Plan, but it defines {len(found)}")
     plan: Plan = found[0](name)
     return plan
 

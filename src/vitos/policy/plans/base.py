@@ -1,8 +1,8 @@
-"""What every plan is made of: what it asks for, what it returns, and the steps that most plans share.
+"""The base of all plans: the requests that a plan makes, the outcomes that it returns, and the steps that most share.
 
-A plan is a generator of what it wants sampled: it yields a `Request`, is sent the completions, and returns an
-`Outcome` for each question. So the same few lines answer one question or many, at once or token by token
-(`vitos.policy.run`), and a server may merge the requests of several plans.
+A plan is a generator: it yields a `Request`, is sent the completions, and returns an `Outcome` per question. So the
+same few lines answer one question or many, at once or token by token (`vitos.policy.run`), and a server can merge the
+requests of several plans.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from vitos.policy.types import Query, Rollout, Scan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long an answer may be; greedy.
+    """Length limits of an answer, which is decoded greedily.
+
+    >>> Limits(max_tokens=64, evidence_only=True).localize.stop
+    ('</evidence>',)
 
     Attributes:
         max_tokens: largest number of tokens of the reasoning branch.
         max_evidence_tokens: largest number of tokens of the localization branch; evidence that is not complete by then
-            is no evidence.
-        evidence_only: end the localization branch behind its evidence, without its own answer.
+            is not used.
+        evidence_only: whether the localization branch ends behind its evidence, without an answer.
         stop: strings that end the reasoning branch.
     """
 
@@ -46,16 +49,25 @@ class Limits:
 
     @property
     def localize(self) -> Sampling:
+        """How the localization branch is decoded."""
         return Sampling(self.max_evidence_tokens, stop=("</evidence>",) if self.evidence_only else ())
 
     @property
     def reason(self) -> Sampling:
+        """How the reasoning branch is decoded."""
         return Sampling(self.max_tokens, stop=self.stop)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Prompts of one branch ("localize" or "reason") to be completed, with the prefixes that need not run again."""
+    """Prompts that a plan wants completed.
+
+    Attributes:
+        branch: "localize" or "reason".
+        prompts: the prompts, one per question.
+        prefixes: for each prompt the part that has run already, or None.
+        sampling: how the completions are decoded.
+    """
 
     branch: str
     prompts: list[Prompt]
@@ -65,7 +77,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """What the reasoning branch gets of a question: its prompt, and the visual tokens that the prompt holds."""
+    """The input of the reasoning branch: a prompt, and the visual tokens of the first image that it contains."""
 
     prompt: Prompt
     kept: Kept
@@ -73,10 +85,11 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a plan found for one question.
+    """The result of a plan for one question.
 
     Attributes:
-        localization: None where nothing was localized.
+        localization: the rollout of the localization branch; None if there was none.
+        reasoning: the rollout of the reasoning branch.
         boxes: the evidence, written by the model or given with the question.
         kept: visual tokens of the first image that the answer was given from.
     """
@@ -92,24 +105,43 @@ Rollouts = Generator[Request, list[Completion], list[Rollout]]
 
 
 class Plan(ABC):
-    """One way to answer. It holds no state.
+    """One way to answer a question. A plan has no state.
 
-    A subclass sets the attributes that differ and says in `reason` what the reasoning branch gets; training and
-    inference both call it. `steps` serves every plan that localizes once and then reasons once.
+    A subclass sets the attributes that differ and defines `reason`, the input of the reasoning branch, which training
+    and inference both call. `steps` serves all plans that localize once and then reason once. A plan that always
+    answers from the upper half of the image:
+
+    >>> from PIL import Image
+    >>> from vitos import Box, SparseVLM
+    >>> class UpperHalf(Plan):
+    ...     localizes = False
+    ...     def reason(self, branches, query, evidence, watch):
+    ...         kept = branches.keep(query, [Box(0, 0, 1, 0.5)])
+    ...         sparse = branches.sparse(query, branches.reason_prompt(query), kept)
+    ...         return [Reasoning(sparse, kept)] * len(evidence)
+    >>> vlm, watch = SparseVLM.from_pretrained("nano", device="cpu"), Stopwatch()
+    >>> query = Query.about(vlm.encode(Image.new("RGB", (128, 128))), "What is shown?\\nA. cyst\\nB. nodule")
+    >>> from vitos.policy.run import answer
+    >>> (outcome,) = answer(UpperHalf("upper_half"), vlm.branches, vlm.engine, [query], Limits(), watch)
+    >>> outcome.kept.ratio
+    0.5
+
+    As a file `upper_half.py` in `vitos/policy/plans`, or under an entry point of the group `vitos.plans`, it is used
+    by `vlm.ask(…, plan="upper_half")` and `vitos ask … --plan upper_half`.
     """
 
     localizes: ClassVar[bool] = True
-    """The model writes boxes, unless the question brings them."""
+    """Whether the model writes boxes, unless they are given with the question."""
     reduced: ClassVar[bool] = False
-    """A scan begins with a reduced image."""
+    """Whether a scan begins with a reduced image."""
     needs_pictures: ClassVar[bool] = False
-    """The image is encoded a second time, so a scan must hold the picture."""
+    """Whether the image is encoded a second time, so that a scan must contain the picture."""
     shares_prefix: ClassVar[bool] = False
-    """Both branches go on behind one dense pass over system text and image."""
+    """Whether both branches go on behind one dense pass over system text and image."""
     trainable: ClassVar[bool] = False
-    """A model can be trained under it."""
+    """Whether a model can be trained under the plan."""
     takes_masks: ClassVar[bool] = False
-    """It can be told which visual tokens to keep, or how many: what budgets, controls and selectors need."""
+    """Whether it can be told which visual tokens to keep, or how many; budgets, controls and selectors need this."""
     timed_as: ClassVar[str] = "sparsify"
     """Name of the span between the branches."""
 
@@ -117,30 +149,30 @@ class Plan(ABC):
         self.name = name
 
     def refusal(self, backbone: Backbone) -> str:
-        """Why a family cannot follow the plan, and which it can; empty if it can."""
+        """Reason why a family cannot follow the plan, with the plans that it can follow; empty if it can."""
         return ""
 
     def spec_problem(self, spec: VitosSpec) -> str:
-        """What in a checkpoint's settings contradicts the plan; empty if nothing does."""
+        """The setting of a checkpoint that contradicts the plan; empty if there is none."""
         return ""
 
     def recipe_problems(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
         """Keys of a recipe that contradict the plan, each with the reason and the remedy."""
         if not self.trainable:
-            yield "sparsify.plan", f"no model is trained under plan {self.name}; use two_pass, gather or coarse"
+            yield "sparsify.plan", f"no model can be trained under plan {self.name}; use two_pass, gather or coarse"
         why = f"sparsify.plan: {self.name} encodes an image twice"
         if self.needs_pictures:
             if recipe.data.cache is not None:
-                yield "data.cache", f"holds whole images, but {why}; leave it out"
+                yield "data.cache", f"contains whole images, but {why}; leave it out"
             if recipe.train.schedule == "dense":
                 yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
             if recipe.train.sampler == "vllm":
-                yield "train.sampler", f"vllm is given whole images, but {why}; use torch"
+                yield "train.sampler", f"vllm gets whole images, but {why}; use torch"
         if recipe.evaluate.budgets and not self.takes_masks:
             yield "evaluate.budgets", f"choose among the tokens of one image, but {why}; set them to []"
 
     def question_problem(self, query: Query) -> str:
-        """What a question brings that the plan cannot use; empty if nothing."""
+        """Reason why the plan cannot answer a question as it is given; empty if it can."""
         if not self.localizes and (query.boxes is not None or query.budget is not None or query.tokens is not None):
             return (
                 f"plan {self.name} answers from all visual tokens; leave out boxes and budget, or choose another plan"
@@ -153,7 +185,7 @@ class Plan(ABC):
         if query.scan.reduced != self.reduced:
             return f'the scan was made for another plan than {self.name}; use encode(…, plan="{self.name}")'
         if self.needs_pictures and not query.scan.pictures:
-            return f"plan {self.name} encodes the image again, which the scan does not hold; make it with encode()"
+            return f"plan {self.name} encodes the image again, but the scan does not contain it; make it with encode()"
         return ""
 
     def visuals(self, branches: Branches, pictures: Sequence[Image.Image]) -> tuple[VisualTokens, ...]:
@@ -161,28 +193,33 @@ class Plan(ABC):
         return branches.encode(pictures)
 
     def scan(self, branches: Branches, pictures: Sequence[Image.Image]) -> Scan:
-        """The images as this plan begins with them."""
+        """The scan that this plan begins with."""
         return Scan(self.visuals(branches, pictures), pictures=tuple(pictures), reduced=self.reduced)
 
     @abstractmethod
     def reason(
         self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch
     ) -> list[Reasoning]:
-        """What the reasoning branch gets after each of a question's localizations.
+        """The input of the reasoning branch after each of a question's localizations.
 
         Args:
-            evidence: boxes, a row per localization: G of them in training, one in inference.
-            watch: gets the encoded tokens; the caller times the span.
+            branches: the prompts and parsers of the model.
+            query: the question.
+            evidence: the boxes of each localization: G rows in training, one in inference.
+            watch: a stopwatch that counts encoded tokens; the caller times the span.
 
         Returns:
-            As many as there are rows. Where a row cannot be followed, the whole image with the reason in `kept`.
+            One input per row. For a row that cannot be followed, the whole image with the reason in `kept`.
         """
 
     def prompt(self, branches: Branches, query: Query, kept: Kept, dense: Prompt | None = None) -> Prompt:
-        """The reasoning prompt of given visual tokens, for plans that take masks.
+        """The reasoning prompt with given visual tokens, for plans that take masks.
 
         Args:
-            dense: `Branches.reason_prompt` of the question, where the caller has it already.
+            branches: the prompts and parsers of the model.
+            query: the question.
+            kept: the visual tokens of the first image to keep.
+            dense: the question's `Branches.reason_prompt`, if the caller has it already.
 
         Raises:
             ValueError: for other plans.
@@ -190,7 +227,7 @@ class Plan(ABC):
         raise ValueError(f"plan {self.name} cannot be told which tokens to keep; use two_pass or gather")
 
     def steps(self, branches: Branches, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
-        """Ask for completions, return outcomes; no request is empty."""
+        """Yield requests for completions, then return an outcome per question; no request is empty."""
         localizations = yield from self.localized(branches, queries, limits)
         evidence = [evidence_of(query, rollout) for query, rollout in zip(queries, localizations, strict=True)]
         with watch.span(self.timed_as):
@@ -206,12 +243,17 @@ class Plan(ABC):
     def localized(
         self, branches: Branches, queries: Sequence[Query], limits: Limits
     ) -> Generator[Request, list[Completion], list[Rollout | None]]:
-        """Complete the localization branch of the questions that bring no evidence; None for the others."""
+        """Complete the localization branch of the questions without evidence; None for the others."""
         asked = [q for q in queries if self.localizes and q.boxes is None and q.tokens is None]
         rollouts: Iterator[Rollout] = iter(())
         if asked:
             prompts = [branches.localize_prompt(query) for query in asked]
-            request = Request("localize", prompts, branches.known_prefixes(asked, prompts), limits.localize)
+            request = Request(
+                branch="localize",
+                prompts=prompts,
+                prefixes=branches.known_prefixes(asked, prompts),
+                sampling=limits.localize,
+            )
             completions = yield request
             rollouts = (branches.read_localization(q, c) for q, c in zip(asked, completions, strict=True))
         return [next(rollouts) if self.localizes and q.boxes is None and q.tokens is None else None for q in queries]
@@ -219,10 +261,12 @@ class Plan(ABC):
 
 def reasoned(branches: Branches, queries: Sequence[Query], prompts: list[Prompt], limits: Limits) -> Rollouts:
     """Complete the reasoning branch of all questions behind their prompts."""
-    completions = yield Request("reason", prompts, branches.known_prefixes(queries, prompts), limits.reason)
+    completions = yield Request(
+        branch="reason", prompts=prompts, prefixes=branches.known_prefixes(queries, prompts), sampling=limits.reason
+    )
     return [branches.read_reasoning(q, c) for q, c in zip(queries, completions, strict=True)]
 
 
 def evidence_of(query: Query, localization: Rollout | None) -> tuple[Box, ...]:
-    """The boxes that a localization wrote, or those that the question brings."""
+    """The boxes of a localization, or those given with the question."""
     return tuple(query.boxes or ()) if localization is None else localization.response.boxes

@@ -1,8 +1,8 @@
 """Localize on the image at half its width and height; encode the evidence alone at full resolution.
 
-The cells of the evidence are encoded in rectangles, each without the rest of the image, and keep their positions. A
-box that the reduced image does not show, or one smaller than its cells, cannot be trusted. Then training reasons on
-the whole image at full resolution, and inference localizes again there (`two_pass`).
+The cells of the evidence are encoded in rectangles, each without the rest of the image, and keep their positions. If
+no box could be read, or a box is smaller than a cell of the reduced image, the boxes cannot be trusted. Then training
+reasons on the whole image at full resolution, and inference localizes again on that (`two_pass`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vitos.policy.types import Query
 
 
 class Coarse(Plan):
-    """Saves vision encoder as well as language model, for families that see an image at any resolution."""
+    """Saves work in the vision encoder, too; for families that see images at any resolution."""
 
     reduced = True
     needs_pictures = True
@@ -85,7 +85,7 @@ class Coarse(Plan):
 
 
 def _problem(query: Query, boxes: Sequence[Box]) -> str:
-    """Why boxes of the reduced image cannot be trusted; empty if they can."""
+    """Reason why boxes of the reduced image cannot be trusted; empty if they can."""
     (view,) = query.grid.views
     if not boxes:
         return "no box could be read from the reduced image"
@@ -120,7 +120,7 @@ def _at_full_resolution(branches: Branches, query: Query, boxes: Sequence[Box], 
     watch.count("vision", len(cells))
     places = torch.from_numpy(np.concatenate(index)).to(cells.device)
     whole = [t.new_zeros(grid.num_tokens, t.shape[1]).index_copy(0, places, t) for t in (cells, *streams)]
-    visual = VisualTokens(whole[0], grid, resized, tuple(whole[1:]))
+    visual = VisualTokens(whole[0], grid, resized=resized, streams=tuple(whole[1:]))
     placed = replace(query, scan=replace(query.scan, visuals=(visual, *others)))
     kept = Kept(grid, mask.ravel())
     return Reasoning(branches.sparse(placed, branches.reason_prompt(placed), kept, Fusion("none")), kept)

@@ -1,4 +1,4 @@
-"""Localize on all visual tokens; cut the evidence out of the picture and encode it as an image of its own."""
+"""Localize on all visual tokens; cut the evidence out of the picture and encode the crop as a separate image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Crop(Plan):
 
 
 def around(grid: TokenGrid, mask: BoolArray) -> Box:
-    """The rectangle around kept cells, as far as it lies in the picture."""
+    """The part of the rectangle around kept cells that lies in the picture."""
     cells = [rect for view in grid.views for rect in view.cell_boxes()]
     rect, shown = enclosing([cells[i] for i in np.flatnonzero(mask)]), grid.shown
     return Box(max(rect.x1, shown.x1), max(rect.y1, shown.y1), min(rect.x2, shown.x2), min(rect.y2, shown.y2))

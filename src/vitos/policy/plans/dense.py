@@ -13,7 +13,7 @@ from vitos.policy.types import Query
 
 
 class Dense(Plan):
-    """In training, RL without pruning: localizations are written and rewarded, but nothing is left out."""
+    """In training this is RL without pruning: localizations are written and rewarded, but no token is left out."""
 
     localizes = False
 

@@ -18,7 +18,7 @@ from vitos.policy.types import Query
 
 
 class Gather(TwoPass):
-    """`two_pass` on prompts that hide the dropped tokens from all that follows the image."""
+    """`two_pass` on prompts that hide the dropped tokens from everything behind the image."""
 
     shares_prefix = True
 

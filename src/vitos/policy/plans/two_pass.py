@@ -2,7 +2,7 @@
 
     dense prompt ─► localize ─► boxes ─► keep, fuse ─► sparse prompt ─► reason ─► answer
 
-Three lines of `reason` below are the method; `Plan.steps` is the order in which they are called.
+The three lines of `reason` below are the method; `Plan.steps` calls it between the two branches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vitos.policy.types import Query
 
 
 class TwoPass(Plan):
-    """Outside tokens are fused into the kept ones as the spec says; kept tokens stay at their dense positions."""
+    """Outside tokens are fused into the kept ones by the spec's fusion; kept tokens stay at their dense positions."""
 
     trainable = True
     takes_masks = True
