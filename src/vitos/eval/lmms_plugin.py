@@ -6,7 +6,7 @@ lmms-eval finds the model through the entry point `lmms_eval.models`. The task's
 block, or "" if no answer can be read; lenient scorers never see the thought before it. The task's own limit on new
 tokens is meant for bare answers and is not used; `max_tokens` limits each branch instead.
 
-It runs in one process, and answers questions with at least one image and no video or sound; others are refused by name.
+It runs in one process and answers questions with at least one image and no video or sound; others are refused by name.
 """
 
 from __future__ import annotations

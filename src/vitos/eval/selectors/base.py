@@ -12,7 +12,7 @@ the others. It never sees the right answer; gold boxes are for the oracle alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -59,35 +59,29 @@ class Choice:
         return int(self.mask.sum())
 
 
+@dataclass(eq=False)
 class Task:
     """One question about one scan, and what selectors need to know about it, each computed once.
 
-    Args:
+    Attributes:
+        policy: the model.
+        query: the question and the visual tokens.
+        record: the question as in its data set, with gold boxes.
+        image: opens the first image as the encoder gets it, RGB.
         boxes: boxes of the policy's localization, in fractions of the original image; empty if none could be read.
         seed: seed of the random selectors.
-        image: opens the first image as the encoder gets it, RGB.
         shared: store of what depends on the scan alone; pass the same dict for all questions about a scan.
     """
 
-    def __init__(
-        self,
-        policy: SparseVLM,
-        query: Query,
-        record: Record,
-        *,
-        boxes: Sequence[Box] = (),
-        seed: int = 0,
-        image: Callable[[], Image.Image],
-        shared: dict[str, Any] | None = None,
-    ) -> None:
-        self.policy = policy
-        self.query = query
-        self.record = record
-        self.boxes = tuple(boxes)
-        self.image = image
-        self._seed = seed
-        self._shared: dict[str, Any] = {} if shared is None else shared
-        self._own: dict[str, Any] = {}
+    policy: SparseVLM
+    query: Query
+    record: Record
+    _: KW_ONLY
+    image: Callable[[], Image.Image]
+    boxes: Sequence[Box] = ()
+    seed: int = 0
+    shared: dict[str, Any] = field(default_factory=dict)
+    _own: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def visual(self) -> VisualTokens:
@@ -101,7 +95,7 @@ class Task:
 
     def rng(self, name: str) -> np.random.Generator:
         """The same generator for every budget, so that a smaller random choice is part of a larger one."""
-        return np.random.default_rng(derive_seed(self._seed, name, self.record.id))
+        return np.random.default_rng(derive_seed(self.seed, name, self.record.id))
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """The value of `compute()`, kept for the question's other budgets."""
@@ -109,7 +103,7 @@ class Task:
 
     def once_per_scan(self, name: str, compute: Callable[[], T]) -> T:
         """The value of `compute()`, kept for all questions about the scan."""
-        return _kept(self._shared, name, compute)
+        return _kept(self.shared, name, compute)
 
     @cached_property
     def prompt(self) -> Prompt:
