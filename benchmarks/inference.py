@@ -108,7 +108,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
     """Measure all plans for every size, kept share and batch; see `summarize` for the figures."""
     device = torch.device(settings.device)
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), device)
-    vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
+    backbone.stop_token_ids = ()  # texts of fixed length
     names = ("dense", *(name for name in settings.plans if name != "dense"))
     cases = []
     for size in settings.sizes:

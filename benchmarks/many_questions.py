@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.inference import answer_told, device_name, middle, noise
 from benchmarks.inference_models import build_model
+from benchmarks.tables import pipe_table
 from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.files import write_json_atomic, write_text_atomic
@@ -67,7 +68,7 @@ def run_questions(asked: Questions, progress: Callable[[str], object] = lambda _
     """Measure all plans; `ratio` is the time of all questions over that of one, median, least and greatest."""
     device = torch.device(asked.device)
     backbone, said = build_model(asked.model, asked.parts, getattr(torch, asked.dtype), device)
-    vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
+    backbone.stop_token_ids = ()  # texts of fixed length
     picture = noise(asked.size, 0)
     (view,) = backbone.layout(picture)[0].views
     vlm, box = SparseVLM(backbone, NANO_SPEC), middle(view.cols, asked.kept)
@@ -111,15 +112,27 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{results['device']}, {results['threads']} threads, PyTorch {results['torch']}; medians of {results['runs']} "
         "paired runs from pixels to answers (range of pairs).",
         "",
-        f"| plan | 1 question, s | {count} questions, s | {count} ÷ 1 | answers as alone | different answers |",
-        "| :-- | --: | --: | --: | --: | --: |",
     ]
-    for plan, case in results["cases"].items():
-        middle_ratio, low, high = case["ratio"]
-        lines.append(
-            f"| {plan} | {case['seconds_of_one']:.2f} | {case['seconds_of_all']:.2f} | {middle_ratio:.2f} "
-            f"({low:.2f}–{high:.2f}) | {case['same_texts']} of {count} | {case['distinct_texts']} |"
+    columns = (
+        "plan",
+        "1 question, s",
+        f"{count} questions, s",
+        f"{count} ÷ 1",
+        "answers as alone",
+        "different answers",
+    )
+    rows = [
+        (
+            plan,
+            f"{case['seconds_of_one']:.2f}",
+            f"{case['seconds_of_all']:.2f}",
+            "{:.2f} ({:.2f}–{:.2f})".format(*case["ratio"]),
+            f"{case['same_texts']} of {count}",
+            str(case["distinct_texts"]),
         )
+        for plan, case in results["cases"].items()
+    ]
+    lines += pipe_table(columns, rows)
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from benchmarks.peak import peak_of_process
 from vitos.core.stopwatch import Stopwatch
 
 P = ParamSpec("P")
@@ -100,16 +99,9 @@ class Turns(TrainerCallback):
             "cpu": time.process_time() - self._cpu,
             "prompt_tokens": self.meter.prompt_tokens,
             "completion_tokens": self.job.completions * self.job.tokens,
-            "peak_mib": peak_memory(),
+            "peak_mib": peak_of_process(),
         }
         print(STEP + json.dumps(figures), flush=True)
-
-
-def peak_memory() -> float:
-    """MiB that this process has held at most: of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def noise(text: str) -> float:

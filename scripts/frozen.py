@@ -7,8 +7,9 @@
 `record` runs the jobs of `JOBS` with the code of one checkout: the quickstart, short trainings under the other plans,
 evaluations by every plan, a bench on phantoms, and nano-real on the three sets of `../shared/data`. It keeps the text
 of every answer and every figure in full precision; only times, paths and versions are left out. A job that needs what
-the machine lacks is named and left out. `compare` takes about 15 minutes a side on two cores and keeps the record of a
-commit in `runs/frozen`, so the second comparison with it costs one side only.
+the machine lacks is named and left out. `compare` takes about 15 minutes a side and keeps the record of a
+commit in `runs/frozen`, so the second comparison with it costs one side only. Every job runs in one thread: with two,
+the same code gives gradients that differ in the last bits.
 
 Both records must be made on one machine with the same packages: floating-point sums differ between processors.
 """
@@ -160,6 +161,7 @@ def record(checkout: Path, out: Path, names: list[str]) -> None:
         "PYTHONPATH": str(checkout / "src"),
         "VITOS_DINOV2": str(shared / "models" / "dinov2-small"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # several threads add up gradients in an order that differs from run to run
     }
     for name in names:
         job, file = JOBS[name], out / f"{name}.json"

@@ -92,7 +92,7 @@ def warm_policy(phantom_records):
     from vitos.rl.sft import record_lesson, train_supervised
 
     backbone = build_nano()
-    lessons = [record_lesson(r, load_image(r.image_paths[0]), backbone, NANO_SPEC) for r in phantom_records]
+    lessons = [record_lesson(r, [load_image(r.image_paths[0])], backbone, NANO_SPEC) for r in phantom_records]
     train_supervised(backbone, itertools.cycle([lessons[:4], lessons[4:]]), steps=60, learning_rate=3e-3)
     return SparseVLM(backbone, NANO_SPEC)
 

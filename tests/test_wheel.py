@@ -87,6 +87,7 @@ def test_the_wheel_is_the_package_and_the_recipes_and_nothing_else(wheel):
         "vitos/nano/weights/model.safetensors",
         "vitos/nano/weights/tokenizer.json",
         "vitos/nano/real/decoder.safetensors",
+        "vitos/reports/card.md.j2",
         "vitos/reports/report.html.j2",
         "vitos/serve/demo/demo.js",
         "vitos/recipes/quickstart.yaml",

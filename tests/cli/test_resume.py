@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitos.cli import run
-from vitos.cli.resume import FREE, is_trained, open_run
+from vitos.cli.resume import FREE, begin_run, check_resumed, is_trained
 from vitos.config.recipe import load_recipe
 from vitos.config.yaml_file import ConfigError
 from vitos.data.phantom import write_phantoms
@@ -90,14 +90,15 @@ def test_more_updates_of_the_last_stage_are_trained_and_equal_a_longer_run(begun
 def test_other_changes_are_refused_by_name_and_nothing_is_rewritten(begun, tmp_path, change):
     old = begun("x", f"output_dir={tmp_path}")
     records = read_records(old.data.train[0])
-    open_run(tmp_path, old, records, resume=False)
+    begin_run(tmp_path, old, records)
+    (tmp_path / "checkpoint-1").mkdir()
     said = (tmp_path / "recipe.yaml").read_bytes()
     with pytest.raises(ConfigError, match="cannot go on with a changed recipe") as caught:
-        open_run(tmp_path, begun("x", f"output_dir={tmp_path}", change), records, resume=True)
+        check_resumed(tmp_path, begun("x", f"output_dir={tmp_path}", change), records)
     key = change.partition("=")[0]
     assert any(line.startswith(key) for line in caught.value.problems), caught.value.problems
     assert (tmp_path / "recipe.yaml").read_bytes() == said
-    open_run(tmp_path, old, records, resume=True)
+    check_resumed(tmp_path, old, records)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,11 @@ def test_other_changes_are_refused_by_name_and_nothing_is_rewritten(begun, tmp_p
 def test_what_does_not_touch_the_training_is_applied(begun, tmp_path, change):
     old = begun("x", f"output_dir={tmp_path}")
     records = read_records(old.data.train[0])
-    open_run(tmp_path, old, records, resume=False)
+    begin_run(tmp_path, old, records)
+    (tmp_path / "checkpoint-1").mkdir()
     new = begun("x", f"output_dir={tmp_path}", change)
-    open_run(tmp_path, new, records, resume=True)
+    check_resumed(tmp_path, new, records)
+    begin_run(tmp_path, new, records)
     assert load_recipe(tmp_path / "recipe.yaml") == new
     assert any(change.startswith(free) for free in FREE)
 
@@ -116,7 +119,15 @@ def test_what_does_not_touch_the_training_is_applied(begun, tmp_path, change):
 def test_changed_training_questions_are_refused(begun, tmp_path):
     recipe = begun("x", f"output_dir={tmp_path}")
     records = read_records(recipe.data.train[0])
-    open_run(tmp_path, recipe, records, resume=False)
+    begin_run(tmp_path, recipe, records)
+    (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(ConfigError, match=r"data\.train: the files hold other questions.*6 questions.*now 5"):
-        open_run(tmp_path, recipe, records[:5], resume=True)
+        check_resumed(tmp_path, recipe, records[:5])
     assert json.loads((tmp_path / "training_data.json").read_text())["questions"] == 6
+
+
+def test_where_nothing_was_trained_everything_may_change(begun, tmp_path):
+    old = begun("x", f"output_dir={tmp_path}")
+    records = read_records(old.data.train[0])
+    begin_run(tmp_path, old, records)
+    check_resumed(tmp_path, begun("x", f"output_dir={tmp_path}", "train.learning_rate=1.0"), records[:5])

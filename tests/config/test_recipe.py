@@ -273,10 +273,11 @@ def test_adapters_leave_no_weights_to_unfreeze(write):
     assert line.startswith("train.unfrozen_parameters: has no effect with model.lora")
 
 
-def test_a_warm_start_changes_what_a_cache_holds(write):
-    (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
+def test_a_warm_start_of_the_encoder_changes_what_a_cache_holds(write):
+    (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3, train_encoder: true}"])
     assert line.startswith("data.cache: ")
-    assert "leave one of them out" in line
+    assert "leave out warm_start.train_encoder" in line
+    load_recipe(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
 
 
 @pytest.mark.parametrize(

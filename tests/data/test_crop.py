@@ -87,7 +87,7 @@ def test_out_of_a_crop_and_back(corners, inside):
 @pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "llava, HuatuoGPT-Vision", "internvl"])
 @torch.no_grad()
 def test_boxes_keep_the_tokens_that_look_there(name, picture):
-    """The tokens kept in a crop are those that the same pixels as a file of their own keep, padding and tiles too."""
+    """A crop keeps the tokens that the same pixels in a separate file keep, padding and tiles too."""
     backbone = FAMILIES_BY_NAME[name].backbone()
     crop = Rect(0.25, 0.5, 0.75, 1.0)
     (alone,) = backbone.encode([picture(200, 90)])
@@ -137,7 +137,7 @@ def record_file(folder, picture, boxes, crop="#crop=0.5,0,1,1"):
 def test_gold_boxes_are_those_of_the_stored_image(nano, picture, tmp_path):
     (record,) = read_records(record_file(tmp_path, picture, [[0.6, 0.25, 0.75, 0.5]]))
     part, facts = load_image_facts(record.image_paths[0])
-    lesson = record_lesson(record, part, nano, VitosSpec(), facts.shown)
+    lesson = record_lesson(record, [part], nano, VitosSpec(), facts.shown)
     assert "[[0.20, 0.25, 0.50, 0.50]]" in lesson.exercises[0].target
 
 

@@ -231,6 +231,7 @@ def test_a_budget_that_one_image_cannot_meet_leaves_out_that_question(checkpoint
     assert results["left_out"] == [left_out]
     (row,) = (row for row in results["rows"] if row["condition"] == "crop@0.25")
     assert row["num_questions"] == row["vs_random"]["num_questions"] == 2
+    assert "| warm | phantoms | Crop and re-encode, 25% | 1 |" in (tmp_path / "out/tables.md").read_text()
 
 
 def test_evidence_of_a_cropped_picture_is_painted_where_it_is(checkpoint, questions, policy, tmp_path):
@@ -365,7 +366,7 @@ def test_two_models_and_their_base(checkpoint, questions, whole, tmp_path):
         rescore(tmp_path / "two", base="other")
 
 
-def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
+def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, caplog):
     rows = []
     for number in range(23):
         folder = tmp_path / "imgs" / f"xmlab{number}"
@@ -381,7 +382,7 @@ def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
     (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     (found,) = read_sets([], [f"slake={tmp_path}"])
     assert (len(found.records), len(found.left_out)) == (1, 22)
-    told = capsys.readouterr().out.splitlines()
+    told = caplog.messages
     assert len(told) == 21
     assert told[0].startswith("slake: left out test.json[1]: image source.jpg: ")
     assert told[-1] == "slake: 2 more rows are left out"

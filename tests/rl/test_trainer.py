@@ -1,5 +1,6 @@
 """The trainer against brute-force gradients, and runs that stop and go on."""
 
+import copy
 import errno
 import json
 import math
@@ -168,18 +169,25 @@ def test_share_mixes_both_gradients(
     same_direction(seen.gradients[1], combine(brute.localization, brute.reasoning, 0.25, 0.75))
 
 
+@pytest.mark.parametrize("skip", [False, True])
 def test_localization_kl_pulls_to_stage_one(
-    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path, skip
 ):
-    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second."""
+    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second.
+
+    It acts on all localizations, also on those of questions that the rewards say nothing about (`skip`).
+    """
     runs = {}
     for weight in (0.0, 5.0):
         seen, run = recorder(), tmp_path / str(weight)
         policy = clone_policy(warm_policy)
-        make_trainer(policy, run, [seen], localization_kl=weight, reasoning_steps=2, save_steps=1).train()
+        options = {"reasoning_steps": 2, "save_steps": 1, "skip_equal_outcomes": skip, "log_gradient_cosine_steps": 1}
+        make_trainer(policy, run, [seen], localization_kl=weight, **options).train()
         runs[weight] = seen.gradients, read_metrics(run / "metrics.jsonl")
     (free, free_rows), (guarded, rows) = runs.values()
-    assert "reference_kl/localization" not in free_rows[1]
+    assert free_rows[1]["reference_kl/localization"] == 0
+    # The cosine is of the rewards' gradients: a guard changes nothing about it.
+    assert rows[2]["gradient_cosine"] == pytest.approx(free_rows[2]["gradient_cosine"], abs=1e-5)
     assert rows[1]["reference_kl/localization"] == pytest.approx(0, abs=1e-9)
     assert rows[2]["reference_kl/localization"] > 0
     same_direction(guarded[1], free[1])
@@ -416,6 +424,33 @@ def test_lora_trains_adapters_only_and_merges_them(
     assert texts == [[entry["text"] for entry in row["localizations"]] for row in samples(tmp_path, 3)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_adapters_learnt_is_in_the_saved_weights(make_trainer, warm_policy, tmp_path, dtype):
+    """Small steps on bfloat16 weights: merged in bfloat16 nothing of them would be left."""
+    from peft import LoraConfig
+
+    from vitos.core.prompt import pad_prompts
+
+    warm_policy.save_pretrained(tmp_path / "warm")
+    policy = SparseVLM.from_pretrained(tmp_path / "warm", dtype=dtype, device="cpu")
+    before = copy.deepcopy(policy.backbone.model).float()
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    options = {"localization_steps": 2, "reasoning_steps": 2, "learning_rate": 1e-5}
+    trainer = make_trainer(policy, tmp_path, lora=lora, **options)
+    trainer.train()
+    adapted = copy.deepcopy(trainer.model).float()
+    network = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype="auto")
+    assert network.dtype == torch.float32
+    records, fresh = trainer.update.dataset[:1], SparseVLM.from_pretrained(tmp_path / "model", device="cpu")
+    scan = fresh.encode(records[0].image_paths[0])
+    prompt = fresh.branches.localize_prompt(Query(scan, records[0].question))
+    inputs = fresh.backbone.model_inputs(pad_prompts([prompt], 0))
+    with torch.no_grad():
+        start, learnt, saved = (model.eval()(**inputs).logits for model in (before, adapted, network))
+    assert (learnt - start).abs().max() > 1e-5
+    assert (saved - learnt).norm() < 0.01 * (learnt - start).norm()
+
+
 def test_lora_run_goes_on_from_its_checkpoint(make_trainer, warm_policy, clone_policy, tmp_path):
     from peft import LoraConfig
 
@@ -452,9 +487,9 @@ def test_only_weights_that_a_pattern_names_are_trained(make_trainer, warm_policy
 
 def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clone_policy, tmp_path):
     for pattern, words in (
-        ("layers.99", r"'layers.99' is in the name of no weight that trains; names look like model\."),
-        ("visual", "no weight that trains"),  # the encoder, which is frozen
-        ("layers.(", "no regular expression"),
+        ("layers.99", r"'layers.99' is in the name of no weight that is trained; names look like model\."),
+        ("visual", "no weight that is trained"),  # the encoder, which is frozen
+        ("layers.(", "not a regular expression"),
     ):
         with pytest.raises(ValueError, match=words):
             make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters=["norm", pattern])

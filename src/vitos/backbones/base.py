@@ -294,6 +294,7 @@ class Backbone(ABC):
         # A Llama tokenizer begins every text with its first token, unless the chat template has already written it.
         opened = bool(self.tokenizer.bos_token) and chat.startswith(self.tokenizer.bos_token)
         input_ids = torch.tensor(self.tokenizer(chat, add_special_tokens=not opened)["input_ids"], device=self.device)
+        self.check_room(len(input_ids), 0)
         is_visual = input_ids == self.visual_token_id  # (T,)
         empty = torch.zeros(0, self.model.config.get_text_config().hidden_size, device=self.device)
         positions = self.position_ids(is_visual, visuals)  # (axes, T)
@@ -305,6 +306,30 @@ class Backbone(ABC):
             next_position=int(positions.max()) + 1,
             streams=tuple(torch.cat(parts) for parts in zip(*(v.streams for v in visuals), strict=True)),
         )
+
+    @property
+    def context_length(self) -> int | None:
+        """Largest number of tokens that prompt and answer may have together; None if the config names none."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    def check_room(self, tokens: int, more: int) -> None:
+        """Refuse a prompt that is too long for the model.
+
+        Args:
+            tokens: number of tokens of the prompt, visual ones included.
+            more: largest number of tokens that may be written behind it.
+
+        Raises:
+            ValueError: if they do not fit; it names both numbers.
+        """
+        context = self.context_length
+        if context is not None and tokens + more > context:
+            answer = f" and an answer of up to {more}" if more else ""
+            raise ValueError(
+                f"the prompt has {tokens} tokens{answer}, but the model's context is {context}: shorten the question, "
+                "use a smaller image, or allow a shorter answer"
+            )
 
     def escape(self, text: str) -> str:
         """The text without special tokens: each one gets a space after its first character."""

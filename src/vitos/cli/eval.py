@@ -17,7 +17,7 @@ def bench_run(
     models: Annotated[list[str], typer.Argument(help="Checkpoints, as path or name=path.")],
     out: Annotated[Path, typer.Option(help="Folder for answers and tables; a run that is there goes on.")],
     data: Annotated[list[str] | None, typer.Option("--data", help="Record file, or name=file; repeatable.")] = None,
-    benchmark: Annotated[list[str] | None, typer.Option(help="name, name=folder or name=hub:owner/set.")] = None,
+    benchmark: Annotated[list[str] | None, typer.Option(help="Published benchmark, NAME[@SPLIT][=FOLDER].")] = None,
     selector: Annotated[
         list[str] | None, typer.Option(help="Token selector; by default all that a model can follow.")
     ] = None,

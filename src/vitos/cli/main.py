@@ -105,7 +105,9 @@ def train(
 @app.command("eval")
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[list[str], typer.Option("--data", help="Record file; may be repeated.")],
+    data: Annotated[
+        list[str], typer.Option("--data", help="Record file or benchmark:NAME[@SPLIT][=FOLDER]; repeatable.")
+    ],
     base: Annotated[str | None, typer.Option(help="Model before training, to relate the accuracy to.")] = None,
     rl_dense: Annotated[str | None, typer.Option(help="Model trained without pruning, as a control.")] = None,
     budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; may be repeated.")] = None,
@@ -248,12 +250,12 @@ def serve(
     """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
-        from vitos.serve.api.app import Settings
+        from vitos.serve.api.app import ServerSettings
         from vitos.serve.api.launch import run_server
 
     run_server(
         checkpoint,
-        Settings(
+        ServerSettings(
             name=Path(checkpoint).name,
             token=os.environ.get("VITOS_TOKEN") or None,
             images=images,

@@ -18,11 +18,11 @@ from vitos.config.yaml_file import ConfigError
 from vitos.core.record import Record
 from vitos.data.files import write_json_atomic, write_text_atomic
 from vitos.eval.store import questions_fingerprint
-from vitos.rl.checkpoint import complete_checkpoints, is_complete
+from vitos.rl.checkpoint import all_checkpoints, complete_checkpoints, is_complete
 from vitos.rl.schedule import make_stages
 from vitos.rl.trainer import FINAL
 
-RECIPE, TRAINING_DATA = "recipe.yaml", "training_data.json"
+RECIPE, TRAINING_DATA, WARM_START = "recipe.yaml", "training_data.json", "warm_start"
 # Keys that change nothing about what is trained; a section stands for all of its keys.
 FREE = (
     "name",
@@ -43,13 +43,13 @@ FREE = (
 _STEPS = ("train.localization_steps", "train.reasoning_steps")
 
 
-def open_run(run: Path, recipe: Recipe, records: Sequence[Record], *, resume: bool) -> None:
-    """Write what a run is about to do into its folder; first compare it with what the folder says was begun.
+def check_resumed(run: Path, recipe: Recipe, records: Sequence[Record]) -> None:
+    """Compare what a resumed run is to do with what its folder says was begun; where nothing was trained, all is free.
 
     Raises:
-        ConfigError: for a resumed run whose recipe or training questions changed otherwise; it names all of them.
+        ConfigError: for other changes of the recipe or the training questions than may be; it names all of them.
     """
-    if resume and (run / RECIPE).is_file():
+    if (run / RECIPE).is_file() and _anything_trained(run):
         old = load_recipe(run / RECIPE)
         problems = [*_problems(old, recipe), *_data_problems(run, records)]
         if recipe.train.total_steps > old.train.total_steps and not complete_checkpoints(run):
@@ -57,6 +57,10 @@ def open_run(run: Path, recipe: Recipe, records: Sequence[Record], *, resume: bo
         if problems:
             advice = "set these back, or start another run with another output_dir"
             raise ConfigError(f"{run / RECIPE}: this run cannot go on with a changed recipe; {advice}", problems)
+
+
+def begin_run(run: Path, recipe: Recipe, records: Sequence[Record]) -> None:
+    """Write what is about to be done into the folder of a run."""
     run.mkdir(parents=True, exist_ok=True)
     write_text_atomic(run / RECIPE, dump_recipe(recipe))
     write_json_atomic(run / TRAINING_DATA, _described(records))
@@ -67,6 +71,10 @@ def is_trained(run: Path, recipe: Recipe) -> bool:
     found = complete_checkpoints(run)
     updates = int(found[-1].name.rpartition("-")[2]) if found else recipe.train.total_steps
     return is_complete(run / FINAL) and updates >= recipe.train.total_steps
+
+
+def _anything_trained(run: Path) -> bool:
+    return bool(all_checkpoints(run)) or any((run / name).exists() for name in (WARM_START, FINAL))
 
 
 def _problems(old: Recipe, new: Recipe) -> Iterator[str]:
@@ -105,9 +113,9 @@ def _described(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values; an empty mapping is a value."""
+    """Dotted keys with their values; an empty mapping has none."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

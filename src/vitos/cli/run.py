@@ -17,15 +17,15 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from vitos.cli.resume import is_trained, open_run
+from vitos.cli.resume import WARM_START, begin_run, check_resumed, is_trained
 from vitos.config.recipe import ModelSection, Recipe
 from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
-from vitos.data.check import check_dataset
-from vitos.data.readers import read_records
+from vitos.data.readers import read_records, record_files
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
+from vitos.eval.sources import check_sources, is_benchmark, read_set
 from vitos.policy.plans import check_recipe
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.samples import draw_sample
@@ -37,9 +37,6 @@ from vitos.rl.sft import warm_start
 from vitos.rl.trainer import FINAL, DualStreamTrainer
 from vitos.rl.user_rewards import load_reward
 from vitos.scans.cache import EmbeddingCache
-
-WARM_START = "warm_start"
-
 
 # --- training -------------------------------------------------------------------------------------------------------
 
@@ -59,23 +56,24 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     console = console or Console(quiet=not processes.is_main_process)
     if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
-    for source in (*recipe.data.train, *recipe.data.eval):
-        require_file(source)
-        check_dataset(source).raise_if_errors()
-    records = _read(recipe.data.train, recipe.data.limit_train)
-    if processes.is_main_process:
-        open_run(run, recipe, records, resume=resume)
+    _check_data(recipe, console)
+    read = _read(recipe.data.train, recipe.data.limit_train)
+    if resume:
+        check_resumed(run, recipe, read)
     # A model that is to be sharded need not fit on one device.
     device = torch.device("cpu") if config.fsdp else config.device
     policy = load_policy(recipe, device)
+    records = _fitting(policy, read, recipe, console)
     cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
+    if processes.is_main_process:
+        begin_run(run, recipe, read)
     base = recipe.model.path
     if recipe.warm_start is not None:
         base = str(run / WARM_START)
         with processes.main_process_first():
             if processes.is_main_process and not (resume and is_complete(run / WARM_START)):
                 console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
-                warm_start(policy, records, recipe.warm_start)
+                warm_start(policy, records, recipe.warm_start, recipe.train.unfrozen_parameters)
                 with staged_folder(run / WARM_START) as staging:
                     policy.save_pretrained(staging)
             else:
@@ -125,9 +123,19 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         budgets=recipe.evaluate.budgets,
         limit=recipe.data.limit_eval,
         bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        load=load_options(recipe.model),
+        load=load_options(recipe.model) | ({"dtype": "auto"} if recipe.model.lora else {}),  # merged in float32
         cache=recipe.data.cache,
     )
+
+
+def _fitting(policy: SparseVLM, records: list[Record], recipe: Recipe, console: Console) -> list[Record]:
+    """The training questions that are not longer than the model's context; the others are named and counted."""
+    longest, branches = max(recipe.train.max_localization_tokens, recipe.train.max_reasoning_tokens), policy.branches
+    left_out = {r.id: why for r in records if (why := branches.length_problem(r.question, r.kind, longest))}
+    if left_out:
+        first = next(iter(left_out))
+        console.print(f"{len(left_out)} training questions are left out: {first}: {left_out[first]}", markup=False)
+    return [record for record in records if record.id not in left_out]
 
 
 def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM:
@@ -149,13 +157,29 @@ def load_options(model: ModelSection) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
+def _check_data(recipe: Recipe, console: Console) -> None:
+    """Refuse data with errors, and say what is to be looked at, such as an image that is in two splits."""
+    data = recipe.data
+    if unread := [source for source in data.train if is_benchmark(source)]:
+        raise ValueError(f"data.train: {unread[0]} is a benchmark; write it as records: vitos data convert … FOLDER")
+    for source in (*data.train, *data.eval):
+        require_file(source)
+        if not is_benchmark(source):
+            record_files(source)  # found before anything is decoded
+    splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
+    for report in check_sources([*data.train, *data.eval], splits):
+        report.raise_if_errors()
+        if warnings := report.of("warning"):
+            console.print(f"{report.source}: {len(warnings)} warnings of `vitos data check`, first: {warnings[0]}")
+
+
 def require_file(source: str) -> None:
     """Check that a record file exists if a shipped recipe names it; other sources are left to whoever reads them.
 
     Raises:
         FileNotFoundError: says how to get the file.
     """
-    if not Path(source).exists() and (remedy := origin_of(source)):
+    if not is_benchmark(source) and not Path(source).exists() and (remedy := origin_of(source)):
         raise FileNotFoundError(f"{source}: there is no such file; {remedy}")
 
 
@@ -165,7 +189,7 @@ def recipe_images(recipe: Recipe) -> list[Path]:
         require_file(source)
     records = _read(recipe.data.train, recipe.data.limit_train)
     for source in recipe.data.eval:
-        records += read_records(source, limit=recipe.data.limit_eval)
+        records += read_set(source, recipe.data.limit_eval).records
     return list(dict.fromkeys(path for record in records for path in record.image_paths))
 
 

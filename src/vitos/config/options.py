@@ -88,6 +88,10 @@ class DualStreamOptions:
             pairs of one localization ("evidence"; λ·acc(O_i) then cancels in the reasoning branch).
         scale_advantages: whether advantages are divided by the group's standard deviation.
         advantage_std_floor: ε, added to the standard deviation.
+        token_mean: what the token mean of the loss runs over: completions of the groups that are "kept", as if the
+            others had not been asked (DAPO), or of "all" groups, so that skipping groups makes the gradient smaller.
+        mask_truncated: whether completions that were cut off by their length limit are left out of the loss. Otherwise
+            they count like any other, usually with the reward of an unreadable answer.
         skip_equal_outcomes: whether groups are left out whose answers are all right or all wrong.
         oversampling_rounds: number of times that an update replaces the questions that it leaves out altogether by
             new ones (DAPO's dynamic sampling, bounded). 0: never.
@@ -142,6 +146,8 @@ class DualStreamOptions:
     scale_advantages: Bool = True
     advantage_std_floor: Positive = 1e-4
     skip_equal_outcomes: Bool = True
+    token_mean: Literal["kept", "all"] = "kept"
+    mask_truncated: Bool = False
     oversampling_rounds: CountOrZero = 0
 
     sampler: Literal["torch", "vllm"] = "torch"

@@ -196,6 +196,7 @@ class WarmStartSection:
         weight_decay: weight decay of AdamW.
         warmup_share: share of the steps with a rising learning rate, 0 <= share < 1.
         seed: seed of the order of the examples.
+        train_encoder: also train the vision encoder, which the training itself leaves as it is.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -206,6 +207,7 @@ class WarmStartSection:
     weight_decay: NotNegative = 0.01
     warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.06
     seed: CountOrZero = 0
+    train_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -333,10 +335,10 @@ class Recipe:
                 "train.unfrozen_parameters",
                 "has no effect with model.lora, which freezes all weights; leave one out",
             )
-        if self.data.cache is not None and self.warm_start is not None:
+        if self.data.cache is not None and self.warm_start is not None and self.warm_start.train_encoder:
             yield (
                 "data.cache",
-                "holds the output of the encoder before the warm start, which trains it; leave one of them out",
+                "holds the output of the encoder before the warm start trains it; leave out warm_start.train_encoder",
             )
 
 

@@ -20,6 +20,9 @@ from scipy.optimize import linear_sum_assignment
 
 BoolArray = NDArray[np.bool_]
 
+EDGE_TOLERANCE = 1e-5
+"""How far an edge may lie outside of the image before it is an error: what float32 and five decimals leave."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rect:
@@ -63,6 +66,21 @@ class Box(Rect):
         Rect.__post_init__(self)
         if min(self.as_tuple()) < 0 or max(self.as_tuple()) > 1:
             raise ValueError(f"a box must lie in 0..1 of the image, got {self.as_tuple()}")
+
+    @classmethod
+    def snapped(cls, x1: float, y1: float, x2: float, y2: float) -> Box:
+        """A box whose edges may miss 0..1 by what rounding does to a fraction (1e-5), put onto the image's edge.
+
+        Raises:
+            ValueError: as for `Box`.
+
+        >>> Box.snapped(-1e-9, 0, 1.0000001, 0.5)
+        Box(x1=0.0, y1=0, x2=1.0, y2=0.5)
+        """
+        edges = (
+            0.0 if -EDGE_TOLERANCE <= v < 0 else 1.0 if 1 < v <= 1 + EDGE_TOLERANCE else v for v in (x1, y1, x2, y2)
+        )
+        return cls(*edges)
 
     def iou(self, other: Box) -> float:
         """Intersection over union with another box, 0..1."""

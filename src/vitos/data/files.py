@@ -1,4 +1,4 @@
-"""Results appear whole or not at all: files and folders written beside their place, then renamed into it.
+"""Results appear whole or not at all: files and folders are written under another name first, then renamed.
 
 Trade-offs, chosen once for the whole package:
 
@@ -51,7 +51,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write `value` as JSON: keys in their own order, indented by 2, a newline at the end.
+    """Write `value` as JSON: keys in their order, indented by 2, with a newline at the end.
 
     Raises:
         ValueError: if `value` holds NaN or infinity, which JSON cannot say and other programs refuse.

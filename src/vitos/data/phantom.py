@@ -1,8 +1,8 @@
 """Phantoms: seeded synthetic slices with findings, and boxed multiple-choice questions about them.
 
 A scene is a body with four organs, tissue texture, vessels (distractors) and a few findings of four kinds. Every
-question can be answered from a few per cent of the image, and neither its text nor its letters help: kinds, places
-and counts are drawn evenly and options are shuffled. Scenes are made for their question's template, so that counts,
+question can be answered from a few per cent of the image. Neither its text nor its letters help: kinds, places and
+counts are drawn evenly, and options are shuffled. A scene is made for the template of its question, so that counts,
 for example, are even by construction.
 
 Simplifications: one slice, one body plan, "left" is the image's left, findings do not overlap.
@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from vitos.core.geometry import Box
 from vitos.core.record import IMAGE_PLACEHOLDER, option_lines
 from vitos.data.files import write_json_atomic
+from vitos.data.phantom_files import IMAGES, Settings, image_name, refuse_changed, refuse_others, remove_orphans
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
@@ -93,7 +94,7 @@ class Question:
 
     @property
     def full_text(self) -> str:
-        """The question as written in a record: `<image>`, the text, one option per line."""
+        """The question as a record has it: `<image>`, the text, one option per line."""
         return f"{IMAGE_PLACEHOLDER}{self.text}{option_lines(self.options)}"
 
 
@@ -284,9 +285,9 @@ def _shuffled(options: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
 
 
 def sample(seed: int, template: str) -> tuple[Scene, Question]:
-    """The scene and question of a template for a seed. Scenes that do not suit the question are drawn again."""
+    """The scene and question of a template for a seed; a scene that cannot carry the question is drawn again."""
     rng = np.random.default_rng([seed, list(TEMPLATES).index(template)])
-    # The count is drawn once: drawing it again with each scene would favour counts that fit in more easily.
+    # The count is drawn once: drawing it with each scene would favour the counts that fit in more easily.
     kind, count = KINDS[rng.integers(len(KINDS))], int(rng.integers(1, 5))
     others = [k for k in KINDS if k != kind]
     while True:
@@ -308,37 +309,51 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene,
     if split not in SPLIT_OFFSET:
         raise ValueError(f"unknown split {split!r}; expected one of {sorted(SPLIT_OFFSET)}")
     if not (0 <= seed < 1000 and 0 <= count <= 10**6):
-        raise ValueError("phantoms take a seed of 0..999 and at most 1,000,000 samples a split")
+        raise ValueError("phantoms take a seed of 0..999 and at most 1,000,000 samples per split")
     names = list(TEMPLATES)
     for index in range(count):
         scene, question = sample(SPLIT_OFFSET[split] + seed * 10**6 + index, names[index % len(names)])
         yield f"{split}/{seed}/{index}", scene, question
 
 
-def write_phantoms(folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE) -> Path:
+def write_phantoms(
+    folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE, *, overwrite: bool = False
+) -> Path:
     """Write a split as PNG images and `{split}.json` in the record format; return the JSON file's path.
 
-    Args:
-        size: number of pixels per side; scenes, questions and boxes are the same for all sizes.
+    The JSON is written last and atomically: where it exists, all its images do. Images of the split that are left from
+    an earlier writing are removed.
 
-    The JSON is written last and atomically: where it exists, all its images do.
+    Args:
+        size: pixels per side; scenes, questions and boxes are the same for all.
+        overwrite: replace a split that was made with other settings, or changed since.
+
+    Raises:
+        FileExistsError: if there is such a split and `overwrite` is False; nothing was written then.
+        ValueError: from `samples`.
     """
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for ident, scene, question in samples(split, count, seed):
-        name = f"images/{ident.replace('/', '_')}.png"
-        render(scene, size).save(folder / name)
-        rows.append(
-            {
-                "id": ident,
-                "image_path": [name],
-                "question": question.full_text,
-                "answer": question.answer,
-                "bbox": [list(f.box.as_tuple()) for f in question.evidence],
-                "meta": {"template": question.template, "thought": question.thought},
-            }
-        )
     path = folder / f"{split}.json"
+    if not overwrite:
+        refuse_others(folder, {split: Settings(count, seed, size)})
+    drawn = list(samples(split, count, seed))
+    rows = [_row(ident, question) for ident, _, question in drawn]
+    if not overwrite:
+        refuse_changed(path, rows)
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # or a kill from here on would leave it with images of another size
+    for ident, scene, _ in drawn:
+        render(scene, size).save(folder / image_name(ident))
     write_json_atomic(path, rows)
+    remove_orphans(folder, split, [image_name(ident) for ident, _, _ in drawn])
     return path
+
+
+def _row(ident: str, question: Question) -> dict[str, object]:
+    return {
+        "id": ident,
+        "image_path": [image_name(ident)],
+        "question": question.full_text,
+        "answer": question.answer,
+        "bbox": [list(f.box.as_tuple()) for f in question.evidence],
+        "meta": {"template": question.template, "thought": question.thought},
+    }

@@ -1,6 +1,6 @@
 """Which picture of a file is meant: `scan.dcm#frame=3`, `ct.nii.gz#axis=2&slice=40&window=40,400&crop=0,0,0.5,1`.
 
-Everything behind the last `#` is read as `key=value` pairs joined by `&`, in records and on the command line alike:
+Everything behind the last `#` is read as `key=value` pairs joined by `&`, in records and on the command line:
 
 | key | value | for |
 | --- | --- | --- |
@@ -29,8 +29,8 @@ class PictureSelector:
     """One picture of a file, how its values become gray, and which part of it is looked at.
 
     Attributes:
-        frame: number of the frame, from 1; None: the file must have only one.
-        axis, slice: for a volume, the axis across which it is cut (0..2) and the index along it, from 0.
+        frame: number of the frame, from 1; None: the file must have one.
+        axis, slice: the axis across which a volume is cut (0..2), and the index along it, from 0.
         window: (centre, width) in the file's values, width >= 1; None: the file's own, or the range of the values.
         crop: the part that is used; None: all of it. Boxes remain fractions of the whole picture.
     """
@@ -60,7 +60,7 @@ def without_crop(name: str | Path) -> Path:
 
 
 def parse_selector(text: str) -> PictureSelector:
-    """Read the text behind the `#`.
+    """Read what follows the `#`.
 
     Raises:
         ValueError: for an unknown or repeated key or a value out of its range; says what to write.
@@ -108,7 +108,7 @@ def _window(text: str) -> tuple[float, float]:
 def _crop(text: str) -> Box:
     try:
         x1, y1, x2, y2 = map(float, text.split(","))
-        return Box(x1, y1, x2, y2)
+        return Box.snapped(x1, y1, x2, y2)
     except ValueError:
         raise ValueError(
             f"crop={text} is no part of the picture (fractions, x1 < x2 and y1 < y2); write #crop=0.1,0.2,0.6,0.9"

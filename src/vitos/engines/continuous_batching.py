@@ -87,10 +87,11 @@ class RunningBatch:
         """Run a prompt and add its row to the others; its text is returned under `key`.
 
         Raises:
-            ValueError: if the sampling is not greedy.
+            ValueError: if the sampling is not greedy, or prompt and answer are longer than the model's context.
         """
         if sampling.temperature > 0:
             raise ValueError("a running batch is greedy; temperature must be 0")
+        self._engine.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
         ready = self._engine.prefill([prompt], [prefix])
         config = self._engine.backbone.model.config.get_text_config()
         self._state = ready if self._state is None else _together(self._state, ready, config)

@@ -125,6 +125,8 @@ class TorchEngine:
         prefixes = prefixes or [None] * len(prompts)
         if not len(prompts) == len(seeds) == len(prefixes):
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)} and prefixes for {len(prefixes)}")
+        for prompt in prompts:
+            self.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
         out: list[list[Completion]] = [[] for _ in prompts]
         continued = [x is not None or p.hidden is not None for p, x in zip(prompts, prefixes, strict=True)]
         for kind in (False, True):
@@ -152,6 +154,7 @@ class TorchEngine:
         self, prompt: Prompt, sampling: Sampling, span: Span = untimed, prefix: Prefix | None = None
     ) -> Generator[str, None, Completion]:
         """Yield one completion's text as it is written, and return the completion; arguments as in `sample`."""
+        self.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
         with span("prefill"):
             ready = self.prefill([prompt], [prefix])
         steps = self._decode(ready, sampling, [[0]])

@@ -8,20 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from vitos.data.readers import read_records
-from vitos.eval.conditions import EvalSet, Settings
-from vitos.eval.datasets.loading import load_benchmark
+from vitos.eval.conditions import ABLATIONS, DENSE, OWN, EvalSet, Settings
 from vitos.eval.evaluate import RESULTS, score
-from vitos.eval.figures import figures
+from vitos.eval.figures import ALL, figures
 from vitos.eval.run import AskedModel, Share, run_models
+from vitos.eval.selectors import SELECTORS
+from vitos.eval.sources import open_benchmark
 from vitos.eval.store import MANIFEST, EvalFolder
 from vitos.policy.vlm import SparseVLM
-from vitos.reports.bench import write_bench
-
-NAMED = 20
-"""Largest number of left-out rows of a benchmark that are printed; all are kept and counted."""
+from vitos.reports.bench import BenchNames, write_bench
 
 
 def run_bench(
@@ -77,7 +73,8 @@ def rescore(out: Path, base: str | None = None, bootstrap_samples: int = 10_000)
         if answers and (out / answers / MANIFEST).is_file():
             return score(out / answers, out)
     results = figures(EvalFolder(out), base=base, bootstrap_samples=bootstrap_samples)
-    write_bench(out, results)
+    titles = {name: selector.title for name, selector in SELECTORS.items()}
+    write_bench(out, results, BenchNames(selectors=titles, ablations=ABLATIONS, dense=DENSE, own=OWN, average=ALL))
     return results
 
 
@@ -86,7 +83,8 @@ def read_sets(data: Sequence[str], benchmarks: Sequence[str], limit: int | None 
 
     Args:
         data: record files as `file.json` or `name=file.json`; without a name the file's own is used.
-        benchmarks: benchmarks as `name`, `name=folder` or `name=hub:owner/set`.
+        benchmarks: benchmarks as `name`, `name@split`, `name=folder` or `name=hub:owner/set`, with or
+            without `benchmark:`.
         limit: number of rows per set, from its start; None: all.
 
     Raises:
@@ -100,13 +98,8 @@ def read_sets(data: Sequence[str], benchmarks: Sequence[str], limit: int | None 
         records = tuple(read_records(source, limit=limit))
         sets.append(EvalSet(name if equals else Path(source).stem, records))
     for spec in benchmarks:
-        name, _, source = spec.partition("=")
-        loaded = load_benchmark(name, source or None, limit=limit)
-        for row, reason in loaded.left_out[:NAMED]:
-            tqdm.write(f"{name}: left out {row}: {reason}")
-        if (more := len(loaded.left_out) - NAMED) > 0:
-            tqdm.write(f"{name}: {more} more rows are left out")
-        sets.append(EvalSet(name, loaded.records, tuple(loaded.left_out)))
+        loaded = open_benchmark(spec, limit)
+        sets.append(EvalSet(loaded.name, loaded.records, loaded.left_out))
     names = [one.name for one in sets]
     if not names:
         raise ValueError("nothing to ask; name record files (--data) or benchmarks (--benchmark)")

@@ -32,11 +32,11 @@ from vitos.core.record import Record
 from vitos.core.registry import PLANS
 from vitos.core.version import __version__
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
-from vitos.data.readers import read_records
 from vitos.eval.cases import BASE, RL_DENSE, TRAINED, cases_of
 from vitos.eval.conditions import DENSE, LOCALIZE, OWN_BOXES, EvalSet, Settings, control_conditions
 from vitos.eval.results import summarize
 from vitos.eval.run import AskedModel, run_models
+from vitos.eval.sources import read_set
 from vitos.eval.store import EvalFolder, questions_fingerprint
 from vitos.policy.locate import resolve_model_path
 from vitos.policy.plans import get_plan
@@ -57,7 +57,7 @@ class Evaluation:
     Attributes:
         name: name of the run in the report.
         checkpoint: path of the trained model.
-        data: record files, one data set each.
+        data: record files and `benchmark:NAME[@SPLIT][=FOLDER]`, one data set each.
         settings: longest responses, batch size and seed.
         base: path of the model before training; None: there is no dense accuracy to relate to.
         rl_dense: path of a model trained without pruning, or None.
@@ -108,7 +108,7 @@ def evaluate(
     console = console or Console()
     spec = VitosSpec.load(resolve_model_path(evaluation.checkpoint)) or VitosSpec()
     spec = dataclasses.replace(spec, plan=evaluation.plan or spec.plan)
-    sets = [EvalSet(source, tuple(read_records(source, limit=evaluation.limit))) for source in evaluation.data]
+    sets = [read_set(source, evaluation.limit) for source in evaluation.data]
     models = _models(evaluation, spec)
     folder = out / "answers" / _fingerprint(evaluation, spec.plan, models, sets)
     run_models(models, sets, evaluation.settings, folder, cache=evaluation.cache)

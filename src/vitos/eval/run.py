@@ -98,8 +98,8 @@ def run_models(
 ) -> None:
     """Write the answers of all models to `out`; what is there already is not asked again.
 
-    A record whose image cannot be opened is named, left out of every condition and counted (`left_out` in the folder);
-    the next run tries it again.
+    A record whose image cannot be opened, or whose text is longer than the model's context, is named, left out of
+    every condition and counted (`left_out` in the folder); the next run tries it again.
 
     Args:
         cache: folder of an embedding cache that fits every model's encoder.
@@ -201,7 +201,7 @@ class _Turn:
         """Ask one batch and append the answers condition by condition; yields their number, in all processes."""
         started, asked = time.perf_counter(), list(batch)
         for record in batch:
-            if problem := images.problem(record.image_paths):
+            if problem := images.problem(record.image_paths) or self._length_problem(record):
                 asked.remove(record)
                 self._append("left_out", [{"id": record.id, "reason": problem}])
                 tqdm.write(f"{self.asked.name}: left out {record.id}: {problem}")
@@ -223,6 +223,11 @@ class _Turn:
             yield len(batch) * self.share.count if condition in wanted else 0  # the others are about as far
         wall = {"wall": time.perf_counter() - started}
         self._append("times", [_time("images", len(asked), work.vision), _time("wall", len(asked), wall)])
+
+    def _length_problem(self, record: Record) -> str:
+        """Why a question is too long for the model; empty if it is not."""
+        longest = max(self.settings.max_localization_tokens, self.settings.max_reasoning_tokens)
+        return self.policy.branches.length_problem(record.question, record.kind, longest)
 
     def _append(self, kind: str, rows: Sequence[StoredRow]) -> None:
         self.folder.append(kind, self.model, self.asked.name, self.share.index, rows)

@@ -18,6 +18,7 @@ from vitos.backbones.base import Backbone
 from vitos.core.geometry import Box
 from vitos.core.masks import fit_budget
 from vitos.core.prompt import Prompt, VisualTokens
+from vitos.core.record import AnswerKind
 from vitos.core.response import parse_localization, parse_reasoning
 from vitos.core.sparsify import Fusion, Kept, select
 from vitos.engines.base import Completion
@@ -62,6 +63,20 @@ class Branches:
     def reason_prompt(self, query: Query) -> Prompt:
         """Dense prompt of the reasoning branch."""
         return self.backbone.build_prompt(self.spec.reason_text(query.question, query.kind), query.scan.visuals)
+
+    def length_problem(self, question: str, kind: AnswerKind, longest: int) -> str:
+        """Why a question is too long for the model, told from its text alone; empty if it is not.
+
+        Args:
+            longest: largest number of tokens of an answer.
+        """
+        text = self.backbone.escape(self.spec.localize_text(question, kind))
+        tokens = len(self.backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            self.backbone.check_room(tokens, longest)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def keep(self, query: Query, boxes: Sequence[Box]) -> Kept:
         """Visual tokens of the first image that boxes keep: by the spec's keep rule, or by the question's budget.

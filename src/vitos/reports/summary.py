@@ -10,7 +10,8 @@ from typing import Any
 
 from vitos.reports import values as v
 
-# From this share on, a random choice of tokens costs so little that the controls can hardly differ (algorithm.md §9).
+# From this share of kept tokens on, a random choice loses so little that the controls can hardly differ: see
+# "Controls" in docs/results.md.
 LARGE_BUDGET = 0.7
 
 NAMES = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import is_adapted
+from vitos.rl.adapters import is_adapted, save_adapted
 from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
 
 MARKER = "COMPLETE"
@@ -155,13 +155,19 @@ class CheckpointedTrainer(Trainer):
         """`args.output_dir`."""
         return Path(str(self.args.output_dir))
 
-    def _write_policy(self, folder: Path, policy: Callable[[], SparseVLM]) -> None:
-        """Write a policy as an ordinary checkpoint, its shards gathered; all processes call it together."""
+    def _write_policy(self, folder: Path) -> None:
+        """Write the policy as an ordinary checkpoint, its shards gathered, its adapters merged.
+
+        All processes call it together.
+        """
         network = cast(torch.nn.Module, self.model)
         weights = whole_weights_of(network) if is_sharded(network) else None
         with self._staged(folder) as staging:
             if self.is_world_process_zero():
-                policy().save_pretrained(staging, weights)
+                if is_adapted(network):
+                    save_adapted(self.policy, network, staging)
+                else:
+                    self.policy.save_pretrained(staging, weights)
 
     @contextmanager
     def _staged(self, target: Path) -> Iterator[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,11 +19,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get
 
 from vitos.core.record import Record
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
+from vitos.rl.adapters import add_adapters, is_adapted
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
+from vitos.rl.freezing import freeze_others
 from vitos.rl.guards import CollapseWarning, UpdateGuard
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup
@@ -83,12 +83,9 @@ class DualStreamTrainer(CheckpointedTrainer):
             raise ValueError(refusal)
         self.policy = model
         self.stages = make_stages(args)
-        for module in model.backbone.vision_modules:
-            module.requires_grad_(False)
-        if args.unfrozen_parameters is not None:
-            if lora is not None:
-                raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
-            freeze_others(model.backbone.model, args.unfrozen_parameters)
+        if args.unfrozen_parameters is not None and lora is not None:
+            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        freeze_others(model.backbone, args.unfrozen_parameters)
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         super().__init__(
             model=network,
@@ -165,7 +162,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         """Begin a stage on the checkpoint of the one before: a fresh optimiser, and references for the guards."""
         folder = self.run_folder / f"stage{number}"
         if first_step:
-            self._write_policy(folder, lambda: merged_copy(self.policy, self.model))
+            self._write_policy(folder)
             self._inner_optimizer.state.clear()
         if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
             stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
@@ -232,14 +229,18 @@ class DualStreamTrainer(CheckpointedTrainer):
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
         else:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        self._write_policy(run / FINAL, self._final_policy)
+        self._write_policy(run / FINAL)
+        self._merge_in_place()
         return result
 
-    def _final_policy(self) -> SparseVLM:
-        """The trained policy, adapters merged into the weights."""
-        if is_adapted(self.model):
-            self.policy.backbone.model = cast(Any, self.model).merge_and_unload()
-        return self.policy
+    def _merge_in_place(self) -> None:
+        """Take the adapters out of the policy in memory, their changes in its weights.
+
+        Only where the weights are float32: in bfloat16 that would round the changes away, so the adapters stay.
+        """
+        network = cast(Any, self.model)
+        if is_adapted(network) and network.get_base_model().dtype == torch.float32:
+            self.policy.backbone.model = network.merge_and_unload()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's figures and ours, averaged over the updates since the last log."""
@@ -265,29 +266,6 @@ def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
 
 def _collate(records: Sequence[Record]) -> dict[str, Any]:
     return {"records": list(records)}
-
-
-def freeze_others(model: torch.nn.Module, patterns: str | Sequence[str]) -> None:
-    """Freeze all weights but those whose name holds a match of one of the regular expressions.
-
-    Raises:
-        ValueError: for a pattern that is no regular expression, or that no weight which trains so far matches.
-    """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            found = {name for name in weights if re.search(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"unfrozen_parameters: {pattern!r} is no regular expression ({error})") from error
-        if not found:
-            raise ValueError(
-                f"unfrozen_parameters: {pattern!r} is in the name of no weight that trains; names look like "
-                f"{', '.join(list(weights)[:: max(1, len(weights) // 3)])}"
-            )
-        chosen |= found
-    for name, weight in weights.items():
-        weight.requires_grad_(name in chosen)
 
 
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:

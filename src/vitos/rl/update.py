@@ -22,7 +22,7 @@ from vitos.core.record import Record
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.batch import BranchBatch, count_with_signal, localization_batch, reasoning_batch
+from vitos.rl.batch import count_with_signal, localization_batch, reasoning_batch
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import (
     gathered,
@@ -187,19 +187,20 @@ class DualStreamUpdate:
             guard = args.localization_kl if name == LOCALIZATION and self.stage_one is not None else 0.0
             if weight == 0 and guard == 0 and not cosine:
                 continue
-            branch = (localization_batch if name == LOCALIZATION else reasoning_batch)(batch, args)
-            loss, figures = self._branch_backward(model, branch, weight if weight or guard else 1.0, guard, batch)
-            metrics |= {f"{key}/{name}": value for key, value in figures.items()}
+            if cosine and weight == 0:
+                # Measured, not trained: the gradient of the rewards, without a guard's.
+                _, figures = self._branch_backward(model, name, batch, weight=1.0, guard=0.0)
+                gradients[name] = gradient(model)
+                model.zero_grad()
             if weight > 0 or guard > 0:
+                loss, figures = self._branch_backward(model, name, batch, weight=weight, guard=guard)
                 total += loss
                 trained.append(name)
-            if cosine:
-                now = gradient(model)
-                gradients[name] = now - before
-                if weight == 0 and guard == 0:
-                    model.zero_grad()
-                else:
-                    before = now
+                now = gradient(model) if cosine else before
+                if weight > 0 and cosine:
+                    gradients[name] = now - before
+                before = now
+            metrics |= {f"{key}/{name}": value for key, value in figures.items()}
         if sum(metrics[f"prompts/{name}"] for name in trained) > 0:
             sum_gradients(self.accelerator, model)
         norm = gradient_norm(self.accelerator, model)
@@ -212,14 +213,21 @@ class DualStreamUpdate:
         return total, norm, metrics
 
     def _branch_backward(
-        self, model: torch.nn.Module, branch: BranchBatch, weight: float, guard: float, batch: RolloutBatch
+        self, model: torch.nn.Module, name: str, batch: RolloutBatch, *, weight: float, guard: float
     ) -> tuple[float, dict[str, float]]:
-        """Add one branch's gradients, micro-batch by micro-batch; the token mean runs over all processes' branch."""
+        """Add one branch's gradients, micro-batch by micro-batch; the token means run over all processes.
+
+        A KL term acts on all completions of the branch, also on those of groups that the rewards say nothing about.
+        """
         args, engine = self.args, self.policy.engine
-        (tokens,) = sums(self.accelerator, [float(branch.tokens if branch.prompts else 0)])
-        totals = dict.fromkeys(("loss", "tokens", "clipped", "mismatch_kl", "reference_kl"), 0.0)
-        beta = max(args.kl_beta, guard)
+        beta = max(args.kl_beta if weight > 0 else 0.0, guard)
         reference = (self.stage_one if guard > 0 else self.initial) if beta > 0 else None
+        make = localization_batch if name == LOCALIZATION else reasoning_batch
+        branch = make(batch, args, everything=beta > 0)
+        mean_tokens, all_tokens = (
+            max(1, int(tokens)) for tokens in sums(self.accelerator, [float(branch.mean_tokens), float(branch.tokens)])
+        )
+        totals = dict.fromkeys(("loss", "tokens", "clipped", "mismatch_kl", "reference_kl"), 0.0)
         chunks = list(engine.score_batches(branch.prompts, branch.token_ids))
         passes = maximum(self.accelerator, len(chunks)) if is_sharded(model) else len(chunks)
         # FSDP divides gradients by the number of processes.
@@ -231,15 +239,16 @@ class DualStreamUpdate:
             with torch.no_grad():
                 known = None
                 if reference is not None:
-                    known = reference.engine.score(part.prompts, part.token_ids, args.temperature).logprobs
+                    with self.accelerator.autocast():  # in the number format of the policy
+                        known = reference.engine.score(part.prompts, part.token_ids, args.temperature).logprobs
             out = policy_loss(
                 LossInputs(
                     scores.logprobs, old, scores.mask, positive * weight, negative * weight, known, part.repeats
                 ),
                 clip_low=args.clip_low,
                 clip_high=args.clip_high,
-                kl_beta=beta,
-                denominator=max(1, int(tokens)),
+                kl_beta=beta if mean_tokens == all_tokens else beta * mean_tokens / all_tokens,
+                denominator=mean_tokens,
                 importance_cap=args.importance_cap if engine.samples_elsewhere else None,
             )
             self.accelerator.backward(out.loss * factor)
