@@ -27,7 +27,7 @@ CONTROLS = {"random", "centre", "inverted", "shifted", "oracle"}
 
 @pytest.fixture(scope="module")
 def models(warm_policy):
-    """The policy; itself with other spec as the model before training, and as RL without pruning."""
+    """The policy, and the policy with other specs as the model before training and as RL without pruning."""
     return warm_policy, warm_policy.with_spec(fusion=Fusion("none")), warm_policy.with_spec(reason_prompt="{question}")
 
 

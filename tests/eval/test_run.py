@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitos.core.geometry import Box
 from vitos.core.masks import random_mask
 from vitos.core.sparsify import Fusion, Kept, select
 from vitos.data.images import load_image
@@ -66,7 +67,7 @@ def answers(out, model="warm"):
 
 
 def lines(out):
-    """All answers as they stand in the files, in an order of their own."""
+    """All answers as they are in the files, sorted."""
     return sorted(line for file in (out / "answers").rglob("*.jsonl") for line in file.read_text().splitlines())
 
 
@@ -213,6 +214,44 @@ def test_what_a_model_cannot_follow_is_left_out_or_refused(checkpoint, questions
         run_bench({"warm": checkpoint}, [questions], conditions, SETTINGS, tmp_path / "b")
 
 
+def test_a_budget_that_one_image_cannot_meet_leaves_out_that_question(checkpoint, questions, tmp_path):
+    """nano's image processor makes at least four tokens: a quarter of a picture of nine tokens is less, of 64 not."""
+    Image.new("RGB", (48, 48), "teal").save(tmp_path / "small.png")
+    small = replace(questions.records[0], id="small", image_paths=(tmp_path / "small.png",))
+    asked = EvalSet("phantoms", (questions.records[0], small, questions.records[1]))
+    conditions = bench_conditions(("crop", "random"), (0.25,), ablations=False)
+    run_bench({"warm": checkpoint}, [asked], conditions, SETTINGS, tmp_path / "out")
+    rows = answers(tmp_path / "out")["crop@0.25"]
+    assert rows["small"] == {"id": "small", "condition": "crop@0.25", "text": None}
+    others = [row for name, row in rows.items() if name != "small"]
+    assert len(others) == 2
+    assert all(row["text"] and row["kept"] <= 16 for row in others)
+    results = rescore(tmp_path / "out", bootstrap_samples=50)
+    left_out = {"model": "warm", "benchmark": "phantoms", "condition": "crop@0.25", "num_questions": 1}
+    assert results["left_out"] == [left_out]
+    (row,) = (row for row in results["rows"] if row["condition"] == "crop@0.25")
+    assert row["num_questions"] == row["vs_random"]["num_questions"] == 2
+    assert "| warm | phantoms | Crop and re-encode, 25% | 1 |" in (tmp_path / "out/tables.md").read_text()
+
+
+def test_evidence_of_a_cropped_picture_is_painted_where_it_is(checkpoint, questions, policy, tmp_path):
+    """Gold boxes are in fractions of the stored image, of which the model sees the lower half; or nothing of them."""
+    whole = load_image(questions.records[0].image_paths[0])
+    whole.save(tmp_path / "whole.png")
+    path = tmp_path / "whole.png#crop=0,0.5,1,1"
+    boxes = {"in": Box(0.25, 0.5, 0.75, 0.75), "out": Box(0.25, 0.1, 0.75, 0.25)}
+    records = [
+        replace(questions.records[0], id=name, image_paths=(path,), boxes=(box,)) for name, box in boxes.items()
+    ]
+    conditions = ("localize", "dense", "evidence_hidden", "surroundings_hidden")
+    run_bench({"warm": checkpoint}, [EvalSet("phantoms", tuple(records))], conditions, SETTINGS, tmp_path / "out")
+    found = answers(tmp_path / "out")
+    for name, inside in (("evidence_hidden", True), ("surroundings_hidden", False)):
+        picture = painted(load_image(path), [Box(0.25, 0, 0.75, 0.5)], inside=inside)
+        assert found[name]["in"]["text"] == ask(policy, records[0], picture)
+        assert found[name]["out"]["text"] is None  # there is no evidence to paint over
+
+
 def test_each_image_is_encoded_once(checkpoint, questions, tmp_path, monkeypatch):
     encoded, original = [], Branches.encode
     monkeypatch.setattr(Branches, "encode", lambda self, images: encoded.extend(images) or original(self, images))
@@ -327,7 +366,7 @@ def test_two_models_and_their_base(checkpoint, questions, whole, tmp_path):
         rescore(tmp_path / "two", base="other")
 
 
-def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
+def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, caplog):
     rows = []
     for number in range(23):
         folder = tmp_path / "imgs" / f"xmlab{number}"
@@ -343,7 +382,7 @@ def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
     (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     (found,) = read_sets([], [f"slake={tmp_path}"])
     assert (len(found.records), len(found.left_out)) == (1, 22)
-    told = capsys.readouterr().out.splitlines()
+    told = caplog.messages
     assert len(told) == 21
     assert told[0].startswith("slake: left out test.json[1]: image source.jpg: ")
     assert told[-1] == "slake: 2 more rows are left out"

@@ -1,48 +1,50 @@
-"""The answers of one batch of questions, condition by condition."""
+"""The answers to one batch of questions, condition by condition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vitos.core.geometry import BoolArray, Box
+from vitos.core.geometry import BoolArray, Box, cut, into_crop
 from vitos.core.prompt import VisualTokens
 from vitos.core.record import Record
 from vitos.core.sparsify import Kept, select
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.images import ImageError, ImageFacts
 from vitos.engines.base import Sampling
-from vitos.eval.conditions import ABLATIONS, DENSE, LOCALIZE, OWN, OWN_BOXES, Settings, split_condition
+from vitos.eval.conditions import ABLATIONS, CONTROL, DENSE, LOCALIZE, OWN, OWN_BOXES, Settings, split_condition
 from vitos.eval.controls import control_masks
 from vitos.eval.image_ablations import blank, painted
 from vitos.eval.selectors import SELECTORS, Choice, Task
-from vitos.eval.store import Row
+from vitos.eval.store import StoredRow
 from vitos.policy.plans import Limits
 from vitos.policy.run import answer
 from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
 
 OpenImage = Callable[[Path], tuple[Image.Image, ImageFacts]]
-Answered = tuple[str, list[Row], dict[str, float]]
-CONTROL = "control:"
+Answered = tuple[str, list[StoredRow], dict[str, float]]
+Masks = Mapping[str, Mapping[str, BoolArray | None]]
+"""Question id → control → keep mask, or None where the control is not defined."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
-    """Questions of one batch with a policy; each distinct image is opened and encoded once.
+    """Questions that a policy answers together; each distinct image is opened and encoded once.
 
     Attributes:
-        policy: the model; it answers by its plan wherever that can be told which tokens to keep.
+        policy: the model; it answers by its plan wherever the plan can be told which tokens to keep.
+        records: the questions.
         settings: longest responses and the seed.
-        swapped: for the shuffled image, the record whose image is shown instead, by question id.
-        open_image: opens an image file, RGB, with what is known of it.
-        cached: visual tokens of a picture from a cache, or None to encode it.
+        swapped: question id → record whose image is shown instead in the condition `shuffled`.
+        open_image: opens an image file, RGB, and says how.
+        cached: gives the visual tokens of a picture from a cache; None: pictures are encoded.
     """
 
     policy: SparseVLM
@@ -52,15 +54,15 @@ class Batch:
     open_image: OpenImage
     cached: Callable[[Image.Image, Path], VisualTokens] | None = None
 
-    def answers(self, wanted: Sequence[str], known: Mapping[str, Mapping[str, Row]]) -> Iterator[Answered]:
+    def answers(self, wanted: Sequence[str], known: Mapping[str, Mapping[str, StoredRow]]) -> Iterator[Answered]:
         """Rows and seconds of every wanted condition.
 
         Args:
-            wanted: names of conditions, in their order.
-            known: rows that are there already, by condition and id; boxes and own tokens are taken from them.
+            wanted: names of conditions, in the order in which they are answered.
+            known: stored rows by condition and id; boxes and own tokens are taken from them.
         """
         own = {name: dict(known.get(name, {})) for name in (LOCALIZE, OWN_BOXES)}
-        first = [name for name in (LOCALIZE, OWN_BOXES) if name in wanted]
+        first = [name for name in own if name in wanted]
         if first:
             for name, rows, seconds in self._own() if OWN_BOXES in wanted else [self._localize()]:
                 own[name] = {row["id"]: row for row in rows}
@@ -77,8 +79,8 @@ class Batch:
         return self._encoded[1]
 
     @cached_property
-    def images(self) -> list[Row]:
-        """What each question's image is: how it was opened, and the grid of its visual tokens."""
+    def images(self) -> list[StoredRow]:
+        """How each question's images were opened, and the grid of the first one's visual tokens."""
         rows = []
         for record in self.records:
             scan = self._encoded[0][record.image_paths]
@@ -97,38 +99,27 @@ class Batch:
     # --- images -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _opened(self) -> dict[tuple[Path, ...], list[tuple[Image.Image, ImageFacts]]]:
-        paths = dict.fromkeys(record.image_paths for record in self.records)
-        return {group: [self.open_image(path) for path in group] for group in paths}
-
-    @cached_property
     def _encoded(self) -> tuple[dict[tuple[Path, ...], Scan], dict[str, float]]:
-        """Whole images by path; they hold pictures only where the plan needs them."""
+        """Whole images by path, and seconds; they hold pictures only if the plan needs them."""
         watch, branches, plan, cached = Stopwatch(), self.policy.branches, self.policy.plan, self.cached
         with watch.span("open"):
-            opened = self._opened
+            groups = dict.fromkeys(record.image_paths for record in self.records)
+            opened = {paths: [self.open_image(path) for path in paths] for paths in groups}
         scans = {}
         with watch.span("vision"):
             for paths, loaded in opened.items():
                 pictures = tuple(picture for picture, _ in loaded)
-                if cached is None:
-                    visuals = branches.encode(pictures)
-                else:
-                    visuals = tuple(cached(picture, path) for picture, path in zip(pictures, paths, strict=True))
+                visuals = branches.encode(pictures) if cached is None else tuple(map(cached, pictures, paths))
                 scan = Scan(visuals, pictures=pictures if plan.needs_pictures else ())
                 scans[paths] = scan.of_files([facts for _, facts in loaded])
         if plan.shares_prefix:  # the dense condition and the controls share it with the plan
-            queries = {record.image_paths: self._ask(record, scans) for record in self.records}
+            queries = {record.image_paths: _query(record, scans) for record in self.records}
             shared = self.policy.with_prefixes(list(queries.values()), watch)
             scans = {paths: query.scan for paths, query in zip(queries, shared, strict=True)}
         return scans, watch.seconds
 
-    @staticmethod
-    def _ask(record: Record, scans: Mapping[tuple[Path, ...], Scan]) -> Query:
-        return Query(scans[record.image_paths], record.question, record.kind)
-
     def _queries(self) -> list[Query]:
-        return [self._ask(record, self._encoded[0]) for record in self.records]
+        return [_query(record, self._encoded[0]) for record in self.records]
 
     def _planned(self, watch: Stopwatch) -> list[Query]:
         """The questions about images as the plan begins with them."""
@@ -139,12 +130,8 @@ class Batch:
             scans = {query.scan: plan.scan(self.policy.branches, query.scan.pictures) for query in queries}
         return [replace(query, scan=scans[query.scan].of_files(query.scan.images)) for query in queries]
 
-    def _tasks(self, localized: Mapping[str, Row]) -> list[Task]:
+    def _tasks(self, localized: Mapping[str, StoredRow]) -> list[Task]:
         shared: dict[tuple[Path, ...], dict[str, Any]] = {}
-
-        def opener(path: Path) -> Callable[[], Image.Image]:
-            return lambda: self.open_image(path)[0]
-
         return [
             Task(
                 self.policy,
@@ -152,11 +139,14 @@ class Batch:
                 record,
                 boxes=[Box(*box) for box in localized[record.id]["boxes"]] if record.id in localized else (),
                 seed=self.settings.seed,
-                image=opener(record.image_paths[0]),
+                image=partial(self._picture, record.image_paths[0]),
                 shared=shared.setdefault(record.image_paths, {}),
             )
             for record, query in zip(self.records, self._queries(), strict=True)
         ]
+
+    def _picture(self, path: Path) -> Image.Image:
+        return self.open_image(path)[0]
 
     # --- the policy's own boxes -------------------------------------------------------------------------------------
 
@@ -186,9 +176,7 @@ class Batch:
 
     # --- other tokens -----------------------------------------------------------------------------------------------
 
-    def _reason(
-        self, condition: str, tasks: Sequence[Task], masks: Mapping[str, Mapping[str, BoolArray | None]]
-    ) -> tuple[list[Row], dict[str, float]]:
+    def _reason(self, condition: str, tasks: Sequence[Task], masks: Masks) -> tuple[list[StoredRow], dict[str, float]]:
         watch = Stopwatch()
         asked: Sequence[tuple[Task | None, str]] = [(task, "") for task in tasks]
         if condition in ABLATIONS:
@@ -199,7 +187,7 @@ class Batch:
             prompts = [task.prompt_of(choice) for task, choice in chosen]
         sampling, queries = Sampling(self.settings.max_reasoning_tokens), [task.query for task, _ in chosen]
         rollouts = iter(self.policy.reason(queries, prompts, sampling, watch=watch) if chosen else ())
-        rows: list[Row] = []
+        rows: list[StoredRow] = []
         for record, (task, shown), choice in zip(self.records, asked, choices, strict=True):
             if task is None or choice is None:  # not defined for this question
                 rows.append({"id": record.id, "condition": condition, "text": None})
@@ -207,19 +195,13 @@ class Batch:
             (rollout,) = next(rollouts)
             kept = Kept(task.grid if choice.visual is None else choice.visual.grid, choice.mask)
             row = _row(record, condition, rollout, kept) | {"total": task.grid.num_tokens}
-            if choice.visual is not None and choice.visual.grid != task.grid:
+            if kept.grid != task.grid:
                 del row["tokens"]
-            if choice.fallback:
-                row["fallback"] = True
-            if shown:
-                row["shown"] = shown
-            rows.append(row)
+            row |= {"fallback": True} if choice.fallback else {}
+            rows.append(row | ({"shown": shown} if shown else {}))
         return rows, watch.seconds
 
-    def _controls(
-        self, conditions: Sequence[str], tasks: Sequence[Task], own: Mapping[str, Row]
-    ) -> dict[str, dict[str, BoolArray | None]]:
-        """Keep masks by question and control."""
+    def _controls(self, conditions: Sequence[str], tasks: Sequence[Task], own: Mapping[str, StoredRow]) -> Masks:
         if not conditions:
             return {}
         names = [name.removeprefix(CONTROL) for name in conditions]
@@ -239,7 +221,7 @@ class Batch:
     # --- changed images ---------------------------------------------------------------------------------------------
 
     def _changed(self, condition: str, tasks: Sequence[Task], watch: Stopwatch) -> list[tuple[Task | None, str]]:
-        """The tasks with other pictures in the place of their first image, and what is shown; None where undefined."""
+        """The tasks with another picture in place of their first image, and what it is; None where undefined."""
         made: dict[Any, Scan] = {}
         out: list[tuple[Task | None, str]] = []
         for task in tasks:
@@ -247,50 +229,54 @@ class Batch:
             if change is None:
                 out.append((None, ""))
                 continue
-            shown, key = change
+            shown, key, picture = change
             if key not in made:
                 try:
                     with watch.span("open"):
-                        picture = self._picture(condition, task.record, key)
+                        image = picture()
                 except ImageError:  # another question's image, which is left out and named there
                     out.append((None, ""))
                     continue
                 with watch.span("vision"):
-                    (first,) = self.policy.branches.encode([picture])
+                    (first,) = self.policy.branches.encode([image])
                 made[key] = Scan((first, *task.query.scan.visuals[1:]))
             query = replace(task.query, scan=made[key])
             out.append((Task(self.policy, query, task.record, boxes=task.boxes, image=task.image), shown))
         return out
 
-    def _change(self, condition: str, task: Task) -> tuple[str, Any] | None:
-        """What is shown, and what tells it from other pictures; None if the change is not defined for the question."""
+    def _change(self, condition: str, task: Task) -> tuple[str, Any, Callable[[], Image.Image]] | None:
+        """What is shown, a key for the picture and the picture; None if the condition is not defined for the task."""
         record = task.record
         if condition == "blank":
-            return "blank", record.image_paths
+            return "blank", record.image_paths, lambda: blank(task.image())
         if condition == "shuffled":
             other = self.swapped.get(record.id)
-            return (other.id, (record.image_paths, other.image_paths[0])) if other else None
-        boxes = tuple(record.boxes or task.boxes)
-        return ("gold boxes" if record.boxes else "own boxes", (record.image_paths, boxes)) if boxes else None
+            if other is None:
+                return None
+            path = other.image_paths[0]
+            return other.id, (record.image_paths, path), partial(self._picture, path)
+        part = task.grid.shown
+        boxes = tuple(into_crop(box, part) for box in record.boxes or task.boxes if cut(box, part))
+        paint = partial(painted, boxes=boxes, inside=condition == "evidence_hidden")
+        shown = "gold boxes" if record.boxes else "own boxes"
+        return (shown, (record.image_paths, boxes), lambda: paint(task.image())) if boxes else None
 
-    def _picture(self, condition: str, record: Record, key: Any) -> Image.Image:
-        if condition == "shuffled":
-            return self.open_image(key[1])[0]
-        own = self.open_image(record.image_paths[0])[0]
-        return blank(own) if condition == "blank" else painted(own, key[1], inside=condition == "evidence_hidden")
 
-
-def unpacked(row: Row) -> BoolArray:
+def unpacked(row: StoredRow) -> BoolArray:
     """The keep mask of a stored answer, bool (total,)."""
     bits = np.frombuffer(bytes.fromhex(row["tokens"]), dtype=np.uint8)
     return np.unpackbits(bits)[: row["total"]].astype(bool)
 
 
-def _choose(task: Task, condition: str, masks: Mapping[str, Mapping[str, BoolArray | None]]) -> Choice | None:
-    """The tokens of a condition."""
+def _query(record: Record, scans: Mapping[tuple[Path, ...], Scan]) -> Query:
+    return Query(scans[record.image_paths], record.question, record.kind)
+
+
+def _choose(task: Task, condition: str, masks: Masks) -> Choice | None:
+    """The tokens of a condition; None if it is not defined for the question, or the budget cannot be met."""
     total = task.grid.num_tokens
     selector, budget = split_condition(condition)
-    if condition == DENSE or selector in ABLATIONS:
+    if condition == DENSE or condition in ABLATIONS:
         return Choice(np.ones(total, dtype=bool))
     if condition.startswith(CONTROL):
         mask = masks[task.record.id][condition.removeprefix(CONTROL)]
@@ -303,14 +289,14 @@ def _choose(task: Task, condition: str, masks: Mapping[str, Mapping[str, BoolArr
     return SELECTORS[selector].choose(task, own.count)
 
 
-def _localized(record: Record, rollout: Rollout) -> Row:
+def _localized(record: Record, rollout: Rollout) -> StoredRow:
     boxes = [list(box.as_tuple()) for box in rollout.response.boxes]
     parsed = rollout.response.evidence_parsed
     return {"id": record.id, "condition": LOCALIZE, "text": rollout.completion.text, "boxes": boxes, "parsed": parsed}
 
 
-def _row(record: Record, condition: str, rollout: Rollout, kept: Kept) -> Row:
-    row: Row = {
+def _row(record: Record, condition: str, rollout: Rollout, kept: Kept) -> StoredRow:
+    row: StoredRow = {
         "id": record.id,
         "condition": condition,
         "text": rollout.completion.text,

@@ -19,15 +19,6 @@ from vitos.eval.store import MANIFEST, EvalFolder
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.bench import BenchNames, write_bench
 
-NAMES = BenchNames(
-    selectors={name: selector.title for name, selector in SELECTORS.items()},
-    ablations=ABLATIONS,
-    dense=DENSE,
-    own=OWN,
-    average=ALL,
-)
-"""Names and titles of the conditions, for the report."""
-
 
 def run_bench(
     models: Mapping[str, str],
@@ -42,15 +33,17 @@ def run_bench(
     """Write the answers of all models to `out`, in as many processes as `accelerate launch` started.
 
     Args:
-        models: name → folder, hub id or embedded model.
-        conditions: see `bench_conditions`.
-        insist: a model that lacks what a condition needs is an error; otherwise that condition is left out of it.
+        models: name → folder, hub id or name of an embedded model.
+        sets: data sets.
+        conditions: names of conditions, see `bench_conditions`.
+        settings: protocol, longest responses, batch size and seed.
+        out: folder of the run.
+        insist: whether a model that lacks what a condition needs is an error; otherwise the condition is left out.
         load: options of `SparseVLM.from_pretrained`, the same for all models.
 
     Raises:
         ValueError, OSError: as `run_models`.
     """
-    share = Share.of_launcher()
     asked = [
         AskedModel(
             name=name,
@@ -61,21 +54,27 @@ def run_bench(
         )
         for name, path in models.items()
     ]
-    run_models(asked, sets, settings, out, share=share)
+    run_models(asked, sets, settings, out, share=Share.of_launcher())
 
 
 def rescore(out: Path, base: str | None = None, bootstrap_samples: int = 10_000) -> dict[str, Any]:
     """Make all figures and tables of a bench or an evaluation again from its stored answers, without a model.
 
+    Args:
+        out: folder of a `vitos bench run` or a `vitos eval`.
+        base: model of a bench that accuracies are related to; None: each model itself.
+        bootstrap_samples: number of resamples per interval of a bench.
+
     Raises:
-        ValueError: if `out` holds neither, a line of it is damaged, or there is no model `base`.
+        ValueError: if `out` holds neither, a line in it is damaged, or there is no model `base`.
     """
     if not (out / MANIFEST).is_file() and (out / RESULTS).is_file():
         answers = json.loads((out / RESULTS).read_text(encoding="utf-8")).get("answers")
         if answers and (out / answers / MANIFEST).is_file():
             return score(out / answers, out)
     results = figures(EvalFolder(out), base=base, bootstrap_samples=bootstrap_samples)
-    write_bench(out, results, NAMES)
+    titles = {name: selector.title for name, selector in SELECTORS.items()}
+    write_bench(out, results, BenchNames(selectors=titles, ablations=ABLATIONS, dense=DENSE, own=OWN, average=ALL))
     return results
 
 
@@ -83,9 +82,10 @@ def read_sets(data: Sequence[str], benchmarks: Sequence[str], limit: int | None 
     """Record files and benchmarks by name.
 
     Args:
-        data: record files, as `file.json` or `name=file.json`; by default they are called by the file's own name.
-        benchmarks: `name`, `name@split`, `name=folder` or `name=hub:owner/set`, with or without `benchmark:`.
-        limit: number of rows of each, from its start; None: all.
+        data: record files as `file.json` or `name=file.json`; without a name the file's own is used.
+        benchmarks: benchmarks as `name`, `name@split`, `name=folder` or `name=hub:owner/set`, with or
+            without `benchmark:`.
+        limit: number of rows per set, from its start; None: all.
 
     Raises:
         ValueError: if two have the same name, or none is given.

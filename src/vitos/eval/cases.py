@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from vitos.core.geometry import Box, matched_iou
 from vitos.core.record import Record
-from vitos.eval.answer import CONTROL, unpacked
-from vitos.eval.conditions import DENSE, LOCALIZE, OWN_BOXES
+from vitos.eval.answer import unpacked
+from vitos.eval.conditions import CONTROL, DENSE, LOCALIZE, OWN_BOXES
 from vitos.eval.scoring import Verdict, score_answer
-from vitos.eval.store import EvalFolder, Row
+from vitos.eval.store import EvalFolder, StoredRow
 
 TRAINED, BASE, RL_DENSE = "trained", "base", "rl_dense"
-# What a stored condition of each model is called in a case.
 NAMES = {
     TRAINED: {LOCALIZE: "localization", OWN_BOXES: "sparse", DENSE: "dense"},
     BASE: {DENSE: "base_dense", LOCALIZE: "untrained_localization", OWN_BOXES: "untrained_sparse"},
     RL_DENSE: {DENSE: "rl_dense"},
 }
+"""Model → stored condition → its name in a case."""
 
 
-def cases_of(folder: EvalFolder, models: Sequence[str]) -> list[dict[str, Any]]:
-    """All answered questions in the order of their data sets; records that were left out are not among them."""
-    cases: list[dict[str, Any]] = []
+def cases_of(folder: EvalFolder, models: Sequence[str]) -> list[StoredRow]:
+    """All answered questions in the order of their data sets, without records that were left out."""
+    cases: list[StoredRow] = []
     for name in folder.manifest()["benchmarks"]:
         stored = {model: folder.answers(model, name) for model in models}
         images = folder.images(models[0], name)
@@ -34,8 +33,10 @@ def cases_of(folder: EvalFolder, models: Sequence[str]) -> list[dict[str, Any]]:
     return cases
 
 
-def _case(dataset: str, record: Record, image: Row, stored: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> Row:
-    conditions: dict[str, Row] = {}
+def _case(
+    dataset: str, record: Record, image: StoredRow, stored: Mapping[str, Mapping[str, Mapping[str, StoredRow]]]
+) -> StoredRow:
+    conditions: dict[str, StoredRow] = {}
     for model, by_condition in stored.items():
         for condition, rows in by_condition.items():
             name = NAMES[model].get(condition, condition.removeprefix(CONTROL))
@@ -57,9 +58,9 @@ def _case(dataset: str, record: Record, image: Row, stored: Mapping[str, Mapping
     }
 
 
-def _condition(record: Record, condition: str, row: Row) -> Row:
+def _condition(record: Record, condition: str, row: StoredRow) -> StoredRow:
     scored = score_answer(row["text"], record)
-    out: Row = {"text": row["text"], "answer": scored.answer, "correct": scored.verdict is Verdict.CORRECT}
+    out: StoredRow = {"text": row["text"], "answer": scored.answer, "correct": scored.verdict is Verdict.CORRECT}
     if scored.token_f1 is not None:
         out["token_f1"] = scored.token_f1
     if condition == LOCALIZE:

@@ -19,7 +19,7 @@ from vitos.eval.selectors import SELECTORS
 
 LOCALIZE, DENSE, OWN = "localize", "dense", "own"
 OWN_BOXES = f"policy@{OWN}"
-AT_OWN_BUDGET = ("policy", "random", "inverted")
+CONTROL = "control:"
 ABLATIONS = {
     "blank": "Blank image",
     "shuffled": "Another question's image",
@@ -34,9 +34,9 @@ class Settings:
     """What holds for all models, data sets and conditions of a run.
 
     Attributes:
-        protocol: which questions are asked, see `eval/scoring.py`; "all": every one.
-        batch_size: number of questions decoded together; those about the same image always are.
-        max_localization_tokens, max_reasoning_tokens: longest responses.
+        protocol: protocol that decides which questions are asked (`eval/scoring.py`); None: all of them.
+        batch_size: number of questions decoded together; questions about the same image are never separated.
+        max_localization_tokens, max_reasoning_tokens: longest response of each branch.
         seed: seed of random tokens and shuffled images.
     """
 
@@ -56,6 +56,8 @@ class EvalSet:
     """The questions of one data set.
 
     Attributes:
+        name: name of the data set in the folder and the tables.
+        records: the questions.
         left_out: rows of a release that cannot be asked, each with the reason.
     """
 
@@ -65,44 +67,44 @@ class EvalSet:
 
 
 def bench_conditions(
-    selectors: Sequence[str] = tuple(SELECTORS), budgets: Sequence[float] = BUDGETS, *, ablations: bool = True
+    selectors: Sequence[str] | None = None, budgets: Sequence[float] = BUDGETS, *, ablations: bool = True
 ) -> tuple[str, ...]:
     """Selectors at budgets, in the order in which they are run.
 
+    Example:
+        >>> bench_conditions(["random"], [1.0, 0.25], ablations=False)
+        ('localize', 'dense', 'random@own', 'random@0.25')
+
     Args:
-        selectors: names of `SELECTORS`.
-        budgets: shares of the first image's visual tokens, 0..1; at 1 all selectors are the dense condition.
-        ablations: also answer from images that should take the answer away, or leave it ("does it look?").
+        selectors: names of `SELECTORS`; None: all of them.
+        budgets: shares of the first image's visual tokens, 0..1; at 1 every selector is the dense condition.
+        ablations: also answer from images that should take the answer away, or leave it.
 
     Raises:
-        ValueError: for a selector that is none, or a budget out of range.
+        ValueError: for an unknown selector or a budget out of range.
     """
-    if unknown := [name for name in selectors if name not in SELECTORS]:
+    names = tuple(SELECTORS) if selectors is None else tuple(dict.fromkeys(selectors))
+    if unknown := [name for name in names if name not in SELECTORS]:
         raise ValueError(f"there is no selector {unknown[0]!r}; known are {', '.join(SELECTORS)}")
     _check(budgets)
-    own = [f"{name}@{OWN}" for name in AT_OWN_BUDGET if name in selectors]
-    fixed = [condition_name(s, b) for b in sorted(set(budgets), reverse=True) for s in selectors if b < 1]
+    chosen = [SELECTORS[name] for name in names]
+    own = sorted((one.own_budget, f"{one.name}@{OWN}") for one in chosen if one.own_budget is not None)
+    fixed = [f"{name}@{budget:g}" for budget in sorted(set(budgets), reverse=True) for name in names if budget < 1]
     changed = list(ABLATIONS) if ablations else []
-    boxed = own or changed or any("boxes" in SELECTORS[name].needs for name in selectors)
-    return (*([LOCALIZE] if boxed else []), DENSE, *own, *fixed, *changed)
+    boxed = own or changed or any("boxes" in one.needs for one in chosen)
+    return (*([LOCALIZE] if boxed else []), DENSE, *(name for _, name in own), *fixed, *changed)
 
 
 def control_conditions(budgets: Sequence[float] = (), *, controls: bool = True) -> tuple[str, ...]:
-    """What `vitos eval` asks of the trained model: own boxes, all tokens, controls, and these at budgets.
+    """What `vitos eval` asks of the trained model: its own boxes, all tokens, controls, and controls at budgets.
 
     Raises:
         ValueError: for a budget out of range.
     """
     _check(budgets)
-    names = [f"control:{name}" for name in CONTROLS] if controls else []
-    for budget in dict.fromkeys(budgets):
-        names += [f"control:{name}" for name in at_budget(budget)]
-    return (LOCALIZE, OWN_BOXES, DENSE, *names)
-
-
-def condition_name(selector: str, budget: float) -> str:
-    """`divprune@0.25`."""
-    return f"{selector}@{budget:g}"
+    names = list(CONTROLS) if controls else []
+    names += [name for budget in dict.fromkeys(budgets) for name in at_budget(budget)]
+    return (LOCALIZE, OWN_BOXES, DENSE, *(f"{CONTROL}{name}" for name in names))
 
 
 def split_condition(condition: str) -> tuple[str, str]:
@@ -119,7 +121,7 @@ def _check(budgets: Sequence[float]) -> None:
 def batches(records: Sequence[Record], size: int) -> list[list[Record]]:
     """Questions in batches of about `size`: all questions about the same image(s) together, images in their order.
 
-    They depend on the records and the size alone, so that answers do not depend on who answers which batch.
+    They depend only on the records and the size, so answers do not depend on which process answers which batch.
     """
     groups: dict[tuple[Path, ...], list[Record]] = {}
     for record in records:

@@ -1,7 +1,7 @@
 """Other tokens in the same number: the controls of `vitos eval`.
 
-Each is a keep mask of the image's visual tokens, given the question's own evidence; None where it is not defined for a
-question. A run without these cannot say that *its choice of tokens* made a difference (docs/method.md).
+Each is a keep mask of the image's visual tokens, given the question's own evidence; None if it is not defined for a
+question. A run without controls cannot say that *the choice of tokens* made a difference (docs/method.md).
 """
 
 from __future__ import annotations
@@ -18,20 +18,13 @@ from vitos.engines.base import derive_seed
 
 Control = Callable[[Kept, Record, Sequence[Box], np.random.Generator], BoolArray | None]
 
-
-def _shifted(kept: Kept, record: Record, boxes: Sequence[Box], rng: np.random.Generator) -> BoolArray | None:
-    return shifted_mask(kept.grid, boxes, rng, count=kept.count) if boxes else None
-
-
-def _inverted(kept: Kept, record: Record, boxes: Sequence[Box], rng: np.random.Generator) -> BoolArray | None:
-    return None if kept.all else inverted_mask(kept.grid, kept.mask, rng)
-
-
 CONTROLS: dict[str, Control] = {
     "random": lambda kept, record, boxes, rng: random_mask(kept.grid, kept.count, rng),
     "centre": lambda kept, record, boxes, rng: centre_mask(kept.grid, kept.count),
-    "inverted": _inverted,
-    "shifted": _shifted,
+    "inverted": lambda kept, record, boxes, rng: None if kept.all else inverted_mask(kept.grid, kept.mask, rng),
+    "shifted": lambda kept, record, boxes, rng: (
+        shifted_mask(kept.grid, boxes, rng, count=kept.count) if boxes else None
+    ),
     "oracle": lambda kept, record, boxes, rng: oracle_mask(kept.grid, record.boxes) if record.boxes else None,
 }
 
@@ -49,7 +42,9 @@ def control_masks(
     Args:
         kept: visual tokens that the policy's own boxes kept.
         boxes: boxes of the policy.
-        controls: include those at the policy's own number of tokens.
+        budgets: shares of the visual tokens at which own boxes and controls compete.
+        controls: whether the controls with the policy's own number of tokens are included.
+        seed: seed of the random controls.
     """
     rng = np.random.default_rng(derive_seed(seed, "controls", record.id))
     masks = {name: control(kept, record, boxes, rng) for name, control in CONTROLS.items()} if controls else {}

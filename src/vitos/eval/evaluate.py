@@ -1,13 +1,13 @@
 """`vitos eval`: a trained model with its base, its controls and its budgets, as one run of the evaluator.
 
-The folder that is named holds
+The output folder holds
 
-    results.json, cases.jsonl, report.html      figures, every question with all its answers, the page
+    results.json, cases.jsonl, report.html      figures, all questions with all their answers, the page
     answers/<fingerprint>/                      the answers as they came (`vitos.eval.store`), one folder for each
                                                 combination of weights, questions and settings
 
-so that a run that was stopped goes on, another model never overwrites an answer, and scores can be made again
-without a model (`vitos bench rescore FOLDER`).
+so a run that was stopped goes on, another model never overwrites an answer, and scores can be made again without a
+model (`vitos bench rescore FOLDER`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,16 +59,16 @@ class Evaluation:
     (True, 64)
 
     Attributes:
-        name: name of the run, for the report.
-        checkpoint: the trained model.
-        data: record files and `benchmark:NAME[@SPLIT][=FOLDER]`, a data set each.
+        name: name of the run in the report.
+        checkpoint: path of the trained model.
+        data: record files and `benchmark:NAME[@SPLIT][=FOLDER]`, one data set each.
         settings: longest responses, batch size and seed.
-        base: the model before training, or None: then there is no dense accuracy to relate to.
-        rl_dense: a model trained without pruning, or None.
-        controls: also answer from other tokens in the same number, where the plan can be told which to keep.
+        base: path of the model before training; None: there is no dense accuracy to relate to.
+        rl_dense: path of a model trained without pruning, or None.
+        controls: whether to answer from other tokens in the same number too, if the plan takes masks.
         budgets: shares of the visual tokens, 0..1, at which own boxes, random, centre, inverted and oracle compete.
-        limit: number of questions of each file, from its start; None: all.
-        bootstrap_samples: number of resamples of each interval.
+        limit: number of questions per file, from its start; None: all.
+        bootstrap_samples: number of resamples per interval.
         load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
         cache: folder of an embedding cache that fits the encoders of all models, or None.
         plan: plan by which the models answer; None: the checkpoint's own.
@@ -110,11 +111,11 @@ def evaluate(
 
     Args:
         metrics: rows of the training run's `metrics.jsonl`, for the report.
-        recipe: of the training run; then the model card is written as well.
+        recipe: recipe of the training run; with it the model card is written too.
+        console: where the table is printed.
 
     Raises:
-        ValueError: under plan dense, a condition of every evaluation, and for budgets under a plan that cannot be told
-            which tokens to keep.
+        ValueError: for a plan that does not localize, and for budgets under a plan that takes no masks.
     """
     console = console or Console()
     spec = VitosSpec.load(resolve_model_path(evaluation.checkpoint)) or VitosSpec()
@@ -147,7 +148,7 @@ def evaluate(
 
 
 def cases_in_memory(policy: SparseVLM, records: Sequence[Record], settings: Settings) -> list[dict[str, Any]]:
-    """The cases of a policy that is in memory, with its controls; nothing is kept on disk."""
+    """The cases of a policy that is in memory, with its controls; nothing stays on disk."""
     with TemporaryDirectory() as out:
         conditions = control_conditions(controls=policy.plan.takes_masks)
         model = AskedModel(name=TRAINED, path="", conditions=conditions, load=lambda: policy)
@@ -156,10 +157,12 @@ def cases_in_memory(policy: SparseVLM, records: Sequence[Record], settings: Sett
 
 
 def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Make all figures of stored answers and write them to `out`; needs no model.
+    """Make all figures from stored answers and write them to `out`, without a model.
 
     Args:
-        folder: `answers/<fingerprint>` of an evaluation.
+        folder: folder `answers/<fingerprint>` of an evaluation.
+        out: folder of the figures and the report.
+        metrics: rows of the training run's `metrics.jsonl`, for the report.
     """
     asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
     stored, models = EvalFolder(folder), asked["models"]
@@ -184,7 +187,7 @@ def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) ->
 
 
 def _models(evaluation: Evaluation, spec: VitosSpec) -> list[AskedModel]:
-    """The trained model with everything that is asked of it, then those that it is compared with."""
+    """The trained model with all its conditions, then the models that it is compared with."""
     plan, budgets, controls = get_plan(spec.plan), evaluation.budgets, evaluation.controls
     if not plan.localizes:
         others = ", ".join(name for name in PLANS.names() if get_plan(name).localizes)
@@ -195,9 +198,7 @@ def _models(evaluation: Evaluation, spec: VitosSpec) -> list[AskedModel]:
         )
 
     def model(name: str, path: str, conditions: tuple[str, ...], own: VitosSpec | None) -> AskedModel:
-        def load() -> SparseVLM:
-            return SparseVLM.from_pretrained(path, spec=own, **evaluation.load)
-
+        load = partial(SparseVLM.from_pretrained, path, spec=own, **evaluation.load)
         return AskedModel(name=name, path=path, conditions=conditions, load=load)
 
     conditions = control_conditions(budgets, controls=controls and plan.takes_masks)
@@ -227,7 +228,7 @@ def _seconds(folder: EvalFolder, models: Sequence[str], plan: str, questions: in
     spent = dict.fromkeys(("vision", "prefix", *branches), 0.0)
     dense = 0.0
     for name in folder.manifest()["benchmarks"]:
-        # Under a plan that begins with a reduced image, the whole ones were encoded for the dense condition.
+        # Under a plan that begins with a reduced image, the whole images were encoded for the dense condition.
         shared = ("prefix",) if get_plan(plan).reduced else ("vision", "prefix")
         for row in folder.times(TRAINED, name):
             wanted = shared if row["condition"] == "images" else spent

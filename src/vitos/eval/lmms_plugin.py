@@ -2,11 +2,11 @@
 
     python -m lmms_eval --model vitos --model_args pretrained=CHECKPOINT,tokens=sparse --tasks slake_en --batch_size 8
 
-lmms-eval finds the model through the entry point `lmms_eval.models`. What the task's scorer gets is what stands in
-the `<answer>` block, or "" where no answer can be read; the thought before it is not shown to lenient scorers. The
-task's own limit on new tokens is for bare answers and is not used: `max_tokens` is, for each branch.
+lmms-eval finds the model through the entry point `lmms_eval.models`. The task's scorer gets the text of the `<answer>`
+block, or "" if no answer can be read; lenient scorers never see the thought before it. The task's own limit on new
+tokens is meant for bare answers and is not used; `max_tokens` limits each branch instead.
 
-One process only, and questions with at least one image and no video or sound; others are refused by name.
+It runs in one process and answers questions with at least one image and no video or sound; others are refused by name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def manifest() -> Any:
-    """What the entry point hands to lmms-eval: the model `vitos`, in its chat interface."""
+    """The entry point of lmms-eval: the model `vitos`, in its chat interface."""
     # Importing the registry loads all entry points, this one included: not while this module is half imported.
     from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -46,14 +46,14 @@ class SparseModel(lmms):
 
     Args:
         pretrained: folder, hub id, or "nano".
-        tokens: answer from the tokens of the model's own boxes, or from all of them.
-        batch_size: questions decoded together.
+        tokens: whether to answer from the tokens of the model's own boxes ("sparse") or from all of them ("dense").
+        batch_size: number of questions decoded together.
         max_tokens: longest response of each branch.
-        device: by default the GPU if there is one.
+        device: device of the model; None: the GPU if there is one.
 
     Raises:
-        ValueError: for other values of `tokens`, a checkpoint of plan coarse, dense or crop, or when started as one
-            of several processes.
+        ValueError: for other values of `tokens`, for a checkpoint whose plan takes no masks, or in one of several
+            processes.
     """
 
     is_simple = False
@@ -85,7 +85,7 @@ class SparseModel(lmms):
         self.max_tokens = int(max_tokens)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests; how many tokens were kept and what could not be read is logged."""
+        """Answers in the order of the requests; logs how many tokens were kept and what could not be read."""
         answers: list[str] = []
         kept: list[float] = []
         fallbacks = 0
@@ -110,7 +110,7 @@ class SparseModel(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: a likelihood of an answer without its thought is not what the model was trained for."""
+        """Not offered: the model was not trained for the likelihood of an answer without its thought."""
         raise NotImplementedError("the model vitos generates answers; choose a task of type generate_until")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -123,7 +123,7 @@ class SparseModel(lmms):
         return Query.about(self.policy.encode(*images), text)
 
     def _ready(self, queries: Sequence[Query]) -> list[Reasoning]:
-        """What the reasoning branch gets of each question."""
+        """The prompt of the reasoning branch for each question."""
         branches, watch = self.policy.branches, Stopwatch()
         if self.tokens == "dense":
             return [Dense("dense").reason(branches, query, [()], watch)[0] for query in queries]
@@ -135,10 +135,11 @@ class SparseModel(lmms):
 
 
 def read_messages(messages: Sequence[dict[str, Any]], where: str) -> tuple[str, list[Image.Image]]:
-    """A task's chat → the question with `<image>` where its images stand, and the images.
+    """From a task's chat to the question, with `<image>` where its images are, and the images.
 
     Args:
-        where: how errors name the question.
+        messages: turns of the chat.
+        where: name of the question in errors.
 
     Raises:
         ValueError: for anything but text and images of a system or user, or if there is no image.
@@ -166,7 +167,7 @@ def read_messages(messages: Sequence[dict[str, Any]], where: str) -> tuple[str, 
 
 
 def _temperature(batch: Sequence[Instance]) -> float:
-    """The batch's temperature, 0 where the task does not sample; a task has one for all its questions."""
+    """The batch's temperature, 0 if the task does not sample; a task has one for all its questions."""
     found = {float(r.args[2].get("temperature") or 0.0) if r.args[2].get("do_sample", True) else 0.0 for r in batch}
     if len(found) != 1:
         raise ValueError(f"one batch asks for several temperatures ({sorted(found)}); run these tasks one by one")

@@ -1,8 +1,8 @@
 """Run an evaluation: models × data sets × conditions, resumable at every batch, alone or in several processes.
 
-A batch is the same however the run is cut or shared out (`conditions.batches`), and each is answered by one process,
-so two processes write the answers that one would have written, to the last bit. Images of the next batch are opened
-while the model works on this one. The folder is opened before the first question, and every answer is appended when it
+A batch is the same however the run is cut or shared out (`conditions.batches`), and one process answers it. So two
+processes write the answers that one would have written, to the last bit. The images of the next batch are opened while
+the model works on this one. The folder is opened before the first question, and each answer is appended as soon as it
 is there: a kill costs one condition of one batch.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from vitos.eval.conditions import ABLATIONS, EvalSet, Settings, batches, split_c
 from vitos.eval.image_ablations import swaps
 from vitos.eval.scoring import in_protocol
 from vitos.eval.selectors import SELECTORS
-from vitos.eval.store import FORMAT, EvalFolder, Row, questions_fingerprint, weights_fingerprint
+from vitos.eval.store import FORMAT, EvalFolder, StoredRow, questions_fingerprint, weights_fingerprint
 from vitos.policy.locate import resolve_model_path
 from vitos.policy.vlm import SparseVLM
 from vitos.scans.cache import EmbeddingCache
@@ -37,14 +37,14 @@ from vitos.scans.cache import EmbeddingCache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedModel:
-    """A model, and what is asked of it.
+    """A model and the conditions that it is asked under.
 
     Attributes:
-        name: its name in the folder and the tables.
+        name: name in the folder and the tables.
         path: folder, hub id or name of an embedded model; empty for a policy in memory.
-        conditions: names, in the order in which they are run.
-        load: makes the policy; called when its turn comes.
-        insist: a condition that the model cannot follow is an error; otherwise it is left out.
+        conditions: names of conditions, in the order in which they are run.
+        load: makes the policy; called when the model's turn comes.
+        insist: whether a condition that the model cannot follow is an error; otherwise it is left out.
     """
 
     name: str
@@ -59,14 +59,15 @@ class AskedModel:
         return weights_fingerprint(Path(resolve_model_path(self.path))) if self.path else ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Which part of the batches this process answers.
+    """The part of the batches that this process answers.
 
     Attributes:
-        index, count: number of this process, from 0, and of all.
+        index: number of this process, from 0.
+        count: number of processes.
         wait: returns when all processes have called it.
-        speaks: shows progress.
+        speaks: whether this process shows progress.
     """
 
     index: int = 0
@@ -76,9 +77,14 @@ class Share:
 
     @classmethod
     def of_launcher(cls) -> Share:
-        """As `accelerate launch` started the processes; alone without it."""
+        """The share of this process among those that `accelerate launch` started; everything without it."""
         state = PartialState(cpu=not torch.accelerator.is_available())
-        return cls(state.process_index, state.num_processes, state.wait_for_everyone, state.is_local_main_process)
+        return cls(
+            index=state.process_index,
+            count=state.num_processes,
+            wait=state.wait_for_everyone,
+            speaks=state.is_local_main_process,
+        )
 
 
 def run_models(
@@ -93,7 +99,7 @@ def run_models(
     """Write the answers of all models to `out`; what is there already is not asked again.
 
     A record whose image cannot be opened, or whose text is longer than the model's context, is named, left out of
-    every condition, and counted (`left_out` in the folder); the next run tries it again.
+    every condition and counted (`left_out` in the folder); the next run tries it again.
 
     Args:
         cache: folder of an embedding cache that fits every model's encoder.
@@ -101,7 +107,7 @@ def run_models(
 
     Raises:
         ValueError: if a data set has no question of the protocol, a model cannot follow a condition that it must, or
-            the folder holds answers that were made otherwise.
+            the folder holds answers that were made in another way.
         OSError: if the folder cannot be written; nothing has been asked then.
     """
     folder, asked = EvalFolder(out), [_in_protocol(one, settings) for one in sets]
@@ -113,15 +119,24 @@ def run_models(
         conditions = _possible(model, policy, share)
         opened = EmbeddingCache.open(cache, policy.backbone) if cache else None
         for one in asked:
-            _run_one(_Turn(folder, model.name, policy, one, conditions, settings, share, opened))
+            _Turn(
+                folder=folder,
+                model=model.name,
+                policy=policy,
+                asked=one,
+                conditions=conditions,
+                settings=settings,
+                share=share,
+                cache=opened,
+            ).run()
     share.wait()
 
 
 def _possible(model: AskedModel, policy: SparseVLM, share: Share) -> tuple[str, ...]:
-    """The conditions that the model can follow; says which it cannot.
+    """The conditions that the model can follow; the others are printed.
 
     Raises:
-        ValueError: for one that it cannot follow, if all must be.
+        ValueError: for a condition that it cannot follow, if it must follow all.
     """
     selectors = dict.fromkeys(split_condition(name)[0] for name in model.conditions)
     refusals = {s: why for s in selectors if s in SELECTORS and (why := SELECTORS[s].refusal(policy.backbone))}
@@ -133,7 +148,7 @@ def _possible(model: AskedModel, policy: SparseVLM, share: Share) -> tuple[str, 
     return tuple(name for name in model.conditions if split_condition(name)[0] not in refusals)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class _Turn:
     """One model on one data set."""
 
@@ -146,78 +161,79 @@ class _Turn:
     share: Share
     cache: EmbeddingCache | None
 
-    def length_problem(self, record: Record) -> str:
+    def run(self) -> None:
+        """Answer this process's share of the batches."""
+        share, records = self.share, self.asked.records
+        self.folder.mend(self.model, self.asked.name, share.index)
+        known = self.folder.answers(self.model, self.asked.name)
+        # All have read what is there before anyone adds to it: the shares would differ otherwise.
+        share.wait()
+        open_batches: list[tuple[list[Record], list[str]]] = []
+        for batch in batches(records, self.settings.batch_size):
+            # A condition is asked again of the whole batch where a kill left some of it out.
+            wanted = [c for c in self.conditions if any(r.id not in known.get(c, {}) for r in batch)]
+            if wanted:
+                open_batches.append((batch, wanted))
+        mine = open_batches[share.index :: share.count]
+        total = len(records) * len(self.conditions)
+        left = sum(len(batch) * len(wanted) for batch, wanted in open_batches)
+        name = f"{self.model}, {Path(self.asked.name).name}"
+        bar = tqdm(
+            total=total, initial=total - left, unit="answer", desc=name, dynamic_ncols=True, disable=not share.speaks
+        )
+        swapped = swaps(records, self.settings.seed) if ABLATIONS.keys() & set(self.conditions) else {}
+        with bar, _Ahead() as images:
+            for (batch, wanted), following in pairwise([*mine, ([], [])]):
+                now, later = _needed(batch, wanted, swapped), _needed(*following, swapped)
+                images.expect([*now, *later])
+                for done in self._answer(batch, wanted, known, swapped, images):
+                    bar.update(done)
+                images.forget([path for path in now if path not in later])
+
+    def _answer(
+        self,
+        batch: Sequence[Record],
+        wanted: Sequence[str],
+        known: Mapping[str, Mapping[str, StoredRow]],
+        swapped: Mapping[str, Record],
+        images: _Ahead,
+    ) -> Iterator[int]:
+        """Ask one batch and append the answers condition by condition; yields their number, in all processes."""
+        started, asked = time.perf_counter(), list(batch)
+        for record in batch:
+            if problem := images.problem(record.image_paths) or self._length_problem(record):
+                asked.remove(record)
+                self._append("left_out", [{"id": record.id, "reason": problem}])
+                tqdm.write(f"{self.asked.name}: left out {record.id}: {problem}")
+        if not asked or all(r.id in known.get(c, {}) for c in wanted for r in asked):
+            yield len(batch) * len(wanted)
+            return
+        work = Batch(
+            policy=self.policy,
+            records=asked,
+            settings=self.settings,
+            swapped=swapped,
+            open_image=images.open,
+            cached=self.cache.get if self.cache is not None else None,
+        )
+        self._append("images", work.images)
+        for condition, rows, seconds in work.answers(wanted, known):
+            self._append("answers", rows)
+            self._append("times", [_time(condition, len(asked), seconds)])
+            yield len(batch) * self.share.count if condition in wanted else 0  # the others are about as far
+        wall = {"wall": time.perf_counter() - started}
+        self._append("times", [_time("images", len(asked), work.vision), _time("wall", len(asked), wall)])
+
+    def _length_problem(self, record: Record) -> str:
         """Why a question is too long for the model; empty if it is not."""
         longest = max(self.settings.max_localization_tokens, self.settings.max_reasoning_tokens)
         return self.policy.branches.length_problem(record.question, record.kind, longest)
 
-    def append(self, kind: str, rows: Sequence[Row]) -> None:
+    def _append(self, kind: str, rows: Sequence[StoredRow]) -> None:
         self.folder.append(kind, self.model, self.asked.name, self.share.index, rows)
 
 
-def _run_one(turn: _Turn) -> None:
-    """This process's share of one model on one data set."""
-    share, records = turn.share, turn.asked.records
-    turn.folder.mend(turn.model, turn.asked.name, share.index)
-    known = turn.folder.answers(turn.model, turn.asked.name)
-    # All have read what is there before anyone adds to it: the shares would differ otherwise.
-    share.wait()
-    open_batches: list[tuple[list[Record], list[str]]] = []
-    for batch in batches(records, turn.settings.batch_size):
-        # A condition is asked again of the whole batch where a kill left some of it out.
-        wanted = [c for c in turn.conditions if any(r.id not in known.get(c, {}) for r in batch)]
-        if wanted:
-            open_batches.append((batch, wanted))
-    mine = open_batches[share.index :: share.count]
-    total = len(records) * len(turn.conditions)
-    left = sum(len(batch) * len(wanted) for batch, wanted in open_batches)
-    bar = tqdm(
-        total=total,
-        initial=total - left,
-        unit="answer",
-        desc=f"{turn.model}, {Path(turn.asked.name).name}",
-        dynamic_ncols=True,
-        disable=not share.speaks,
-    )
-    swapped = swaps(records, turn.settings.seed) if ABLATIONS.keys() & set(turn.conditions) else {}
-    with bar, _Ahead() as images:
-        for (batch, wanted), following in pairwise([*mine, ([], [])]):
-            images.expect([*_needed(batch, wanted, swapped), *_needed(*following, swapped)])
-            _answer_batch(turn, batch, wanted, known, swapped, images, bar)
-            images.forget(_needed(batch, wanted, swapped), keep=_needed(*following, swapped))
-
-
-def _answer_batch(
-    turn: _Turn,
-    batch: Sequence[Record],
-    wanted: Sequence[str],
-    known: Mapping[str, Mapping[str, Row]],
-    swapped: Mapping[str, Record],
-    images: _Ahead,
-    bar: Any,
-) -> None:
-    """Ask one batch and append what comes, condition by condition."""
-    started, asked = time.perf_counter(), list(batch)
-    for record in batch:
-        if problem := images.problem(record.image_paths) or turn.length_problem(record):
-            asked.remove(record)
-            turn.append("left_out", [{"id": record.id, "reason": problem}])
-            tqdm.write(f"{turn.asked.name}: left out {record.id}: {problem}")
-    if not asked or all(r.id in known.get(c, {}) for c in wanted for r in asked):
-        bar.update(len(batch) * len(wanted))
-        return
-    cached = turn.cache.get if turn.cache is not None else None
-    work = Batch(turn.policy, asked, turn.settings, swapped, images.open, cached)
-    turn.append("images", work.images)
-    for condition, rows, seconds in work.answers(wanted, known):
-        turn.append("answers", rows)
-        turn.append("times", [_time(condition, len(asked), seconds)])
-        bar.update(len(batch) * turn.share.count if condition in wanted else 0)  # the others are about as far
-    wall = {"wall": time.perf_counter() - started}
-    turn.append("times", [_time("images", len(asked), work.vision), _time("wall", len(asked), wall)])
-
-
-def _time(condition: str, questions: int, seconds: Mapping[str, float]) -> Row:
+def _time(condition: str, questions: int, seconds: Mapping[str, float]) -> StoredRow:
     rounded = {name: round(value, 6) for name, value in seconds.items()}
     return {"condition": condition, "questions": questions, "seconds": rounded}
 
@@ -231,14 +247,12 @@ def _needed(batch: Sequence[Record], wanted: Sequence[str], swapped: Mapping[str
 
 
 def _in_protocol(one: EvalSet, settings: Settings) -> EvalSet:
-    if settings.protocol is None:
-        records = one.records
-    else:
-        records = tuple(record for record in one.records if in_protocol(record, settings.protocol))
+    protocol = settings.protocol
+    records = tuple(record for record in one.records if protocol is None or in_protocol(record, protocol))
     if not records:
-        wanted = f" of the protocol {settings.protocol!r}" if settings.protocol else ""
+        wanted = f" of the protocol {protocol!r}" if protocol else ""
         raise ValueError(f"{one.name}: there is no question{wanted}; check the file and its limit")
-    return EvalSet(one.name, records, one.left_out)
+    return replace(one, records=records)
 
 
 def _manifest(
@@ -247,13 +261,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "vitos_version": __version__,
-        "settings": {
-            "protocol": settings.protocol,
-            "batch_size": settings.batch_size,
-            "max_localization_tokens": settings.max_localization_tokens,
-            "max_reasoning_tokens": settings.max_reasoning_tokens,
-            "seed": settings.seed,
-        },
+        "settings": asdict(settings),
         "models": {model.name: {"path": model.path, "weights": model.weights} for model in models},
         "benchmarks": {
             one.name: {
@@ -299,14 +307,17 @@ class _Ahead:
                 return str(error)
         return ""
 
-    def forget(self, paths: Sequence[Path], keep: Sequence[Path]) -> None:
+    def forget(self, paths: Sequence[Path]) -> None:
         for path in paths:
-            if path not in keep:
-                self._images.pop(path, None)
+            self._images.pop(path, None)
 
 
 def named_models(specs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`name=path` or a bare path, named by its last part.
+    """Name and path of each model, from `name=path` or a bare path, which is named by its last part.
+
+    Example:
+        >>> dict(named_models(["before=nano", "runs/quickstart/model"]))
+        {'before': 'nano', 'model': 'runs/quickstart/model'}
 
     Raises:
         ValueError: if two models have the same name.

@@ -54,7 +54,7 @@ def open_benchmark(text: str, limit: int | None = None) -> LoadedBenchmark:
 
 
 def read_set(source: str, limit: int | None = None) -> EvalSet:
-    """The questions of a record file or a benchmark, as one data set that is called as the source is.
+    """The questions of a record file or a benchmark, as one data set with the name of the source.
 
     Raises:
         ValueError, DataError: as `open_benchmark` and `read_records`.

@@ -1,14 +1,14 @@
-"""The folder of a run: what was asked, every answer, every time. All figures are made of these files.
+"""The folder of a run: what was asked, each answer and the time it took. All figures are made from these files.
 
-    bench.json                              models, benchmarks, plan
+    bench.json                              models, benchmarks, settings, conditions
     questions/<benchmark>.jsonl             id, kind, question, gold answer and boxes, meta
-    answers/<model>/<benchmark>/<n>.jsonl   one answer a line, of process n
-    times/<model>/<benchmark>/<n>.jsonl     seconds of one condition of one batch a line
-    images/<model>/<benchmark>/<n>.jsonl    how a question's images were opened, and the grid of its visual tokens
+    answers/<model>/<benchmark>/<n>.jsonl   answers of process n, one per line
+    times/<model>/<benchmark>/<n>.jsonl     seconds, one condition of one batch per line
+    images/<model>/<benchmark>/<n>.jsonl    how each question's images were opened, and the grid of its visual tokens
     left_out/<model>/<benchmark>/<n>.jsonl  records whose image could not be opened, and why
 
-Answers are appended, those of one condition of one batch at a time. A killed process leaves at most one line that is
-cut off; it is taken away when the run goes on.
+The answers to one condition of one batch are appended together. A killed process leaves at most one line that is cut
+off; it is removed when the run goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from vitos.data.files import write_json_atomic, write_text_atomic
 
 FORMAT = 1
 MANIFEST = "bench.json"
-Row = dict[str, Any]
+StoredRow = dict[str, Any]
+"""One line of a JSONL file of the folder."""
+
+KINDS = ("answers", "times", "images", "left_out")
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
@@ -43,8 +46,8 @@ class EvalFolder:
         """Begin a run, or go on with one: new models, benchmarks, selectors and budgets are added.
 
         Raises:
-            ValueError: if the folder holds answers that were made otherwise: with other questions, another model of
-                the same name or other settings.
+            ValueError: if the folder holds answers to other questions, of another model with the same name or with
+                other settings.
         """
         old = self.manifest() if (self.path / MANIFEST).is_file() else {}
         merged = dict(manifest)
@@ -58,10 +61,8 @@ class EvalFolder:
                     )
             merged[part] = before | manifest[part]
         if old and old["settings"] != manifest["settings"]:
-            raise ValueError(
-                f"{self.path} holds answers made with {old['settings']}, now {manifest['settings']}; "
-                "use another folder"
-            )
+            was, now = old["settings"], manifest["settings"]
+            raise ValueError(f"{self.path} holds answers made with {was}, now {now}; use another folder")
         merged["conditions"] = list(dict.fromkeys([*old.get("conditions", ()), *manifest["conditions"]]))
         (self.path / "questions").mkdir(parents=True, exist_ok=True)
         for name, records in questions.items():
@@ -73,7 +74,7 @@ class EvalFolder:
         """Content of `bench.json`.
 
         Raises:
-            ValueError: if it is missing, or not of a bench.
+            ValueError: if it is missing, or another version of vitos wrote it.
         """
         file = self.path / MANIFEST
         if not file.is_file():
@@ -100,23 +101,23 @@ class EvalFolder:
 
     # --- answers and times ------------------------------------------------------------------------------------------
 
-    def answers(self, model: str, benchmark: str) -> dict[str, dict[str, Row]]:
-        """Rows by condition and question id, of all processes; of an answer given twice the last."""
-        found: dict[str, dict[str, Row]] = {}
+    def answers(self, model: str, benchmark: str) -> dict[str, dict[str, StoredRow]]:
+        """Rows of all processes by condition and question id; the last one if a question was answered twice."""
+        found: dict[str, dict[str, StoredRow]] = {}
         for row in self._rows("answers", model, benchmark):
             found.setdefault(row["condition"], {})[row["id"]] = row
         return found
 
-    def times(self, model: str, benchmark: str) -> list[Row]:
-        """Rows of seconds, of all processes."""
+    def times(self, model: str, benchmark: str) -> list[StoredRow]:
+        """Rows of seconds of all processes."""
         return list(self._rows("times", model, benchmark))
 
-    def images(self, model: str, benchmark: str) -> dict[str, Row]:
-        """By question id how its images were opened and the grid of its visual tokens."""
+    def images(self, model: str, benchmark: str) -> dict[str, StoredRow]:
+        """Rows by question id: how its images were opened, and the grid of its visual tokens."""
         return {row["id"]: row for row in self._rows("images", model, benchmark)}
 
     def left_out(self, model: str) -> list[dict[str, str]]:
-        """Records of all data sets that a model was not asked, as their images could not be opened; each once."""
+        """Records that a model was not asked because their images could not be opened, each once."""
         found = []
         for name in self.manifest()["benchmarks"]:
             asked = self.images(model, name)
@@ -124,8 +125,8 @@ class EvalFolder:
             found += [{"dataset": name, "id": i, "reason": why} for i, why in reasons.items() if i not in asked]
         return found
 
-    def append(self, kind: str, model: str, benchmark: str, process: int, rows: Iterable[Row]) -> None:
-        """Add lines to this process's file of `answers`, `times`, `images` or `left_out`."""
+    def append(self, kind: str, model: str, benchmark: str, process: int, rows: Iterable[StoredRow]) -> None:
+        """Add lines to this process's file of one of `KINDS`."""
         file = self._folder(kind, model, benchmark) / f"{process}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -133,14 +134,14 @@ class EvalFolder:
             out.write(text)
 
     def mend(self, model: str, benchmark: str, process: int) -> None:
-        """Take away the line that a killed process left cut off."""
-        for kind in ("answers", "times", "images", "left_out"):
+        """Remove the line that a killed process left cut off."""
+        for kind in KINDS:
             file = self._folder(kind, model, benchmark) / f"{process}.jsonl"
             if file.is_file() and (data := file.read_bytes()) and not data.endswith(b"\n"):
                 with file.open("r+b") as cut:
                     cut.truncate(data.rfind(b"\n") + 1)
 
-    def _rows(self, kind: str, model: str, benchmark: str) -> Iterable[Row]:
+    def _rows(self, kind: str, model: str, benchmark: str) -> Iterable[StoredRow]:
         for file in sorted(self._folder(kind, model, benchmark).glob("*.jsonl")):
             yield from read_rows(file)
 
@@ -151,11 +152,11 @@ class EvalFolder:
         return self.path / "questions" / f"{file_name(benchmark)}.jsonl"
 
 
-def read_rows(file: Path) -> list[Row]:
-    """All whole lines of a JSONL file; one that is cut off at its end is left out.
+def read_rows(file: Path) -> list[StoredRow]:
+    """All complete lines of a JSONL file; a last line that is cut off is left out.
 
     Raises:
-        ValueError: for any other line that is no JSON; it names file and line.
+        ValueError: for any other line that is not JSON, with file and line.
     """
     lines = file.read_text(encoding="utf-8").split("\n")
     rows = []
@@ -168,7 +169,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def file_name(name: str) -> str:
-    """A name as one part of a path; unlike names stay unlike."""
+    """A name as one part of a path; different names stay different."""
     safe = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
     return safe if safe == name else f"{safe}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
@@ -196,7 +197,7 @@ def questions_fingerprint(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _question(record: Record) -> Row:
+def _question(record: Record) -> StoredRow:
     boxes = None if record.boxes is None else [list(box.as_tuple()) for box in record.boxes]
     return {
         "id": record.id,

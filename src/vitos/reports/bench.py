@@ -88,7 +88,7 @@ def bench_sheets(results: Mapping[str, Any], names: BenchNames) -> list[Sheet]:
         where = f"{model} · {names.span(span)}"
         sheets += [_accuracies(where, rows, names), _ablations(where, rows, names)]
     sheets += [sheet for model in results["models"] for sheet in _groups(results, model, names)]
-    sheets += [_times(part, names) for part in results["seconds"]]
+    sheets += [_left_out(results, names), *(_times(part, names) for part in results["seconds"])]
     return [sheet for sheet in sheets if sheet.rows]
 
 
@@ -169,6 +169,19 @@ def _groups(results: Mapping[str, Any], model: str, names: BenchNames) -> list[S
         columns = (head.capitalize(), "Questions", *map(names.label, conditions))
         sheets.append(Sheet(title=f"{model} · {benchmark} by {head}", columns=columns, rows=tuple(lines)))
     return sheets
+
+
+def _left_out(results: Mapping[str, Any], names: BenchNames) -> Sheet:
+    """Questions that a condition has no answer to; no rows if there are none."""
+    return Sheet(
+        title="Left out of a condition",
+        columns=("Model", "Benchmark", "Tokens", "Questions"),
+        rows=tuple(
+            (row["model"], row["benchmark"], names.label(row["condition"]), str(row["num_questions"]))
+            for row in results.get("left_out", ())
+        ),
+        note="Not defined for the question (no box, no gold box), or more tokens than the budget.",
+    )
 
 
 def _times(part: Mapping[str, Any], names: BenchNames) -> Sheet:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
-from vitos.core.geometry import BoolArray, Box, TokenGrid, enclosing, into_crop, touched_pixels
+from vitos.core.geometry import BoolArray, Box, Rect, TokenGrid, enclosing, into_crop, touched_pixels
 from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.policy.branches import Branches
@@ -33,11 +34,19 @@ class Crop(Plan):
             return Reasoning(branches.reason_prompt(query), kept)
         picture = query.scan.pictures[0]
         box = around(kept.grid, kept.mask)
-        part = picture.crop(touched_pixels(into_crop(box, kept.grid.shown), *picture.size))
-        (encoded,) = branches.encode([part])
+        (encoded,) = branches.encode([cut_out(picture, box, kept.grid.shown)])
         watch.count("vision", encoded.grid.num_tokens)
         second = replace(query, scan=replace(query.scan, visuals=(encoded, *query.scan.visuals[1:]), prefix=None))
         return Reasoning(branches.reason_prompt(second), Kept(kept.grid, kept.grid.overlapping([box])))
+
+
+def cut_out(picture: Image.Image, rect: Rect, shown: Rect) -> Image.Image:
+    """The pixels that a rectangle touches, of a picture of the part `shown` of the image; fractions of the image.
+
+    Raises:
+        ValueError: if nothing of the rectangle is in the picture.
+    """
+    return picture.crop(touched_pixels(into_crop(Box(*rect.as_tuple()), shown), *picture.size))
 
 
 def around(grid: TokenGrid, mask: BoolArray) -> Box:
