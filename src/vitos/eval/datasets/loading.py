@@ -121,7 +121,7 @@ def load_benchmark(
     split: str | None = None,
     *,
     limit: int | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
 ) -> LoadedBenchmark:
     """Read one split of a benchmark.
 
@@ -147,7 +147,7 @@ def load_benchmark(
     source = f"{HUB_PREFIX}{benchmark.hub}" if source is None else str(source)
     folder = _folder(source, benchmark.files(split))
     release = benchmark.release(folder, split)
-    pictures = Pictures(folder, release.archives, release.inside, store)
+    pictures = Pictures(folder, release.archives, release.inside, None if store is None else Path(store))
     records: list[Record] = []
     left_out: list[tuple[str, str]] = []
     try:
