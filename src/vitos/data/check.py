@@ -1,7 +1,7 @@
 """Everything that is wrong with a data set, in one pass and before anything is trained on it.
 
-Errors are what `read_records` and `load_image` would refuse; a data set with errors is not trained on. Warnings are
-probably wrong, notes only worth knowing.
+Errors are what `read_records` and `load_image` would refuse, and options that can be read in more than one way;
+a data set with errors is not trained on. Warnings are probably wrong, notes only worth knowing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vitos.core.record import Record
+from vitos.core.record import Record, option_problems
 from vitos.data.images import DataError, ImageError, ImageFacts, load_image_facts
 from vitos.data.picture import split_name
 from vitos.data.readers import Problem, Severity, iter_entries, record_files
@@ -100,7 +100,10 @@ def check_dataset(source: str | Path, *, progress: Progress | None = None) -> Ch
                 users.setdefault(image, entry.sample)
             if entry.record is not None:
                 records.append(entry.record)
-                if not entry.record.options:
+                doubts = option_problems(entry.record.question)
+                once = "write each option once, on one line of its own"
+                problems += [Problem(entry.sample, "question", doubt, once) for doubt in doubts]
+                if not doubts and not entry.record.options:
                     problem, remedy = "no options were found in it", "write them as A. … B. … if it has any"
                     problems.append(Problem(entry.sample, "question", problem, remedy, "warning"))
 
