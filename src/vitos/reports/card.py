@@ -36,7 +36,7 @@ use; they do not prove that the answer follows from them.
 
 ## How to use
 
-The weights are an ordinary Hugging Face checkpoint. `vitos.json` beside them holds the prompts, the coordinates of the
+The weights are an ordinary Hugging Face checkpoint. The file `vitos.json` holds the prompts, the coordinates of the
 boxes and the rule by which tokens are kept; `vitos ask` reads it, plain `transformers` runs the model with all tokens.
 
 ## Results
@@ -57,17 +57,17 @@ The recipe, every value resolved (folders of the machine left out):
 - Where no box parses, the answer comes from all tokens; the share of such questions is given above.
 - A finding that the first pass misses is out of sight of the second one, but for what fusion carries over.
 - Answers can be wrong and sound sure; wrong boxes can look plausible.
-- License and terms of the base model and of the training data go on to hold.
+- License and terms of the base model and of the training data still apply.
 """
 
 
 def model_card(results: Mapping[str, Any], recipe: Mapping[str, Any], base_model: str, license: str = "other") -> str:
-    """The text of `README.md` beside a checkpoint.
+    """The text of a checkpoint's `README.md`.
 
     Args:
         results: content of `results.json`.
         recipe: the resolved recipe. Absolute paths in it are cut to their last part: a card is made to be published.
-        base_model: hub id or folder; only a hub id stands in the front matter, as the hub asks for.
+        base_model: hub id or folder; only a hub id is put into the front matter, as the hub asks for.
         license: an identifier of the hub; `other` leaves the terms to the base model's.
     """
     datasets = str(results.get("dataset") or "").split(", ")

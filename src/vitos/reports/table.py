@@ -79,7 +79,7 @@ def main_sheet(results: Mapping[str, Any]) -> Sheet:
 
 
 def control_sheet(results: Mapping[str, Any]) -> Sheet:
-    """Accuracy of every control, and by how much the sparse branch is better.
+    """Accuracy of each control, and by how much the sparse branch is better.
 
     Controls that always belong to an evaluation show a dash where they are missing; the others are left out.
     """
@@ -130,7 +130,7 @@ def budget_sheet(results: Mapping[str, Any]) -> Sheet | None:
 
 
 def stage_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """Seconds per question of every stage, the sum of both passes and one dense pass, or None."""
+    """Seconds per question in each stage, the sum of both passes and one dense pass, or None."""
     times = results.get("seconds_by_stage") or {}
     total = v.number(times, "total")
     rows = []
