@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vitos.core.record import Record
 from vitos.data.images import DataError
@@ -50,12 +51,12 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: by which it is called, the name of its file.
+        name: the name of its file, by which it is called.
         hub: its data set on the hub.
-        files: patterns of what has to be downloaded for a split.
-        splits: the first one is the default.
-        release: finds a split in a folder; `DataError` if it is not there.
-        question: what a row means; `RowError` if it means nothing.
+        files: the patterns of the files that a split needs.
+        splits: the names of its splits, the default first.
+        release: a function that finds a split in a folder; `DataError` if it is not there.
+        question: a function that reads a row; `RowError` if the row cannot become a question.
     """
 
     name: str
@@ -66,20 +67,32 @@ class Benchmark:
     question: Callable[[Row], Question]
 
 
+class LeftOut(NamedTuple):
+    """A part of a release that cannot be used.
+
+    Attributes:
+        row: name of the row, of a range of rows that could not be decoded, or of a file.
+        reason: why, as the end of a sentence about it.
+    """
+
+    row: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedBenchmark:
     """The usable questions of one split, and those that are not.
 
     Attributes:
         records: ids are `<name>/<row>`; `meta` has `question_type`, `modality` and `subset` where the release does.
-        left_out: (row, file or part of a file, reason), in the order of the release.
+        left_out: all that cannot be used, in the order of the release.
     """
 
     name: str
     split: str
     source: str
     records: tuple[Record, ...]
-    left_out: tuple[tuple[str, str], ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def register(benchmark: Benchmark) -> Benchmark:
@@ -108,17 +121,17 @@ def load_benchmark(
     split: str | None = None,
     *,
     limit: int | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
 ) -> LoadedBenchmark:
     """Read one split of a benchmark.
 
     Args:
         source: a folder with the release as published, archives unpacked or not, or `hub:owner/name`, which is
             downloaded (or found in the cache of `huggingface_hub`, when offline); by default the hub.
-        split: by default the benchmark's first.
-        limit: read the first `limit` rows only.
-        store: folder for images out of parquet and zip files; by default in the user's cache. It may be shared by
-            all benchmarks, and deleted when no run needs it.
+        split: name of a split; by default the benchmark's first.
+        limit: number of rows to read, from the first; by default all.
+        store: folder for images out of parquet and zip files; by default in the user's cache. All benchmarks may
+            share it, and it may be deleted when no run needs it.
 
     Raises:
         DataError: if the folder does not hold the split, an archive must not be unpacked, or no row is usable.
@@ -133,16 +146,16 @@ def load_benchmark(
     source = f"{HUB_PREFIX}{benchmark.hub}" if source is None else str(source)
     folder = _folder(source, benchmark.files(split))
     release = benchmark.release(folder, split)
-    pictures = Pictures(folder, release.archives, release.inside, store)
+    pictures = Pictures(folder, release.archives, release.inside, Path(store).expanduser() if store else None)
     records: list[Record] = []
-    left_out: list[tuple[str, str]] = []
+    left_out: list[LeftOut] = []
     try:
         rows = itertools.islice(release.rows, limit)
         for row, outcome in _read(benchmark, rows, pictures):
             if isinstance(outcome, Record):
                 records.append(outcome)
             else:
-                left_out.append((row, outcome.reason))
+                left_out.append(LeftOut(row, outcome.reason))
     finally:
         pictures.close()
     if not records:

@@ -6,8 +6,8 @@ One array, `medical_multimodel_evaluation_data.json`, of 17,303 objects with `qu
 `subset` (for OmniMedVQA its modality); the images in `images/`, as it is or in `images.zip`. All questions have
 options here, also those of VQA-RAD, SLAKE and PathVQA, so its accuracies are not those of the original releases.
 
-Verified: the file's name, `image`, `options`, `answer`, `dataset` and `subset` by three programs that read them. From
-the issue: the count. Not verified: the folder inside `images.zip`.
+Verified: the file's name, `image`, `options`, `answer`, `dataset` and `subset` by three programs that read them. Not
+verified: the count, and the folder inside `images.zip`.
 """
 
 from __future__ import annotations

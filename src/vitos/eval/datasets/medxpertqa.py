@@ -4,8 +4,8 @@
 off), `options` (letter → text), `label` (a letter), `images` (file names, often several), `medical_task`,
 `body_system`, `question_type`; the images in `images/`, as it is or in `images.zip`.
 
-Several images stand in front of the question, in order. Boxes and sparse tokens are of the first one; the others are
-whole.
+Several images are placed in front of the question, in order. Boxes and sparse tokens are of the first one; the others
+are whole.
 
 Verified: the files, the fields, `images` as names below the archive, "Answer Choices:" in questions. Not verified:
 the folder inside `images.zip` (`images/` and its content alone are read).

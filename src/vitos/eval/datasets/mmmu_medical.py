@@ -9,8 +9,8 @@ belongs (also inside options, and more than once), `options` (a list printed as 
 The answers of the split `test` are not public (`?`), so `validation` is the default: 150 questions in the five
 subjects. An image called again is "image 1" in words. Open questions with several right answers are left out.
 
-Verified: the columns and their types (card), subjects' names. From the issue: `options` as a printed list. Not
-verified: the shards' names below a subject (the hub's usual ones are read).
+Verified: the columns and their types (card), the subjects' names. Not verified: `options` as a printed list, and the
+shards' names below a subject (the hub's usual ones are read).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The layout and the treatment of VQA-RAD, with a third split `validation` and several shards a split.
 
-From the issue: that the columns are those of VQA-RAD. The counts are those of the card.
+The counts are those of the card. Not verified: that the columns are those of VQA-RAD.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vitos.core.record import IMAGE_PLACEHOLDER, AnswerKind, option_lines, parse_options
+from vitos.core.wording import normalize_answer
 from vitos.eval.datasets.rows import RowError
-from vitos.eval.scoring import normalize_answer
 
 YES_NO = ("yes", "no")
+_LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Question:
     """A row that was understood.
 
     Attributes:
-        text: with options inline, and `<image>` where images belong; those that no `<image>` calls stand in front.
+        text: the question with options inline, and `<image>` where images belong; images that no `<image>` calls are
+            in front.
         images: bytes of a file, or the name of one in the release, in the order of the `<image>`s.
         answer, kind: as in `Record`.
     """
@@ -36,21 +38,21 @@ def with_options(
     """A question with its options inline, relettered from A without gaps, and the letter of the right one.
 
     Args:
-        options: as the release has them, the first one A; blank or None where there is none. A letter that every
-            option carries already ("B: nodule" in the second place) is taken off.
+        options: the release's options, the first one A; blank or None where there is none. A letter that every option
+            carries already ("B: nodule" in the second place) is taken off.
         letter, answer: the right option's letter in the release, or else its text. A row gives one of them, and which
             is known: with the options "A" and "B" of a blood group, "A" could be either.
 
     Raises:
-        RowError: if there are fewer than two options, the answer is none of them or several, or the options' texts
-            cannot be told apart once they stand in the question.
+        RowError: if there are fewer than two options, the answer is none of them or several, or the options cannot be
+            read back from the question.
     """
     given = [(chr(ord("A") + index), (option or "").strip()) for index, option in enumerate(options)]
     listed = _without_own_letters([(place, option) for place, option in given if option])
     if len(listed) < 2:
         raise RowError(f"has {len(listed)} options; a choice needs two")
     right = _by_letter(listed, letter) if letter is not None else _by_text(listed, answer or "")
-    texts = [re.sub(r"\s*\n\s*", " ", option) for _, option in listed]
+    texts = [_LINE_BREAK.sub(" ", option) for _, option in listed]
     question = text.strip() + option_lines(texts)
     if list(parse_options(question).values()) != texts:
         raise RowError("its options cannot be told from the question's text or from one another")
@@ -67,7 +69,7 @@ def yes_no_or(kind: AnswerKind, text: str, answer: str) -> tuple[str, str, Answe
 
 
 def place_images(text: str, count: int) -> str:
-    """The text with one `<image>` for each image: those that it does not call stand in front.
+    """The text with one `<image>` for each image: those that it does not call are in front.
 
     Raises:
         RowError: if it calls more images than there are.
@@ -95,7 +97,7 @@ def _by_letter(listed: Sequence[tuple[str, str]], letter: str) -> int:
 
 
 def _by_text(listed: Sequence[tuple[str, str]], answer: str) -> int:
-    """The option that reads as the answer; as it stands, or else normalised."""
+    """The option with the text of the answer, or else with the same text after `normalize_answer`."""
     found = [index for index, (_, option) in enumerate(listed) if option == answer.strip()]
     if not found:
         same = normalize_answer(answer)

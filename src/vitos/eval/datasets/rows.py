@@ -1,4 +1,4 @@
-"""Rows of a release's files, one by one; a damaged row or file is a `Damage` in its place, and reading goes on.
+"""Rows of a release's files, one by one. A damaged row or file becomes a `Damage` in its place, and reading continues.
 
 Rows are named as users find them, files below the release's folder: `data/test-00000-of-00001.parquet[12]`,
 `test.json[12]`, `MM/test.jsonl:13`.

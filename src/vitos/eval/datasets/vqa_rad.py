@@ -3,7 +3,7 @@
 Parquet in `data/`, splits `train` and `test`; columns `image` (struct<bytes, path>), `question`, `answer`. The hub's
 version has no answer type: a question is closed if its answer is yes or no, which is how its card scores it too.
 
-Verified: the columns and the card's text. From the issue: nothing else.
+Verified: the columns and the card's text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def image_of(row: Row, column: str = "image") -> bytes:
 
 
 def parquet_release(folder: Path, split: str) -> Release:
-    """A split in `data/<split>-*.parquet`, or beside it where a user keeps the shards alone."""
+    """A split in `data/<split>-*.parquet`, or in the folder itself where a user keeps the shards alone."""
     files = find(folder, f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet")
     return Release(parquet_rows(folder, files))
 
