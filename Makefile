@@ -3,7 +3,7 @@
 #   make quickstart   make the phantom data, train both stages of the nano model, evaluate, write the report
 #   make real         the small model for real images on the test splits of ../shared/data, in under five minutes
 #   make test         the tests
-#   make lint         ruff and mypy
+#   make lint         ruff, mypy and the layers of the package
 #   make test-vllm    the plug-in for vLLM against the real one, on the CPU, in an environment of its own (.venv-vllm)
 #
 # TORCH is what pip is given to install PyTorch, before everything else. The default is the build that your package
@@ -74,6 +74,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

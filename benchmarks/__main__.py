@@ -83,13 +83,13 @@ def shapes(
 ) -> None:
     """Prefill time, memory and KV cache of sparse prompts in layers of the published models' shapes; resumable."""
     quiet()
-    from benchmarks.true_shapes import MODELS, TABLE, Plan, run_shapes
+    from benchmarks.true_shapes import MODELS, TABLE, ShapesSettings, run_shapes
     from vitos.doctor.shapes import KNOWN
 
     names = model or MODELS
     if unknown := [name for name in names if name not in KNOWN]:
         raise typer.BadParameter(f"{unknown[0]} is not known; known are {', '.join(KNOWN)}", param_hint="--model")
-    plan = Plan(tuple(pixels or Plan().pixels), layers=layers, dtype=dtype, rounds=rounds)
+    plan = ShapesSettings(tuple(pixels or ShapesSettings().pixels), layers=layers, dtype=dtype, rounds=rounds)
     with console.status("starting") as status:
         run_shapes(out, plan, {name: KNOWN[name] for name in names}, status.update)
     console.print((out / TABLE).read_text(encoding="utf-8"), markup=False, soft_wrap=True)

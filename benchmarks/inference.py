@@ -11,25 +11,23 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from scripts.nano_model import NANO_SPEC
 
 from benchmarks.inference_models import build_model
 from benchmarks.peak import peak_memory
 from vitos import __version__
-from vitos.backbones.base import Backbone
 from vitos.core.geometry import Box
-from vitos.core.response import parse_localization
 from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion
-from vitos.nano.build import NANO_SPEC
-from vitos.policy.plans import PLANS, Limits, answer
-from vitos.policy.types import Query, Rollout
+from vitos.policy.plans import Limits, Outcome, Plan, get_plan
+from vitos.policy.run import complete, start
+from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
 QUESTION = "<image>What is in the upper left quadrant?\nA. cyst\nB. mass"  # one token a word, for nano's tokenizer
@@ -73,21 +71,28 @@ class Settings:
     reasoning_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if unknown := set(self.plans) - set(PLANS):
-            raise ValueError(f"unknown plan {', '.join(sorted(unknown))}; known: {', '.join(PLANS)}")
+        for name in self.plans:
+            get_plan(name)
         if not all(0 < share <= 1 for share in self.kept) or self.runs < 1:
             raise ValueError(f"kept shares must lie in (0, 1] and runs be >= 1, got {self.kept} and {self.runs}")
 
 
-class GivenEvidence(SparseVLM):
-    """A policy that localizes as ever, and whose boxes are then replaced by a given one."""
-
-    def __init__(self, backbone: Backbone, box: Box) -> None:
-        super().__init__(backbone, NANO_SPEC)
-        self.box = box
-
-    def read_localization(self, query: Query, completion: Completion) -> Rollout:
-        return Rollout(completion, parse_localization(f"<evidence>{[list(self.box.as_tuple())]}</evidence>"))
+def answer_told(
+    vlm: SparseVLM, plan: Plan, queries: Sequence[Query], box: Box, limits: Limits, watch: Stopwatch
+) -> list[Outcome]:
+    """Follow a plan; the model localizes as ever, and its text is then replaced by one that names `box`."""
+    text = f"<evidence>{[list(box.as_tuple())]}</evidence>"
+    steps = start(plan, vlm.branches, vlm.engine, queries, limits, watch)
+    try:
+        request = next(steps)
+        while True:
+            completions = complete(vlm.engine, request, watch)
+            if request.branch == "localize":
+                completions = [replace(completion, text=text) for completion in completions]
+            request = steps.send(completions)
+    except StopIteration as end:
+        outcomes: list[Outcome] = end.value
+        return outcomes
 
 
 def middle(grid_side: int, share: float) -> Box:
@@ -103,24 +108,24 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
     """Measure all plans for every size, kept share and batch; see `summarize` for the figures."""
     device = torch.device(settings.device)
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), device)
-    vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
+    backbone.stop_token_ids = ()  # texts of fixed length
     names = ("dense", *(name for name in settings.plans if name != "dense"))
     cases = []
     for size in settings.sizes:
         pictures = [noise(size, seed) for seed in range(max(settings.batches))]
         (view,) = backbone.layout(pictures[0])[0].views
         for share in settings.kept:
-            vlm = GivenEvidence(backbone, middle(view.cols, share))
+            vlm, box = SparseVLM(backbone, NANO_SPEC), middle(view.cols, share)
             for batch in settings.batches:
                 label = f"{size} px, {share:.0%} kept, batch {batch}"
                 progress(f"{label}: warming up")
-                peaks = {name: _peak_bytes(vlm, name, pictures[:batch], settings) for name in names}
+                peaks = {name: _peak_bytes(vlm, name, pictures[:batch], box, settings) for name in names}
                 runs: list[dict[str, dict[str, Any]]] = []
                 for number in range(settings.runs):
                     progress(f"{label}: run {number + 1} of {settings.runs}")
                     turn = number % len(names)
                     order = names[turn:] + names[:turn]
-                    runs.append({name: _measure(vlm, name, pictures[:batch], settings) for name in order})
+                    runs.append({name: _measure(vlm, name, pictures[:batch], box, settings) for name in order})
                 dense = [run["dense"] for run in runs]
                 figures: dict[str, dict[str, Any]] = {}
                 for name in names:
@@ -170,27 +175,29 @@ def compare(runs: Sequence[dict[str, Any]], dense: Sequence[dict[str, Any]]) -> 
     return {**spread, "kv_ratio": runs[0]["kv_bytes"] / dense[0]["kv_bytes"]}
 
 
-def _peak_bytes(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], settings: Settings) -> int:
+def _peak_bytes(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], box: Box, settings: Settings) -> int:
     """Peak memory of one plan; never in a run whose time counts, which this slows down."""
     with peak_memory(vlm.backbone.device) as found:
-        _measure(vlm, name, pictures, settings)
+        _measure(vlm, name, pictures, box, settings)
     return found[0]
 
 
 @torch.no_grad()
-def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], settings: Settings) -> dict[str, Any]:
+def _measure(
+    vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], box: Box, settings: Settings
+) -> dict[str, Any]:
     """One plan, once, from pixels to answers."""
-    policy, plan, watch = vlm.with_spec(plan=name), PLANS[name], Stopwatch()
-    limits = Limits(settings.reasoning_tokens, settings.evidence_tokens)
+    plan, watch = get_plan(name), Stopwatch()
+    limits = Limits(max_tokens=settings.reasoning_tokens, max_evidence_tokens=settings.evidence_tokens)
     queries = []
     for picture in pictures:
-        with watch.stage("vision"):
-            scan = plan.scan(policy, [picture])
+        with watch.span("vision"):
+            scan = plan.scan(vlm.branches, [picture])
         watch.count("vision", scan.visuals[0].grid.num_tokens)
         queries.append(Query(scan, QUESTION))
-    if name == "gather":  # as it would itself; here to know their size
-        queries = policy.with_prefixes(queries, watch)
-    outcomes = answer(policy, queries, limits, watch)
+    if plan.shares_prefix:  # as it would itself; here to know their size
+        queries = vlm.with_prefixes(queries, watch)
+    outcomes = answer_told(vlm, plan, queries, box, limits, watch)
     written = {len(outcome.reasoning.completion.token_ids) for outcome in outcomes}
     if written != {settings.reasoning_tokens}:
         raise ValueError(f"reasoning wrote {written} tokens instead of {settings.reasoning_tokens}")
@@ -204,9 +211,9 @@ def _measure(vlm: SparseVLM, name: str, pictures: Sequence[Image.Image], setting
         "looks": sum(seconds[stage] for stage in LOOKS),
         "total": sum(seconds.values()),
         "tokens": tokens,
-        "kept": float(np.mean([outcome.mask.mean() for outcome in outcomes])),
-        "fallback": any(outcome.fallback for outcome in outcomes),
-        "kv_bytes": policy.engine.kv_bytes,
+        "kept": float(np.mean([outcome.kept.ratio for outcome in outcomes])),
+        "fallback": any(outcome.kept.fallback for outcome in outcomes),
+        "kv_bytes": vlm.engine.kv_bytes,
         "prefix_bytes": sum(query.scan.prefix.nbytes for query in queries if query.scan.prefix),
     }
 

@@ -6,17 +6,15 @@ vocabulary), so that the parts keep their proportions and ratios of times are th
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from scripts.nano_model import build_nano
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from benchmarks.models import random_backbone
 from vitos.backbones.base import Backbone
-from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.doctor.shapes import KNOWN
-from vitos.nano.build import build_nano
 
 MODELS = ("nano", "Qwen2.5-VL-3B-Instruct")
 
@@ -40,17 +38,21 @@ def build_model(name: str, parts: int, dtype: torch.dtype, device: torch.device)
         nano.image_processor.size = {"shortest_edge": 32**2, "longest_edge": 4096**2}
         nano.model.to(device, dtype).eval()
         return nano, "the architecture of nano (1.6 million parameters), random weights"
-    config, said = _shrunk(name, parts, nano.model.config)
-    torch.manual_seed(0)
-    model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    model.generation_config = copy.deepcopy(nano.model.generation_config)
-    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12_845_056})
-    return Qwen25VL(model.to(device).eval(), nano.tokenizer, processor), said
+    values, said = _shrunk(name, parts, nano.model.config)
+    backbone = random_backbone(
+        values,
+        tokenizer=nano.tokenizer,
+        image_processor=Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12_845_056}),
+        dtype=dtype,
+        device=device,
+        generation_config=nano.model.generation_config,
+    )
+    return backbone, said
 
 
 def _shrunk(name: str, parts: int, nano: Any) -> tuple[Any, str]:
     """A published configuration with one layer in so many and nano's special tokens, and what it is."""
-    values = {key: value for key, value in KNOWN[name].items() if key != "model_type"}
+    values = dict(KNOWN[name])
     text, vision = values["text_config"], values["vision_config"]
     layers, blocks = text["num_hidden_layers"] // parts, vision["depth"] // parts
     values["text_config"] = text | {"num_hidden_layers": layers, "vocab_size": text["vocab_size"] // parts}
@@ -62,4 +64,4 @@ def _shrunk(name: str, parts: int, nano: Any) -> tuple[Any, str]:
         f"layer shapes of {name}, random weights: {layers} of {text['num_hidden_layers']} layers, {blocks} of "
         f"{vision['depth']} vision blocks, 1/{parts} of the vocabulary"
     )
-    return AutoConfig.for_model(KNOWN[name]["model_type"], **values), said
+    return values, said

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inference import STAGES
+from benchmarks.tables import pipe_table
 from vitos.data.files import write_json_atomic, write_text_atomic
 
 COLOURS = ("#4c72b0", "#dd8452", "#f2c9a8", "#8c8c8c", "#55a868", "#b9dcc2")
@@ -51,9 +52,8 @@ def inference_page(results: Mapping[str, Any]) -> str:
         lines += [
             f"## {case['size']} px ({case['tokens']} visual tokens), {case['kept']:.0%} kept, batch {case['batch']}",
             "",
-            "| " + " | ".join((*columns, "peak MB")) + " |",
-            "| :-- |" + " --: |" * len(columns),
         ]
+        rows = []
         for plan in results["plans"]:
             row = case[plan]
             cells = [plan + " (fell back)" * row["fallback"]]
@@ -62,8 +62,8 @@ def inference_page(results: Mapping[str, Any]) -> str:
             held = f" (+{row['prefix_bytes'] / 1e6:.1f})" if row["prefix_bytes"] else ""
             cells += [f"{row['kv_bytes'] / 1e6:.1f}{held}", f"{row['kv_ratio']:.2f}"]
             cells.append(f"{row['peak_bytes'] / 1e6:.0f}")
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+            rows.append(cells)
+        lines += [*pipe_table((*columns, "peak MB"), rows), ""]
     return "\n".join(lines)
 
 

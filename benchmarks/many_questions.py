@@ -10,18 +10,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
+from scripts.nano_model import NANO_SPEC
 
-from benchmarks.inference import GivenEvidence, device_name, middle, noise
+from benchmarks.inference import answer_told, device_name, middle, noise
 from benchmarks.inference_models import build_model
-from vitos.core.names import PlanName
+from benchmarks.tables import pipe_table
+from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.files import write_json_atomic, write_text_atomic
-from vitos.policy.plans import PLANS, Limits
-from vitos.policy.types import Finding
+from vitos.policy.plans import Limits, Outcome, get_plan
+from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 
 JSON_FILE, TABLE = "questions.json", "questions.md"
 _PLACES = ("upper left", "upper right", "lower left", "lower right")
@@ -34,7 +37,7 @@ class Questions:
 
     Attributes:
         model, parts, dtype, device: as in `build_model`.
-        plans: of `PLANS`.
+        plans: names of plans.
         size: width and height of the image in pixels.
         kept: share of the visual tokens that the evidence covers, 0..1.
         count: questions about the image, at most 24.
@@ -55,8 +58,8 @@ class Questions:
     reasoning_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if unknown := set(self.plans) - set(PLANS):
-            raise ValueError(f"unknown plan {', '.join(sorted(unknown))}; known: {', '.join(PLANS)}")
+        for name in self.plans:
+            get_plan(name)
         if not 1 <= self.count <= 24 or self.runs < 1 or not 0 < self.kept <= 1:
             raise ValueError("questions must be 1 to 24, runs >= 1 and the kept share in (0, 1]")
 
@@ -65,21 +68,21 @@ def run_questions(asked: Questions, progress: Callable[[str], object] = lambda _
     """Measure all plans; `ratio` is the time of all questions over that of one, median, least and greatest."""
     device = torch.device(asked.device)
     backbone, said = build_model(asked.model, asked.parts, getattr(torch, asked.dtype), device)
-    vars(backbone)["stop_token_ids"] = ()  # texts of fixed length
+    backbone.stop_token_ids = ()  # texts of fixed length
     picture = noise(asked.size, 0)
     (view,) = backbone.layout(picture)[0].views
-    vlm = GivenEvidence(backbone, middle(view.cols, asked.kept))
+    vlm, box = SparseVLM(backbone, NANO_SPEC), middle(view.cols, asked.kept)
     texts = [question(i) for i in range(asked.count)]
     cases = {}
     for plan in asked.plans:
         pairs: list[tuple[float, float]] = []
         for run in range(asked.runs + 1):
             progress(f"{plan}: run {run} of {asked.runs}" if run else f"{plan}: warming up")
-            one, _ = _ask(vlm, picture, texts[:1], plan, asked)
-            many, together = _ask(vlm, picture, texts, plan, asked)
+            one, _ = _ask(vlm, picture, texts[:1], plan, box, asked)
+            many, together = _ask(vlm, picture, texts, plan, box, asked)
             pairs.append((one, many))
         progress(f"{plan}: every question alone")
-        alone = [_ask(vlm, picture, [text], plan, asked)[1][0] for text in texts]
+        alone = [_ask(vlm, picture, [text], plan, box, asked)[1][0] for text in texts]
         ratios = [many / one for one, many in pairs[1:]]
         cases[plan] = {
             "seconds_of_one": median(one for one, _ in pairs[1:]),
@@ -109,15 +112,27 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{results['device']}, {results['threads']} threads, PyTorch {results['torch']}; medians of {results['runs']} "
         "paired runs from pixels to answers (range of pairs).",
         "",
-        f"| plan | 1 question, s | {count} questions, s | {count} ÷ 1 | answers as alone | different answers |",
-        "| :-- | --: | --: | --: | --: | --: |",
     ]
-    for plan, case in results["cases"].items():
-        middle_ratio, low, high = case["ratio"]
-        lines.append(
-            f"| {plan} | {case['seconds_of_one']:.2f} | {case['seconds_of_all']:.2f} | {middle_ratio:.2f} "
-            f"({low:.2f}–{high:.2f}) | {case['same_texts']} of {count} | {case['distinct_texts']} |"
+    columns = (
+        "plan",
+        "1 question, s",
+        f"{count} questions, s",
+        f"{count} ÷ 1",
+        "answers as alone",
+        "different answers",
+    )
+    rows = [
+        (
+            plan,
+            f"{case['seconds_of_one']:.2f}",
+            f"{case['seconds_of_all']:.2f}",
+            "{:.2f} ({:.2f}–{:.2f})".format(*case["ratio"]),
+            f"{case['same_texts']} of {count}",
+            str(case["distinct_texts"]),
         )
+        for plan, case in results["cases"].items()
+    ]
+    lines += pipe_table(columns, rows)
     return "\n".join(lines) + "\n"
 
 
@@ -129,17 +144,18 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def _ask(
-    vlm: GivenEvidence, picture: Image.Image, texts: list[str], plan: str, asked: Questions
-) -> tuple[float, list[Finding]]:
-    """Seconds from pixels to answers, and the findings."""
-    name, limits = cast(PlanName, plan), Limits(asked.reasoning_tokens, asked.evidence_tokens)
+    vlm: SparseVLM, picture: Image.Image, texts: list[str], plan: str, box: Box, asked: Questions
+) -> tuple[float, list[Outcome]]:
+    """Seconds from pixels to answers, and the outcomes."""
+    limits = Limits(max_tokens=asked.reasoning_tokens, max_evidence_tokens=asked.evidence_tokens)
     watch = Stopwatch()
-    with watch.stage("all"):
-        scan = vlm.encode(picture, plan=name)
-        findings = vlm.ask_many([scan] * len(texts), texts, plan=name, limits=limits)
-    return watch.seconds["all"], findings
+    with watch.span("all"):
+        scan = vlm.encode(picture, plan=plan)
+        queries = [Query.about(scan, text) for text in texts]
+        outcomes = answer_told(vlm, get_plan(plan), queries, box, limits, Stopwatch())
+    return watch.seconds["all"], outcomes
 
 
-def _written(found: Finding) -> list[list[int]]:
+def _written(found: Outcome) -> list[list[int]]:
     """The tokens of its branches."""
     return [r.completion.token_ids.tolist() for r in (found.localization, found.reasoning) if r is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,3 +39,10 @@ def peak_memory(device: torch.device | None = None) -> Iterator[list[int]]:
     changes.sort(key=lambda event: event.start_ns())
     running = np.cumsum([event.nbytes() for event in changes])
     found.append(int(running.max(initial=0)))
+
+
+def peak_of_process() -> float:
+    """MiB that this process has held at most: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

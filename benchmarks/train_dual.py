@@ -13,7 +13,7 @@ from benchmarks.train_shapes import question_text
 from benchmarks.train_turns import Job, Meter, Turns, noise
 from vitos.core.prompt import Prompt
 from vitos.core.record import Record
-from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.base import Completion, Sampling, Span
 from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import NARROWEST_SCORED, Scores, TorchEngine, chunk_by_tokens, untimed
 from vitos.policy.vlm import SparseVLM
@@ -32,19 +32,19 @@ class MeteredEngine(TorchEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = untimed,
+        span: Span = untimed,
         prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         self.meter.prompt_tokens += sum(map(len, prompts))
-        with self.meter.stage("sample"):
-            return super().sample(prompts, sampling, seeds, stage, prefixes)
+        with self.meter.span("sample"):
+            return super().sample(prompts, sampling, seeds, span, prefixes)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
     ) -> Scores:
-        with self.meter.stage("score"):
+        with self.meter.span("score"):
             scores = super().score(prompts, completions, temperature)
-        self.meter.prompt_tokens += scores.hidden_prompt_tokens
+        self.meter.prompt_tokens += scores.prompt_tokens_run
         return scores
 
 
@@ -56,11 +56,11 @@ class OwnPromptsEngine(MeteredEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = untimed,
+        span: Span = untimed,
         prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         repeated = [prompt for prompt, row in zip(prompts, seeds, strict=True) for _ in row]
-        flat = iter(super().sample(repeated, sampling, [[seed] for row in seeds for seed in row], stage))
+        flat = iter(super().sample(repeated, sampling, [[seed] for row in seeds for seed in row], span))
         return [[next(flat)[0] for _ in row] for row in seeds]
 
     def score(
@@ -104,7 +104,7 @@ class UnsharedEngine(OwnPromptsEngine):
         )
         # The mean of equal numbers is that number, and its gradient the sum of their K-th parts.
         logprobs = scores.logprobs.unflatten(0, (-1, times)).mean(1)
-        return Scores(logprobs, scores.mask[::times], scores.hidden_prompt_tokens)
+        return Scores(logprobs, scores.mask[::times], scores.prompt_tokens_run)
 
 
 ENGINES = {"shared": MeteredEngine, "own prompts": OwnPromptsEngine, "unshared": UnsharedEngine}
@@ -151,7 +151,7 @@ def run(job: Job, policy: SparseVLM, images: Sequence[Path], meter: Meter, out: 
         disable_tqdm=True,
     )
     records = [Record(f"{i}", (path,), question_text(i), "A") for i, path in enumerate(images)]
-    extra = ExtraReward("noise", lambda response, record: noise(response.text), 1.0, "both")
+    extra = ExtraReward("noise", lambda response, record: noise(response.text), weight=1.0, branch="both")
     trainer = DualStreamTrainer(
         policy,
         config,

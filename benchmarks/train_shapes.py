@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vitos.backbones.qwen2_5_vl import Qwen25VL
+from benchmarks.models import random_backbone
 from vitos.policy.vlm import SparseVLM
 
 
@@ -77,10 +77,15 @@ SHAPES = {
 
 
 def _redrawn(policy: SparseVLM, config: Any, processor: Any) -> SparseVLM:
-    model: Any = Qwen2_5_VLForConditionalGeneration(config)
-    model.to(policy.backbone.device)
-    model.generation_config = GenerationConfig.from_dict(policy.backbone.model.generation_config.to_dict())
-    return SparseVLM(Qwen25VL(model, policy.backbone.tokenizer, processor), policy.spec)
+    backbone = random_backbone(
+        config,
+        tokenizer=policy.backbone.tokenizer,
+        image_processor=processor,
+        device=policy.backbone.device,
+        generation_config=policy.backbone.model.generation_config,
+        seed=None,
+    )
+    return SparseVLM(backbone, policy.spec)
 
 
 def question_text(index: int) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from benchmarks.tables import pipe_table
 from benchmarks.train_shapes import SHAPES
 from benchmarks.train_turns import STEP, STEPS_OF_A_TURN, Job, Way
 from vitos.data.files import write_json_atomic, write_text_atomic
@@ -275,8 +276,7 @@ def conclusions(results: Mapping[str, Any]) -> list[str]:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table and what follows from it."""
-    lines = [f"| {' | '.join(HEADER)} |", "| " + "--- | " * len(HEADER)]
-    lines += [f"| {' | '.join(cells(row))} |" for row in results["rows"]]
+    lines = pipe_table(HEADER, map(cells, results["rows"]), left=3)
     machine, settings = results["machine"], results["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     told = (

@@ -41,7 +41,7 @@ def run(job: Job, policy: SparseVLM, images: Sequence[Path], meter: Meter, out: 
             {"prompt": [{"role": "user", "content": t.replace(IMAGE_PLACEHOLDER, "")}], "image": str(path)}
             for t in texts
         ]
-    (prompt,) = policy.localize_prompts([Query(policy.encode(images[0]), question_text(0))])
+    prompt = policy.branches.localize_prompt(Query(policy.encode(images[0]), question_text(0)))
     size = _divisor(job.completions, job.micro_batch_tokens // (len(prompt) + job.tokens))
     config = GRPOConfig(
         output_dir=str(out),
@@ -77,14 +77,14 @@ def run(job: Job, policy: SparseVLM, images: Sequence[Path], meter: Meter, out: 
 
     def counted_generate(prompt_ids: Sequence[Sequence[int]], *args: Any) -> Any:
         meter.prompt_tokens += sum(map(len, prompt_ids))
-        with meter.stage("sample"):
+        with meter.span("sample"):
             return generate(prompt_ids, *args)
 
     def counted_forward(model: Any, inputs: Mapping[str, Any]) -> Any:
         meter.prompt_tokens += int(inputs["prompt_mask"].sum())
         if int(inputs["completion_mask"].sum()) != size * job.tokens:
             raise ValueError("TRL's completions are not all of the same length")
-        with meter.stage("score"):
+        with meter.span("score"):
             return forward(model, inputs)
 
     trainer._generate_single_turn, trainer._compute_loss = counted_generate, counted_forward

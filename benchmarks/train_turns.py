@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from benchmarks.peak import peak_of_process
 from vitos.core.stopwatch import Stopwatch
 
 P = ParamSpec("P")
@@ -62,7 +61,7 @@ class Meter(Stopwatch):
         """`function` with its time added to a stage."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.stage(name):
+            with self.span(name):
                 return function(*args, **kwargs)
 
         return call
@@ -86,7 +85,7 @@ class Turns(TrainerCallback):
             raise SystemExit("whoever measured is gone")
         self.meter.seconds.clear()
         self.meter.prompt_tokens = 0
-        self._step, self._cpu = self.meter.stage("total"), time.process_time()
+        self._step, self._cpu = self.meter.span("total"), time.process_time()
         self._step.__enter__()
 
     def on_step_end(
@@ -100,16 +99,9 @@ class Turns(TrainerCallback):
             "cpu": time.process_time() - self._cpu,
             "prompt_tokens": self.meter.prompt_tokens,
             "completion_tokens": self.job.completions * self.job.tokens,
-            "peak_mib": peak_memory(),
+            "peak_mib": peak_of_process(),
         }
         print(STEP + json.dumps(figures), flush=True)
-
-
-def peak_memory() -> float:
-    """MiB that this process has held at most: of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def noise(text: str) -> float:

@@ -28,15 +28,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from benchmarks.models import random_backbone
 from benchmarks.peak import peak_memory
-from vitos.backbones import FAMILIES, Backbone
+from benchmarks.tables import pipe_table
+from vitos.backbones import Backbone
 from vitos.core.geometry import Box, TokenGrid
 from vitos.core.prompt import Prompt, VisualTokens
-from vitos.core.sparsify import Selection, select
+from vitos.core.sparsify import Kept, select
 from vitos.data.files import write_json_atomic, write_text_atomic
 from vitos.doctor.shapes import KNOWN, ModelShape, model_shape
 from vitos.engines.prefix import cache_bytes
@@ -50,8 +52,8 @@ RESULTS, TABLE = "results.json", "table.md"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is measured; results of another plan are not mixed with these.
+class ShapesSettings:
+    """What is measured; results of other settings are not mixed with these.
 
     Attributes:
         pixels: sides of square images; a model that makes one size of all images is measured once.
@@ -70,7 +72,7 @@ class Plan:
 
 def run_shapes(
     out: Path,
-    plan: Plan = Plan(),
+    plan: ShapesSettings = ShapesSettings(),
     models: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def _labelled(progress: Callable[[str], object], label: str, text: str) -> None:
     progress(f"{label}: {text}")
 
 
-def make_backbone(config: Mapping[str, Any], plan: Plan, device: str) -> tuple[Backbone, ModelShape]:
+def make_backbone(config: Mapping[str, Any], plan: ShapesSettings, device: str) -> tuple[Backbone, ModelShape]:
     """A model of the true widths with random weights, few layers, a small vocabulary and hardly any encoder; and the
     shape of the whole model."""
     values = {key: value for key, value in config.items() if key != "model_type"}
@@ -126,17 +128,19 @@ def make_backbone(config: Mapping[str, Any], plan: Plan, device: str) -> tuple[B
     values["vision_config"] = {**values["vision_config"], layers: 1}
     values["text_config"] = {**values["text_config"], "num_hidden_layers": plan.layers, "vocab_size": VOCABULARY}
     values |= {"image_token_id": IMAGE_TOKEN, "image_token_index": IMAGE_TOKEN}
-    made = AutoConfig.for_model(config["model_type"], **values)
-    made._attn_implementation = "sdpa"
-    torch.manual_seed(0)
-    model: Any = AutoModelForImageTextToText.from_config(made, dtype=getattr(torch, plan.dtype))
     processor: Any = Qwen2VLImageProcessorPil()
     if config["model_type"] == "llava":
         side = values["vision_config"]["image_size"]
         square = {"height": side, "width": side}
         processor = LlavaImageProcessorPil(size={"shortest_edge": side}, crop_size=square, do_pad=True)
-    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=0)
-    return FAMILIES[config["model_type"]](model.to(device).eval(), tokenizer, processor), whole
+    backbone = random_backbone(
+        {**values, "model_type": config["model_type"]},
+        tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=0),
+        image_processor=processor,
+        dtype=getattr(torch, plan.dtype),
+        device=device,
+    )
+    return backbone, whole
 
 
 def ideal_ratio(shape: ModelShape, kept: int, everything: int) -> float:
@@ -150,7 +154,7 @@ def ideal_ratio(shape: ModelShape, kept: int, everything: int) -> float:
 
 
 def _measure(
-    backbone: Backbone, shape: ModelShape, px: int, plan: Plan, progress: Callable[[str], object]
+    backbone: Backbone, shape: ModelShape, px: int, plan: ShapesSettings, progress: Callable[[str], object]
 ) -> Iterator[dict[str, Any]]:
     """One row for each share kept, dense first."""
     visual = _visual_tokens(backbone, px)
@@ -194,7 +198,7 @@ def _measure(
         }
 
 
-def sparsified(dense: Prompt, grid: TokenGrid, box: Box) -> tuple[Prompt, Selection]:
+def sparsified(dense: Prompt, grid: TokenGrid, box: Box) -> tuple[Prompt, Kept]:
     """All that a sparse prompt costs beyond its prefill: the keep mask, fusion, ids and positions."""
     selection = select(grid, [box])
     return dense.sparse([torch.from_numpy(selection.mask)]), selection
@@ -206,7 +210,13 @@ def make_prompt(backbone: Backbone, visual: VisualTokens, text_tokens: int) -> P
     ids = torch.full((text_tokens + tokens,), 3, device=backbone.device)
     ids[BEFORE : BEFORE + tokens] = IMAGE_TOKEN
     positions = backbone.position_ids(ids == IMAGE_TOKEN, [visual])
-    return Prompt(ids, positions, ids == IMAGE_TOKEN, visual.embeddings, int(positions.max()) + 1)
+    return Prompt(
+        input_ids=ids,
+        position_ids=positions,
+        is_visual=ids == IMAGE_TOKEN,
+        embeddings=visual.embeddings,
+        next_position=int(positions.max()) + 1,
+    )
 
 
 def _visual_tokens(backbone: Backbone, px: int) -> VisualTokens:
@@ -221,7 +231,7 @@ def _visual_tokens(backbone: Backbone, px: int) -> VisualTokens:
     generator = torch.Generator().manual_seed(1)
     embeddings: Tensor = torch.randn(side * side, config.get_text_config().hidden_size, generator=generator)
     placed = embeddings.to(backbone.device, backbone.model.dtype)
-    return VisualTokens(placed, TokenGrid.single(side, side), (resized, resized))
+    return VisualTokens(placed, TokenGrid.single(side, side), resized=(resized, resized))
 
 
 @torch.no_grad()
@@ -248,6 +258,24 @@ def _now() -> float:
     return time.perf_counter()
 
 
+COLUMNS = (
+    *("model (layers in all)", "image", "visual tokens", "kept", "prefill, s", "prefill", "ideal", "prefill ÷ ideal"),
+    *("peak memory", "KV", "sparsification"),
+)
+
+
+def _cells(case: Mapping[str, Any]) -> list[str]:
+    ratios = ("prefill_seconds", "prefill_ratio", "ideal_ratio", "over_ideal", "peak_ratio", "kv_ratio")
+    return [
+        f"{case['model']} ({case['layers_of']})",
+        f"{case['pixels']} px",
+        str(case["visual_tokens"]),
+        f"{case['kept_share']:.0%}",
+        *(f"{case[name]:.3f}" for name in ratios),
+        f"{case['sparsify_of_whole_dense']:.2%}",
+    ]
+
+
 def table(results: Mapping[str, Any]) -> str:
     """The results in Markdown, with what they were measured on."""
     setting, cases = results["setting"], results["cases"]
@@ -261,16 +289,7 @@ def table(results: Mapping[str, Any]) -> str:
         "(`benchmarks/true_shapes.py:ideal_ratio`). Sparsification is selection, fusion and positions, as a share of "
         "the dense prefill of all layers, which is the measured one times their number.",
         "",
-        "| model (layers in all) | image | visual tokens | kept | prefill, s | prefill | ideal | prefill ÷ ideal "
-        "| peak memory | KV | sparsification |",
-        "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-    ]
-    lines += [
-        f"| {c['model']} ({c['layers_of']}) | {c['pixels']} px | {c['visual_tokens']} | {c['kept_share']:.0%} "
-        f"| {c['prefill_seconds']:.3f} | {c['prefill_ratio']:.3f} | {c['ideal_ratio']:.3f} "
-        f"| {c['over_ideal']:.3f} | {c['peak_ratio']:.3f} | {c['kv_ratio']:.3f} "
-        f"| {c['sparsify_of_whole_dense']:.2%} |"
-        for c in cases
+        *pipe_table(COLUMNS, map(_cells, cases), left=2),
     ]
     quarter = [c["over_ideal"] for c in cases if c["keep"] == 0.25]
     sparse = [c["sparsify_of_whole_dense"] for c in cases if c["keep"] < 1]

@@ -7,8 +7,9 @@
 `record` runs the jobs of `JOBS` with the code of one checkout: the quickstart, short trainings under the other plans,
 evaluations by every plan, a bench on phantoms, and nano-real on the three sets of `../shared/data`. It keeps the text
 of every answer and every figure in full precision; only times, paths and versions are left out. A job that needs what
-the machine lacks is named and left out. `compare` takes about 15 minutes a side on two cores and keeps the record of a
-commit in `runs/frozen`, so the second comparison with it costs one side only.
+the machine lacks is named and left out. `compare` takes about 15 minutes a side and keeps the record of a
+commit in `runs/frozen`, so the second comparison with it costs one side only. Every job runs in one thread: with two,
+the same code gives gradients that differ in the last bits.
 
 Both records must be made on one machine with the same packages: floating-point sums differ between processors.
 """
@@ -129,9 +130,16 @@ JOBS: dict[str, Job] = {
         _bench("runs/bench"),
     ),
     "train-gather": Job((_short("gather"),), _training("runs/short-gather")),
-    "train-coarse": Job((_short("coarse"),), _training("runs/short-coarse")),
+    "train-coarse": Job((_short("coarse", "evaluate.budgets=[]"),), _training("runs/short-coarse")),
     "train-joint": Job(
-        (_short("two_pass", "train.schedule=joint", "train.frozen_boxes=false", "train.localization_kl=0"),),
+        (
+            _short(
+                "two_pass",
+                "train.schedule=joint",
+                "train.localization_kl=0",
+                *(f"train.stage1_{name}=null" for name in ("num_localizations", "num_reasonings", "learning_rate")),
+            ),
+        ),
         _training("runs/short-two_pass"),
     ),
     "nano-real": Job(
@@ -153,6 +161,7 @@ def record(checkout: Path, out: Path, names: list[str]) -> None:
         "PYTHONPATH": str(checkout / "src"),
         "VITOS_DINOV2": str(shared / "models" / "dinov2-small"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # several threads add up gradients in an order that differs from run to run
     }
     for name in names:
         job, file = JOBS[name], out / f"{name}.json"

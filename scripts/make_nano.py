@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from muon import make_optimizers
+from nano_model import NANO_SPEC, build_nano
 from PIL import Image
 from progress import reporter
 from torch import nn
@@ -39,11 +40,11 @@ from vitos.backbones import Backbone
 from vitos.core.geometry import TokenGrid
 from vitos.core.prompt import VisualTokens
 from vitos.core.response import format_box_list, format_localization, format_reasoning
-from vitos.data.phantom import KINDS, TEMPLATES, Finding, Question, Scene, render, sample, write_phantoms
+from vitos.data.phantom import KINDS, TEMPLATES, Lesion, Question, Scene, render, sample, write_phantoms
 from vitos.data.readers import read_records
-from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.conditions import Settings
+from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
-from vitos.nano.build import NANO_SPEC, build_nano
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import is_complete, staged_folder
 from vitos.rl.sft import Exercise, Lesson, train_supervised
@@ -140,7 +141,7 @@ def train_encoder(
 # --- the language model ---------------------------------------------------------------------------------------------
 
 
-def boxes_text(findings: Sequence[Finding]) -> str:
+def boxes_text(findings: Sequence[Lesion]) -> str:
     return format_box_list([[f"{v:.2f}" for v in f.box.as_tuple()] for f in findings])
 
 
@@ -180,7 +181,7 @@ def reason_exercise(q: Question) -> Exercise:
     return Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.truth))
 
 
-def ordered_evidence(q: Question) -> Sequence[Finding]:
+def ordered_evidence(q: Question) -> Sequence[Lesion]:
     """As the question names them, findings of one kind in reading order."""
     return q.evidence if q.template == "larger_of_two" else in_reading_order(q.evidence)
 
@@ -202,7 +203,7 @@ def short_exercises(scene: Scene, rng: np.random.Generator) -> list[Exercise]:
     return out
 
 
-def in_reading_order(findings: Sequence[Finding]) -> list[Finding]:
+def in_reading_order(findings: Sequence[Lesion]) -> list[Lesion]:
     return sorted(findings, key=lambda f: (f.y, f.x))
 
 
@@ -270,8 +271,8 @@ def card(policy: SparseVLM, args: argparse.Namespace, minutes: float) -> str:
     """The model card, from 500 validation questions of a seed that no recipe uses."""
     with TemporaryDirectory() as folder:
         records = read_records(write_phantoms(Path(folder), "val", 500, seed=999))
-        plan = EvaluationPlan(max_localization_tokens=96, max_reasoning_tokens=64)
-        results = summarize([case.to_json() for case in run_policy(policy, records, plan)], bootstrap_samples=100)
+        settings = Settings(max_localization_tokens=96, max_reasoning_tokens=64)
+        results = summarize(cases_in_memory(policy, records, settings), bootstrap_samples=100)
     rows = "".join(
         f"| {name} | {row['dense']:.3f} | {row['sparse']:.3f} | {row['mean_iou']:.3f} |\n"
         for name, row in results["by_template"].items()

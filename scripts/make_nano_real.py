@@ -34,11 +34,11 @@ from nano_real.projector import PlacePath, hold_places, train_projector
 from nano_real.scenes import SETS, Source, read_sources
 from nano_real.start import hold_circuit
 from progress import reporter
-from rich.progress import track
 
 from vitos.data.files import atomic_folder, write_json_atomic
 from vitos.data.readers import read_records
-from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.conditions import Settings
+from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
 from vitos.nano.real import save_decoder
 from vitos.policy.vlm import SparseVLM
@@ -206,8 +206,7 @@ def make(args: argparse.Namespace) -> None:
 def finish(policy: SparseVLM, checkpoint: Path, splits: Path, out: Path) -> None:
     """Write what ships, with a model card of figures on the held-out images."""
     records = [record for name in SETS for record in read_records(splits / name / "val.json")]
-    plan = EvaluationPlan(max_localization_tokens=256, max_reasoning_tokens=32)
-    cases = [case.to_json() for case in track(run_policy(policy, records, plan), "evaluating", total=len(records))]
+    cases = cases_in_memory(policy, records, Settings(max_localization_tokens=256, max_reasoning_tokens=32))
     results = summarize(cases, bootstrap_samples=100)
     columns = ("dense", "sparse", "random", "oracle", "mean_iou")
     rows = "".join(

@@ -86,20 +86,21 @@ def warm_policy(phantom_records):
     """
     import itertools
 
+    from scripts.nano_model import NANO_SPEC, build_nano
+
     from vitos.data.images import load_image
-    from vitos.nano.build import NANO_SPEC, build_nano
     from vitos.policy.vlm import SparseVLM
     from vitos.rl.sft import record_lesson, train_supervised
 
     backbone = build_nano()
-    lessons = [record_lesson(r, load_image(r.image_paths[0]), backbone, NANO_SPEC) for r in phantom_records]
+    lessons = [record_lesson(r, [load_image(r.image_paths[0])], backbone, NANO_SPEC) for r in phantom_records]
     train_supervised(backbone, itertools.cycle([lessons[:4], lessons[4:]]), steps=60, learning_rate=3e-3)
     return SparseVLM(backbone, NANO_SPEC)
 
 
 @pytest.fixture(scope="session")
 def clone_policy():
-    """`clone_policy(policy)`: the same policy with weights of its own."""
+    """`clone_policy(policy)`: the same policy with a copy of the weights."""
     from vitos.policy.vlm import SparseVLM
 
     def clone(policy):

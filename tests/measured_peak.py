@@ -1,4 +1,4 @@
-"""Real peaks of tiny training runs, in bytes: a program of its own, run by `test_estimate.py`.
+"""Real peaks of tiny training runs, in bytes: a separate program, run by `tests/doctor/test_estimate.py`.
 
 What is measured is every allocation and release that PyTorch's CPU allocator reports to the profiler, from the making
 of the model to the last update. Prints one JSON line for each run: its name, the peak, and what the estimate is given.
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scripts.nano_model import build_nano
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -21,7 +22,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.core.record import Record
 from vitos.engines.torch_engine import TorchEngine
-from vitos.nano.build import build_nano
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.config import DualStreamConfig
@@ -107,8 +107,8 @@ def train(name, options, folder):
     scan = policy.encode(records[0].image_paths[0])
     query = Query(scan, records[0].question)
     job = {
-        "localize_tokens": len(policy.localize_prompts([query])[0]),
-        "reason_tokens": len(policy.reason_prompts([query], [None])[0]),
+        "localize_tokens": len(policy.branches.localize_prompt(query)),
+        "reason_tokens": len(policy.branches.reason_prompt(query)),
         "visual_tokens": scan.visuals[0].grid.num_tokens,
         "rank": lora.r if lora else None,
         "checkpointing": given.pop("gradient_checkpointing", False),
@@ -141,7 +141,7 @@ def main(names):
     policy = make_policy(3000, attention="eager")
     with tempfile.TemporaryDirectory() as temporary:
         scan = policy.encode(make_records(Path(temporary))[0].image_paths[0])
-    prompts = policy.localize_prompts([Query(scan, "<image>Where?")] * 2)
+    prompts = [policy.branches.localize_prompt(Query(scan, "<image>Where?"))] * 2
     completions = [[torch.full((20,), 300)] * 3] * 2
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         TorchEngine(policy.backbone).score(prompts, completions)

@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -109,11 +110,22 @@ def test_commands_parse(page: Path) -> None:
             context, rest = None, words[3 if timing else 1 :]
             while True:
                 context = command.make_context(command.name, list(rest), parent=context)  # fails on unknown options
-                if not hasattr(command, "resolve_command"):
+                given = [*context._protected_args, *context.args]
+                if not hasattr(command, "resolve_command") or not given:  # `vitos recipes` alone lists them
                     break
-                _, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-            recipes = [word for word in words if word.startswith("recipes/")]
-            assert all((ROOT / recipe).is_file() for recipe in recipes), line
+                _, command, rest = command.resolve_command(context, given)
+            assert [name for name in recipes_in(words) if not _is_recipe(name)] == [], line
+
+
+def recipes_in(words: list[str]) -> list[str]:
+    """Names and paths of the recipes that a command of vitos takes."""
+    if words[:2] in (["vitos", "train"], ["vitos", "recipes"]):
+        return words[2 + (words[1] == "recipes") :][:1]
+    return [word for before, word in pairwise(words) if before == "--recipe"]
+
+
+def _is_recipe(name: str) -> bool:
+    return (ROOT / name if name.startswith("recipes/") else ROOT / "recipes" / f"{name}.yaml").is_file()
 
 
 def _app(module: str) -> Any:
@@ -196,8 +208,8 @@ def documented() -> set[str]:
 
 
 def literal_keys(function: str) -> set[str]:
-    """Text keys of the dictionaries written out in a function of `vitos.cli.run`, and the texts of its tuples."""
-    tree = ast.parse((ROOT / "src/vitos/cli/run.py").read_text(encoding="utf-8"))
+    """Text keys of the dictionaries written out in a function of `eval/evaluate.py`, and the texts of its tuples."""
+    tree = ast.parse((ROOT / "src/vitos/eval/evaluate.py").read_text(encoding="utf-8"))
     (body,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     dicts = [key for node in ast.walk(body) if isinstance(node, ast.Dict) for key in node.keys]
     tuples = [item for node in ast.walk(body) if isinstance(node, ast.Tuple) for item in node.elts]
@@ -207,25 +219,41 @@ def literal_keys(function: str) -> set[str]:
 
 
 def test_keys_of_a_run_and_its_stages_are_explained() -> None:
-    keys = literal_keys("evaluate") | literal_keys("_seconds")
+    keys = (literal_keys("score") | literal_keys("_seconds")) - {
+        "models",
+        "bootstrap_samples",
+        "image",
+        "open",
+        "images",
+        "benchmarks",
+        "condition",
+        "seconds",
+    }
     assert {"vitos_version", "seconds_by_stage", "reason_decode", "dense_total"} <= keys
     assert keys - documented() == set()
 
 
-def test_keys_of_results_and_cases_are_explained() -> None:
-    from vitos.core.geometry import TokenGrid
+def test_keys_of_results_and_cases_are_explained(tmp_path: Path) -> None:
     from vitos.core.record import Record
-    from vitos.eval.evaluate import Case
+    from vitos.eval.cases import TRAINED, cases_of
     from vitos.eval.results import summarize
+    from vitos.eval.store import EvalFolder
 
-    answer = {"text": "", "answer": "A", "correct": True}
-    boxes = {"boxes": [], "parsed": True, "iou": 0.5}
-    sparse = {"kept": [0], "kept_ratio": 0.5, "fallback": False}
-    conditions = dict.fromkeys(("sparse", "random", "own@0.25", "random@0.25"), answer | sparse)
-    conditions |= {"localization": answer | boxes, "base_dense": answer}
-    record = Record("1", (Path("a.png"),), "?", "A", meta={"template": "t"})
-    case = Case(record, TokenGrid.single(1, 2), conditions).to_json()
-    results = summarize([case | {"dataset": "a"}], bootstrap_samples=10)
+    record = Record("1", (Path("a.png"),), "?\nA. x\nB. y", "A", meta={"template": "t"})
+    folder = EvalFolder(tmp_path)
+    manifest = {"format": 1, "settings": {}, "models": {TRAINED: {}}, "benchmarks": {"a": {}}, "conditions": []}
+    folder.open_run(manifest, {"a": [record]})
+    image = {"image": "a.png", "images": [], "grid": [{"rect": [0, 0, 1, 1], "rows": 1, "cols": 2}], "shown": []}
+    folder.append("images", TRAINED, "a", 0, [{"id": "1"} | image])
+    answer = {"id": "1", "text": "<answer>A</answer>"}
+    sparse = {"kept": 1, "total": 2, "tokens": "80"}
+    rows = [answer | sparse | {"condition": f"control:{name}"} for name in ("random", "own@0.25", "random@0.25")]
+    rows += [answer | sparse | {"condition": "policy@own"}, answer | {"condition": "dense"}]
+    rows += [answer | {"condition": "localize", "boxes": [], "parsed": True}]
+    folder.append("answers", TRAINED, "a", 0, rows)
+    (case,) = cases_of(folder, [TRAINED])
+    conditions = case["conditions"]
+    results = summarize([case], bootstrap_samples=10)
     nested = [results["comparisons"][0], *results["by_template"].values(), *results["budgets"].values()]
     keys = {*results, *case, *conditions, *case["grid"][0], *(key for row in nested for key in row)}
     keys |= {key for row in conditions.values() for key in row}
@@ -234,13 +262,12 @@ def test_keys_of_results_and_cases_are_explained() -> None:
 
 
 def test_metrics_of_an_update_are_explained() -> None:
-    import numpy as np
     import torch
 
     from vitos.core.geometry import Box, TokenGrid
     from vitos.core.record import Record
     from vitos.core.response import parse_localization, parse_reasoning
-    from vitos.core.sparsify import Selection
+    from vitos.core.sparsify import Kept
     from vitos.engines.base import Completion
     from vitos.policy.types import Query, Rollout, Scan
     from vitos.rl.loss import LossOutputs
@@ -252,13 +279,12 @@ def test_metrics_of_an_update_are_explained() -> None:
     completion = Completion(torch.tensor([1]), torch.zeros(1), "", True)
     first, second = parse_localization("<answer>A</answer>"), parse_reasoning("<answer>A</answer>")
     group = QuestionGroup(
-        record,
-        Query(Scan(()), "?"),
-        [Rollout(completion, first)],
-        [Selection(np.ones(4, dtype=bool), fallback=True)],
-        [[Rollout(completion, second)]],
-        group_rewards(record, [first], [[second]], RewardWeights()),
-        TokenGrid.single(2, 2),
+        record=record,
+        query=Query(Scan(()), "?"),
+        localizations=[Rollout(completion, first)],
+        kept=[Kept.everything(TokenGrid.single(2, 2), "no box")],
+        reasonings=[[Rollout(completion, second)]],
+        rewards=group_rewards(record, [first], [[second]], RewardWeights()),
     )
     keys = set(rollout_metrics([group]))
     sums = {field.name for field in dataclasses.fields(LossOutputs)} - {"loss", "tokens"} | {
@@ -266,7 +292,7 @@ def test_metrics_of_an_update_are_explained() -> None:
         "prompts",
     }
     keys |= {f"{name}/{branch}" for name in sums for branch in ("localization", "reasoning")}
-    trainer = (ROOT / "src/vitos/rl/trainer.py").read_text(encoding="utf-8")
-    keys |= {f"seconds/{name}" for name in re.findall(r'watch\.stage\("(\w+)"\)', trainer)}
+    trainer = (ROOT / "src/vitos/rl/update.py").read_text(encoding="utf-8")
+    keys |= {f"seconds/{name}" for name in re.findall(r'watch\.span\("(\w+)"\)', trainer)}
     assert {"reward/iou", "clipped/reasoning", "skipped_groups/localization", "seconds/update"} <= keys
     assert keys - documented() == set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nano_model import NANO_SPEC, SPECIAL, build_tokenizer, structured_start
 from nano_real.features import LAYERS
 from nano_real.questions import COUNTS, QUADRANTS, SIZES, make_templates, number_tokens
 from nano_real.scenes import KINDS, TUMOURS, Scene
@@ -17,7 +18,6 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from vitos.backbones.llava import Llava
 from vitos.core.sparsify import KeepRule
-from vitos.nano.build import NANO_SPEC, SPECIAL, build_tokenizer, structured_start
 
 # Prompts of few tokens, answers by an option's text; a cell is large beside a platelet, so one more around boxes.
 SPEC = dataclasses.replace(NANO_SPEC, keep=KeepRule(margin=1))

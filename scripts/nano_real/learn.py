@@ -79,7 +79,7 @@ class Teacher:
             scene = self.scenes[index]
             own, places = exercises(scene)
             if own:
-                visual = VisualTokens(embeddings, GRID, RESIZED)
+                visual = VisualTokens(embeddings, GRID, resized=RESIZED)
                 kept = None if self.rng.random() < self.full else (self.shown(scene, places),)
                 out.append(Lesson((visual,), tuple(own), kept))
         return out
@@ -157,5 +157,5 @@ class Teacher:
         return Exercise(self.spec.reason_text(q.text), format_reasoning("it is there", q.truth))
 
     def boxes_text(self, boxes: Sequence[Corners]) -> str:
-        visual = VisualTokens(torch.zeros(256, 1), GRID, RESIZED)
+        visual = VisualTokens(torch.zeros(256, 1), GRID, resized=RESIZED)
         return format_box_list([self.backbone.write_box(Box(*box), visual, "normalized") for box in boxes])

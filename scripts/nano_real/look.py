@@ -87,7 +87,7 @@ class Soups:
         kept[cells] = True
         labels = np.array(kinds)
         exercises = [*self._points(cells, labels), *self._windows(cells, labels)]
-        return Lesson((VisualTokens(tokens, GRID, RESIZED),), tuple(exercises), (kept,))
+        return Lesson((VisualTokens(tokens, GRID, resized=RESIZED),), tuple(exercises), (kept,))
 
     def _points(self, cells: NDArray[np.int64], labels: NDArray[np.int64]) -> Iterator[Exercise]:
         """Kinds are asked alike often; a point lies anywhere in its cell but near an edge."""

@@ -5,7 +5,11 @@
     scan = vlm.encode("slice.png")
     finding = vlm.ask(scan, "What is the finding in the left lung?\\nA. nodule\\nB. cyst")
 
-For research use only; not a medical device. Importing `vitos` is cheap: the names below load on first use.
+The names below are the public interface; each has an example in its docstring (`help(vitos.SparseVLM)`). To extend
+vitos, see `vitos.policy.plans.Plan`, `vitos.backbones.Backbone`, `vitos.eval.selectors` and `vitos.eval.datasets`.
+docs/architecture.md is the map of all packages. Importing `vitos` is fast, because a name loads on first use.
+
+For research use only; not a medical device.
 """
 
 from __future__ import annotations
@@ -13,18 +17,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vitos.core.version import __version__
 
 _WHERE = {
     "Box": "vitos.core.geometry",
     "DualStreamConfig": "vitos.rl.config",
     "DualStreamTrainer": "vitos.rl.trainer",
+    "Evaluation": "vitos.eval.evaluate",
     "ExtraReward": "vitos.rl.rewards",
-    "Finding": "vitos.policy.vlm",
+    "Finding": "vitos.policy.types",
+    "Limits": "vitos.policy.plans",
     "Record": "vitos.core.record",
     "RewardWeights": "vitos.rl.rewards",
-    "Scan": "vitos.policy.vlm",
+    "Scan": "vitos.policy.types",
     "SparseVLM": "vitos.policy.vlm",
+    "evaluate": "vitos.eval.evaluate",
     "load_recipe": "vitos.config.recipe",
     "read_records": "vitos.data.readers",
 }
@@ -34,6 +41,9 @@ if TYPE_CHECKING:
     from vitos.core.geometry import Box as Box
     from vitos.core.record import Record as Record
     from vitos.data.readers import read_records as read_records
+    from vitos.eval.evaluate import Evaluation as Evaluation
+    from vitos.eval.evaluate import evaluate as evaluate
+    from vitos.policy.plans import Limits as Limits
     from vitos.policy.types import Finding as Finding
     from vitos.policy.types import Scan as Scan
     from vitos.policy.vlm import SparseVLM as SparseVLM

@@ -22,7 +22,7 @@ from vitos.rl.batch import BranchBatch, reasoning_batch
 from vitos.rl.loss import LossInputs, policy_loss
 from vitos.rl.metrics import stack
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
 QUESTIONS = 24
@@ -34,8 +34,14 @@ def sampled(
     policy: SparseVLM, records: list[Record], step: int, temperature: float, groups: tuple[int, int]
 ) -> tuple[BranchBatch, float]:
     """One update's reasoning rollouts and their accuracy."""
-    plan = RolloutPlan(*groups, Sampling(96, temperature), Sampling(64, temperature), seed=0)
-    batch = roll_out(policy, records, ScanStore(policy).get(records), step, plan, RewardWeights())
+    drawn = RolloutOptions(
+        num_localizations=groups[0],
+        num_reasonings=groups[1],
+        localize=Sampling(96, temperature),
+        reason=Sampling(64, temperature),
+        seed=0,
+    )
+    batch = roll_out(policy, records, ScanStore(policy).get(records), step, drawn, RewardWeights())
     options = DualStreamOptions(
         num_localizations=groups[0], num_reasonings=groups[1], advantage_group="evidence", scale_advantages=False
     )
@@ -55,7 +61,15 @@ def gradient(policy: SparseVLM, batch: BranchBatch, temperature: float, part: st
         if part != "all tokens":
             for row, ids in enumerate(ids for siblings in some.token_ids for ids in siblings):
                 mask[row, : len(ids)] &= torch.isin(ids, numbers) == (part == "coordinates")
-        inputs = LossInputs(scores.logprobs, old, mask, positive, negative, None, some.repeats)
+        inputs = LossInputs(
+            logprobs=scores.logprobs,
+            old_logprobs=old,
+            mask=mask,
+            positive=positive,
+            negative=negative,
+            reference_logprobs=None,
+            repeats=some.repeats,
+        )
         out = policy_loss(
             inputs, clip_low=0.2, clip_high=0.28, kl_beta=0.0, denominator=batch.tokens, importance_cap=None
         )

@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitos.data.phantom import write_phantoms
-from vitos.nano import resolve_model_path
+from vitos.policy.locate import resolve_model_path
 from vitos.rl.callbacks import read_metrics
 from vitos.rl.checkpoint import all_checkpoints, is_complete, staging_path
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vitos.cli.screen import quiet
 from vitos.core.record import Record
+from vitos.core.stopwatch import Stopwatch
 from vitos.data.images import load_image
 from vitos.data.readers import read_records
 from vitos.engines.base import Sampling
@@ -35,13 +36,15 @@ LONGEST = {"localize": 256, "reason": 32}
 def gradient(policy: SparseVLM, records: Sequence[Record], siblings: int, seed: int) -> dict[str, Tensor]:
     """By part of the decoder: the gradient of the batch's expected reward, flat."""
     with torch.no_grad():
-        scans = policy.encode_many([[load_image(record.image_paths[0])] for record in records])
+        scans = policy.branches.encode_many([[load_image(record.image_paths[0])] for record in records])
         queries = [Query(scan, record.question) for scan, record in zip(scans, records, strict=True)]
         located = [row[0].response for row in policy.localize(queries, Sampling(LONGEST["localize"], 0.0))]
-        chosen = [policy.select(q, found) if found.boxes else None for q, found in zip(queries, located, strict=True)]
-        prompts = policy.reason_prompts(queries, chosen)
+        prompts = [
+            policy.plan.reason(policy.branches, query, [found.boxes], Stopwatch())[0].prompt
+            for query, found in zip(queries, located, strict=True)
+        ]
         seeds = [[seed + siblings * i + k for k in range(siblings)] for i in range(len(queries))]
-        rows = policy.reason(queries, chosen, Sampling(LONGEST["reason"], 1.0), seeds, prompts=prompts)
+        rows = policy.reason(queries, prompts, Sampling(LONGEST["reason"], 1.0), seeds)
     right = torch.tensor([[r.response.answer == q.answer for r in row] for row, q in zip(rows, records, strict=True)])
     advantages = right.float() - right.float().mean(1, keepdim=True)
     completions = [[rollout.completion.token_ids for rollout in row] for row in rows]

@@ -24,11 +24,12 @@ from typing import Any
 import httpx
 import numpy as np
 
+from vitos.core import registry
 from vitos.data.phantom import write_phantoms
 from vitos.data.readers import read_records
 
 HERE = Path(__file__).parent
-PLANS = ("two_pass", "gather", "coarse", "dense", "crop")
+PLANS = registry.PLANS.names()
 
 
 def bodies(folder: Path) -> list[dict[str, Any]]:

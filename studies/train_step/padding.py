@@ -58,9 +58,9 @@ def main() -> None:
     for first in range(0, 3 * QUESTIONS, QUESTIONS):
         part = records[first : first + QUESTIONS]
         with torch.no_grad():
-            scans = policy.encode_many([[load_image(record.image_paths[0])] for record in part])
+            scans = policy.branches.encode_many([[load_image(record.image_paths[0])] for record in part])
             queries = [Query(scan, record.question) for scan, record in zip(scans, part, strict=True)]
-            prompts = policy.localize_prompts(queries)
+            prompts = [policy.branches.localize_prompt(query) for query in queries]
             seeds = [[100 * i + k for k in range(SIBLINGS)] for i in range(QUESTIONS)]
             rows = policy.localize(queries, Sampling(256, 1.0), seeds, prompts=prompts)
         completions = [[rollout.completion.token_ids for rollout in row] for row in rows]

@@ -1,13 +1,12 @@
-"""The table of model families: for each a tiny random model of the true architecture, and how the library runs it.
+"""The table of model families: a tiny random model of each architecture, and the library's own way to run it.
 
-A new family is one row in `FAMILIES`; `test_invariants.py` does the rest. The image processor has the settings of the
-published checkpoints (a row says where size forces another), the weights are large (N(0, 0.15)), so that a wrong
-position or a lost token changes logits visibly and greedy text is no constant, and float64 keeps "equal" and "nearly
-equal" apart.
+A new family is one row in `FAMILIES`; `test_invariants.py` does the rest. Image processors have the settings of the
+published checkpoints, except where a row says that the size must differ. Weights are large (N(0, 0.15)), so that a
+wrong position or a lost token changes the logits visibly and greedy text varies. Numbers are float64, so that "equal"
+and "nearly equal" can be told apart.
 
 The models are built in `family_*.py`. `library_inputs` and `library_run` (`family.py`) are the independent side: the
-family's own processor makes text and pixels, and the unmodified model computes placeholders, visual tokens and
-positions itself.
+library's processor makes text and pixels, and the unmodified model computes placeholders, visual tokens and positions.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ FAMILIES = (
     Family("qwen2_5_vl", qwen2_5_vl, qwen2_5_vl_processor),
     Family("qwen2_5_vl, nano", nano, qwen2_5_vl_processor),
     Family("qwen2_5_vl, merge 3", windowed, qwen2_5_vl_processor),
-    Family("qwen3_vl", qwen3_vl, qwen3_vl_processor, ((200, 301), (250, 40), (17, 200))),
-    Family("qwen3_vl_moe", qwen3_vl_moe, qwen3_vl_processor, ((200, 301), (250, 40), (17, 200))),
-    Family("llava, LLaVA-1.5", llava_1_5, llava_processor, ((401, 600), (250, 40), (128, 128))),
-    Family("llava, HuatuoGPT-Vision", huatuo_vision, llava_processor, ((401, 600), (250, 41), (17, 200))),
-    Family("llava, LLaVA-Med", llava_med, llava_processor, ((350, 301), (250, 40), (40, 333))),
-    Family("llava, DINOv2", llava_dinov2, llava_processor, ((350, 301), (250, 40), (40, 333))),
+    Family("qwen3_vl", qwen3_vl, qwen3_vl_processor, sizes=((200, 301), (250, 40), (17, 200))),
+    Family("qwen3_vl_moe", qwen3_vl_moe, qwen3_vl_processor, sizes=((200, 301), (250, 40), (17, 200))),
+    Family("llava, LLaVA-1.5", llava_1_5, llava_processor, sizes=((401, 600), (250, 40), (128, 128))),
+    Family("llava, HuatuoGPT-Vision", huatuo_vision, llava_processor, sizes=((401, 600), (250, 41), (17, 200))),
+    Family("llava, LLaVA-Med", llava_med, llava_processor, sizes=((350, 301), (250, 40), (40, 333))),
+    Family("llava, DINOv2", llava_dinov2, llava_processor, sizes=((350, 301), (250, 40), (40, 333))),
     Family("gemma3", gemma3, gemma3_processor),
     Family("gemma3, pan-and-scan", gemma3_panning, gemma3_processor, sizes=((600, 301), (299, 310), (258, 800))),
     Family("internvl", internvl, internvl_processor, sizes=((460, 225), (33, 97), (226, 223), (700, 100))),

@@ -1,12 +1,13 @@
-"""What the rows of the table of families (`families.py`) are made of: the row itself, tokenizers, weights, and the
-independent side, the family's own processor and the unmodified model.
+"""The parts of the table of families (`families.py`): its rows, tokenizers, weights, and the independent side.
+
+The independent side is the library's processor and the unmodified model.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,17 +26,17 @@ class Family:
     """One row of the table.
 
     Attributes:
-        name: `model_type` of the config, then what this row has of its own.
-        build: makes the backbone (once per test session: use `backbone()`).
-        library_processor: the library's combined processor around the backbone's image processor and tokenizer.
-        sizes: width and height of test images, at least three, all unlike: odd, wide and tall ones among them. The
-            first must be large enough that boxes drop more than half of its tokens.
+        name: `model_type` of the config, followed by what sets the row apart.
+        build: function that makes the backbone; `backbone()` calls it once per test session.
+        library_processor: function that makes the library's combined processor from the backbone's parts.
+        sizes: width and height of at least three test images of different shape: odd, wide and tall ones. The first
+            must be so large that boxes drop more than half of its tokens.
     """
 
     name: str
     build: Callable[[], Backbone]
     library_processor: Callable[[Backbone], Any]
-    sizes: tuple[tuple[int, int], ...] = USUAL_SIZES
+    sizes: tuple[tuple[int, int], ...] = field(default=USUAL_SIZES, kw_only=True)
 
     def backbone(self) -> Backbone:
         return built(self.build)
@@ -50,11 +51,13 @@ def built(build: Callable[[], Backbone]) -> Backbone:
 
 
 def library_inputs(processor: Any, text: str, images: Sequence[Image.Image], extra_ids: Sequence[int] = ()) -> Any:
-    """What the family's own processor makes of a chat with images: inputs of the unmodified model, batch of one.
+    """Inputs of the unmodified model for a chat with images, made by the library's processor, as a batch of one.
 
     Args:
-        text: user message with one `<image>` for each image.
-        extra_ids: token ids behind the chat, such as the tokens of an answer.
+        processor: the library's combined processor.
+        text: user message with one `<image>` per image.
+        images: the images.
+        extra_ids: token ids to put behind the chat, such as the tokens of an answer.
     """
     content: list[dict[str, str]] = []
     for index, piece in enumerate(text.split("<image>")):
@@ -80,7 +83,7 @@ def library_inputs(processor: Any, text: str, images: Sequence[Image.Image], ext
 
 @torch.no_grad()
 def library_run(backbone: Backbone, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Logits (T, vocab) of the unmodified model, and the position ids (axes, T) that its rotary embedding got."""
+    """Logits (T, vocab) of the unmodified model, and the position ids (axes, T) that reach its rotary embedding."""
     seen: list[Tensor] = []
     rotary = backbone.model.model.language_model.rotary_emb
     hook = rotary.register_forward_pre_hook(
@@ -96,12 +99,12 @@ def library_run(backbone: Backbone, inputs: dict[str, Any]) -> tuple[Tensor, Ten
 
 
 def without_video(processor_class: Any) -> Any:
-    """A combined processor that does without its video processor, which would insist on torchvision."""
+    """The class of a combined processor without its video processor, which would require torchvision."""
     return type(processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None})
 
 
 def redraw(model: Any, seed: int) -> Any:
-    """The model with large random weights, in float64."""
+    """The model with large random weights in float64."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -117,13 +120,14 @@ def stand_in_tokenizer(
     added: Sequence[AddedToken] = (),
     extra: dict[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Byte-level tokens with a family's special tokens and chat template, for a tokenizer that cannot be had offline.
+    """A byte-level tokenizer with a family's special tokens and chat template, where the real one is not available.
 
     Args:
-        special: `bos_token` and so on; with a `bos_token` it opens every text, as Llama's.
+        special: tokens by role, such as `bos_token`, which then begins every text, as in Llama's tokenizer.
         more: special tokens without a role.
-        added: tokens that the tokenizer lists nowhere else, special or not.
-        extra: roles that only the family's processor knows, such as `boi_token`, of tokens in `more`.
+        template: the chat template.
+        added: further tokens, special or not, that `all_special_tokens` does not list.
+        extra: roles that only the family's processor uses, such as `boi_token`, for tokens in `more`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

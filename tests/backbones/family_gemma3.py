@@ -22,10 +22,10 @@ GEMMA3_TEMPLATE = (
 
 
 def gemma3(side: int = 448, sliding_window: int = 1024, do_pan_and_scan: bool | None = None) -> Gemma3:
-    """MedGemma but for width, depth and vocabulary, and half its 896 px, which cost 16 times the time.
+    """MedGemma with another width, depth and vocabulary, and half its 896 px, which take 16 times the time.
 
-    So there are 8 x 8 tokens of 4 x 4 patches of 14 px. As there, the tokenizer gives the marks of turns no role and
-    has tokens for several line breaks in a row. `test_gemma3.py` runs the full size once.
+    An image has 8 x 8 tokens of 4 x 4 patches of 14 px. As in MedGemma, the tokenizer gives the marks of turns no role
+    and has tokens for several line breaks in a row. `test_gemma3.py` runs the full size once.
     """
     extra = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     turns = [AddedToken(name, special=True, normalized=False) for name in ("<start_of_turn>", "<end_of_turn>")]
@@ -36,7 +36,7 @@ def gemma3(side: int = 448, sliding_window: int = 1024, do_pan_and_scan: bool | 
         added=[*turns, *(AddedToken("\n" * count, normalized=False) for count in (2, 3, 4))],
         extra=extra,
     )
-    # Embeddings are scaled by the root of the width: 64, because 8 is exact in any dtype.
+    # The model multiplies embeddings by the root of its width. It is 64 here, because 8 is exact in any dtype.
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16}
     layers = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     ends = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
@@ -68,7 +68,7 @@ def gemma3_panning() -> Gemma3:
 
 
 def gemma3_processor(backbone: Backbone) -> Any:
-    """Told about pan-and-scan in every call: of itself it does not ask its image processor."""
+    """The library's processor with pan-and-scan as an argument, because it does not read its image processor's."""
     pan = bool(getattr(backbone.image_processor, "do_pan_and_scan", None))
     given = Gemma3Processor.images_kwargs | {"do_pan_and_scan": pan}
     make = type("Gemma3Processor", (Gemma3Processor,), {"images_kwargs": given})

@@ -22,9 +22,9 @@ INTERNVL_TEMPLATE = (
 
 
 def internvl(language_model: str = "qwen2", side: int = 224, max_patches: int = 12) -> InternVL:
-    """InternVL3 (Qwen2) or InternVL3.5 (Qwen3) but for width, depth and vocabulary, and tiles of half the 448 px.
+    """InternVL3 (Qwen2) or InternVL3.5 (Qwen3) with another width, depth and vocabulary, and tiles of half the 448 px.
 
-    So a tile has 8 x 8 tokens of 2 x 2 patches of 14 px. `test_internvl.py` runs the full size once.
+    A tile has 8 x 8 tokens of 2 x 2 patches of 14 px. `test_internvl.py` runs the full size once.
     """
     extra = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     extra |= {"video_token": "<video>"}
@@ -48,7 +48,7 @@ def internvl(language_model: str = "qwen2", side: int = 224, max_patches: int = 
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
         resample=3,
-        crop_to_patches=False,  # as published; the library's processor cuts tiles all the same
+        crop_to_patches=False,  # as published; the library's processor cuts tiles anyway
         min_patches=1,
         max_patches=max_patches,
     )

@@ -1,4 +1,4 @@
-"""Tiny LLaVA models: LLaVA-1.5, HuatuoGPT-Vision, LLaVA-Med and nano-real but for width and depth."""
+"""Tiny LLaVA models: LLaVA-1.5, HuatuoGPT-Vision, LLaVA-Med and nano-real with another width and depth."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from vitos.backbones.base import Backbone
 from vitos.backbones.llava import Llava
 
-# As LLaVA-1.5's: images first, wherever they stand in the message; the tokenizer opens the text.
+# As in LLaVA-1.5: images first, wherever they are in the message; the tokenizer adds the first token.
 VICUNA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-# As HuatuoGPT-Vision's: role names are ordinary text.
+# As in HuatuoGPT-Vision: role names are ordinary text.
 HUATUO_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n"
     "{% for part in message['content'] %}"
@@ -31,12 +31,12 @@ HUATUO_TEMPLATE = (
 
 
 CLIP = {"model_type": "clip_vision_model", "image_size": 336, "projection_dim": 64}
-# Positions of 13 x 13 patches, fitted to the 10 x 10 that the image processor makes.
+# Positions for 13 x 13 patches, interpolated to the 10 x 10 that the image processor makes.
 DINOV2 = {"model_type": "dinov2", "image_size": 182, "mlp_ratio": 2}
 
 
 def _llava(text: dict[str, Any], tokenizer: Any, processor: Any, seed: int, tower: dict[str, Any] = CLIP) -> Llava:
-    """CLIP ViT-L/14-336 or DINOv2-S/14 but for width and depth, with a small language model."""
+    """CLIP ViT-L/14-336 or DINOv2-S/14 with another width and depth, and a small language model."""
     width = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     vision = tower | {"patch_size": 14, "num_hidden_layers": 3}
     small = {"vocab_size": 400, "num_hidden_layers": 3, "num_key_value_heads": 2, "max_position_embeddings": 4096}
@@ -86,7 +86,7 @@ def llava_med() -> Llava:
 
 
 def llava_dinov2() -> Llava:
-    """nano-real: DINOv2, the image stretched to a square that the encoder was not made for."""
+    """nano-real: DINOv2, the image stretched to a square of another size than the encoder was trained with."""
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     tokenizer = stand_in_tokenizer(special, ["<image>"], VICUNA_TEMPLATE)
     processor = BitImageProcessorPil(size={"height": 140, "width": 140}, do_center_crop=False)

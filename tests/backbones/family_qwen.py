@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from scripts.nano_model import build_nano
 from tests.backbones.family import built, redraw, without_video
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
@@ -21,7 +22,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vitos.backbones.base import Backbone
 from vitos.backbones.qwen2_5_vl import Qwen25VL
 from vitos.backbones.qwen3_vl import Qwen3VL
-from vitos.nano.build import build_nano
 
 
 def nano() -> Qwen25VL:
@@ -32,7 +32,7 @@ def nano() -> Qwen25VL:
 
 
 def _qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any], limits: tuple[int, int], seed: int) -> Qwen25VL:
-    """A model with the tokenizer of nano and untied embeddings of 800 logits, more than it has tokens."""
+    """A model with the tokenizer of nano and untied embeddings with 800 logits, more than it has tokens."""
     base = built(nano)
     config = copy.deepcopy(base.model.config)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
@@ -64,7 +64,10 @@ def windowed() -> Qwen25VL:
 
 
 def qwen2_5_vl() -> Qwen25VL:
-    """The vision of Qwen2.5-VL-7B but for width and depth: 14-pixel patches, merge 2, windows of 112, true limits."""
+    """The encoder of Qwen2.5-VL-7B with another width and depth: 14-pixel patches, merge 2, windows of 112 px.
+
+    The pixel limits are those of the published model.
+    """
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     text = {"hidden_size": 64, "intermediate_size": 96, "rope_parameters": rope} | heads
@@ -79,10 +82,10 @@ def qwen2_5_vl_processor(backbone: Backbone) -> Any:
 
 
 def qwen3_vl(experts: int = 0) -> Qwen3VL:
-    """Qwen3-VL but for width and depth: 16-pixel patches, merge 2, interleaved M-RoPE, three deep streams.
+    """Qwen3-VL with another width and depth: 16-pixel patches, merge 2, interleaved M-RoPE, three deep streams.
 
     Args:
-        experts: that of the mixture (two are asked for each token); 0: dense.
+        experts: number of experts, of which each token uses two; 0 for a dense model.
     """
     base = built(nano)
     ids = {name: getattr(base.model.config, name) for name in dir(base.model.config) if name.endswith("_token_id")}
@@ -115,7 +118,7 @@ def qwen3_vl(experts: int = 0) -> Qwen3VL:
 
 
 def qwen3_vl_moe() -> Qwen3VL:
-    """The same with four experts in every layer, one after the other: their grouped product knows no float64."""
+    """The same with four experts per layer, run one after the other: their grouped product has no float64."""
     backbone = qwen3_vl(experts=4)
     backbone.model.set_experts_implementation("eager")
     return backbone

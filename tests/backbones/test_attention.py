@@ -41,7 +41,7 @@ def test_language_model_weights_are_the_library_s(name, query, picture):
 
 
 def library_attention(backbone, image):
-    """Weights (heads, T, T) of the eager encoder's wanted layer, of several the deepest."""
+    """Weights (heads, T, T) of the layer in question in the eager encoder; of several layers, the deepest."""
     tower = copy.deepcopy(backbone.model.model.vision_tower)
     tower.config._attn_implementation = "eager"
     last = list(getattr(tower.encoder, "layers", None) or tower.encoder.layer)  # CLIP's name or DINOv2's
@@ -72,7 +72,7 @@ def test_patch_embeddings_have_no_attention(picture, monkeypatch):
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_5_vl, merge 3", "qwen3_vl"])
 def test_qwen_s_tokens_are_in_the_order_of_the_grid(name, picture, monkeypatch):
-    """Without rotation a token's key is the mean of its patches' projections, and the merger tells the patches."""
+    """Without rotation, a token's key is the mean of its patches' projections; the merger's input has the patches."""
     backbone, image = FAMILIES_BY_NAME[name].backbone(), picture(250, 190)
     vision, visual = backbone.model.config.vision_config, backbone.model.model.visual
     rotary = sys.modules[type(visual).__module__]

@@ -1,4 +1,4 @@
-"""What is peculiar to Gemma 3: who sees whom, the sliding window, pan-and-scan; the rest is in test_invariants.py."""
+"""What only Gemma 3 has: attention in both directions, the sliding window, pan-and-scan; also test_invariants.py."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ BOXES = [Box(0.1, 0.15, 0.3, 0.4), Box(0.55, 0.5, 0.6, 0.9)]
 
 @pytest.fixture(scope="module")
 def backbone():
-    """The true window of 1024: every prompt here fits."""
+    """The published window of 1024, into which every prompt here fits."""
     return gemma3()
 
 
@@ -50,7 +50,7 @@ def logits_of(backbone, prompt, **changes):
 
 
 def boxed(backbone, text, images, boxes=BOXES):
-    """A dense prompt, its sparse form, and which of the dense tokens are left, bool (T,)."""
+    """A dense prompt, its sparse form, and a mask of the dense tokens that are left, bool (T,)."""
     visuals = encode(backbone, images)
     masks = [torch.from_numpy(select(v.grid, boxes).mask) for v in visuals]
     dense = backbone.build_prompt(text, visuals)
@@ -63,7 +63,7 @@ def boxed(backbone, text, images, boxes=BOXES):
 
 
 def test_kept_tokens_of_an_image_see_one_another_and_nothing_else_ahead(backbone, picture):
-    """Changing one visual token changes the logits of just those tokens that may see it."""
+    """Changing one visual token changes the logits of exactly those tokens that may see it."""
     _, sparse, _ = boxed(backbone, "See <image><image> now", [picture(300, 500), picture(97, 33)])
     places = sparse.is_visual.nonzero()[:, 0]
     half = len(places) // 2
@@ -84,7 +84,7 @@ def test_kept_tokens_of_an_image_see_one_another_and_nothing_else_ahead(backbone
 
 @pytest.mark.parametrize("text", ["<image>What is it?", "See <image> or <image> now?"])
 def test_without_token_types_the_logits_are_others(backbone, picture, text):
-    """The check of the check: a causal mask would show."""
+    """A check of the tests above: with a causal mask they would fail."""
     images = [picture(300, 500), picture(97, 33)][: text.count("<image>")]
     _, sparse, _ = boxed(backbone, text, images)
     causal = logits_of(backbone, sparse, token_type_ids=None)
@@ -92,7 +92,7 @@ def test_without_token_types_the_logits_are_others(backbone, picture, text):
 
 
 def test_flash_attention_is_refused(backbone, monkeypatch):
-    """The library would run it with a causal mask."""
+    """The library would run it with a causal mask everywhere."""
     monkeypatch.setattr(backbone.model.config.text_config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(ValueError, match="'flash_attention_2': Gemma 3's image tokens attend in both directions"):
         type(backbone)(backbone.model, backbone.tokenizer, backbone.image_processor)
@@ -119,9 +119,9 @@ def test_a_prompt_is_cut_behind_its_images_only(backbone, picture):
 
 
 def dense_masks(prompt, keep, window, by_position):
-    """Who may see whom in the dense model, without the dropped tokens, shape (1, 1, T, T), for both kinds of layers.
+    """The masks of the dense model without the dropped tokens, (1, 1, T, T), for both kinds of layers.
 
-    The window is counted in kept tokens, as the library counts for a sparse prompt, or in positions.
+    The window is counted in kept tokens, as the library does for a sparse prompt, or in positions.
     """
     place = torch.arange(len(prompt)) if by_position else keep.cumsum(0)
     starts = prompt.is_visual & ~torch.nn.functional.pad(prompt.is_visual, (1, 0))[:-1]
@@ -129,14 +129,14 @@ def dense_masks(prompt, keep, window, by_position):
     causal = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril()
     sees = causal | ((block[:, None] == block) & (block >= 0))
     near = place[:, None] - place < window
-    itself = torch.eye(len(prompt), dtype=torch.bool)  # a dropped token sees itself: nobody sees it
+    itself = torch.eye(len(prompt), dtype=torch.bool)  # a dropped token sees itself, and no other token sees it
     full, sliding = ((m & keep) | itself for m in (sees, sees & near))
     return {"full_attention": full[None, None], "sliding_attention": sliding[None, None]}
 
 
 @pytest.mark.parametrize("text", ["<image>What is it?", "See <image> or <image> now?"])
 def test_beyond_the_window_kept_tokens_are_counted_not_positions(narrow, picture, text):
-    """What holds there: the dense model without the dropped tokens, its window over what is left."""
+    """Then the sparse prompt is the dense model without the dropped tokens, and the window covers those left."""
     images = [picture(300, 500), picture(97, 33)][: text.count("<image>")]
     dense, sparse, keep = boxed(narrow, text, images)
     assert len(sparse) > 32
@@ -158,7 +158,7 @@ def test_within_the_window_both_ways_of_counting_agree(backbone, picture):
 
 
 def test_siblings_go_on_beyond_the_window_as_in_one_forward(narrow, picture):
-    """Prompts of unlike length in one batch: cache rows are copied, padded on the left and cut to the window."""
+    """Prompts of different length in one batch: cache rows are copied, padded on the left and cut to the window."""
     images = [picture(300, 500), picture(97, 33)]
     prompts = [*boxed(narrow, "<image>What?", images[:1])[:2], *boxed(narrow, "A <image> or <image> here", images)[:2]]
     engine = TorchEngine(narrow)
@@ -215,7 +215,7 @@ def test_a_box_keeps_tokens_in_every_view_that_shows_it(panning, picture):
 
 
 def test_an_emptied_view_keeps_its_marks(panning, picture):
-    """And still the sparse prompt is the dense one with the dropped tokens hidden."""
+    """With crops too, the sparse prompt is the dense one with the dropped tokens hidden."""
     dense, sparse, keep = boxed(panning, "<image>What?", [picture(900, 450)], [Box(0.3, 0.5, 0.45, 0.7)])
     boi = panning.tokenizer.boi_token_id
     assert int((sparse.input_ids == boi).sum()) == int((dense.input_ids == boi).sum()) == 3

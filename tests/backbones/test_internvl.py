@@ -1,4 +1,4 @@
-"""What is peculiar to InternVL: which tiles an image is cut into, and where they look; see also test_invariants.py."""
+"""What only InternVL has: the tiles of an image and the parts that they cover; see test_invariants.py too."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_one_tile_needs_no_thumbnail(backbone, picture):
 
 
 def test_tiles_can_be_turned_off_and_only_so(backbone, picture):
-    """`crop_to_patches: false` stands in the published image processors and is overruled by the library's own."""
+    """The published image processors have `crop_to_patches: false`, which the library's processor overrides."""
     assert backbone.image_processor.crop_to_patches is False
     single = internvl(max_patches=1)
     (visual,) = encode(single, [picture(448, 224)])
@@ -77,7 +77,7 @@ def test_a_box_on_a_seam_keeps_tokens_of_both_tiles_and_the_thumbnail(backbone, 
 
 
 def test_extreme_shape_and_full_tiles_are_the_unmodified_model(picture):
-    """448 px, 256 tokens a tile: dense and sparse, two images of unlike numbers of tiles."""
+    """448 px and 256 tokens per tile: dense and sparse, two images with different numbers of tiles."""
     full, text = internvl(side=448), "See <image> or <image> now?"
     images = [picture(900, 448), picture(300, 310)]
     visuals = encode(full, images)
@@ -99,7 +99,7 @@ def test_extreme_shape_and_full_tiles_are_the_unmodified_model(picture):
 
 
 def test_tile_and_thumbnail_show_what_their_rectangles_say(backbone):
-    """Independent of the encoder: white on black in one corner of the image lights just those views' cells."""
+    """Without the encoder: a white corner of a black image is in exactly those cells of the views that cover it."""
     pixels = np.zeros((448, 448 * 2, 3), dtype=np.uint8)
     pixels[:56, 840:] = 255  # the top right eighth of the last tile's height and width
     image = Image.fromarray(pixels)

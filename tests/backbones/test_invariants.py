@@ -1,7 +1,7 @@
-"""The invariants of algorithm.md §4, for every family of `families.py`, against the unmodified library.
+"""The invariants of docs/method.md, section 4, for every family of `families.py`, against the unmodified library.
 
 The library gets pixels through the family's own processor and computes placeholders, visual tokens and positions
-itself; it is told nothing but, for a sparse prompt, which tokens of the dense sequence nobody may look at.
+itself. For a sparse prompt, it is told only which tokens of the dense sequence are hidden from all others.
 """
 
 import re
@@ -15,8 +15,7 @@ from PIL import Image
 from tests.backbones.families import FAMILIES
 from tests.backbones.family import library_inputs, library_run
 
-from vitos.backbones import FAMILIES as REGISTERED
-from vitos.backbones import load_backbone
+from vitos.backbones import family_of, load_backbone
 from vitos.core.geometry import Box, TokenGrid
 from vitos.core.prompt import VisualTokens, pad_prompts
 from vitos.core.sparsify import Fusion, KeepRule, select
@@ -55,7 +54,7 @@ def library(family):
 
 @torch.no_grad()
 def run(backbone, prompts, side="left"):
-    """Logits of every prompt's own tokens, padding left out."""
+    """Logits of each prompt's tokens, without padding."""
     batch = pad_prompts(prompts, backbone.pad_token_id, side)
     logits = backbone.model(**backbone.model_inputs(batch)).logits
     return [row[mask.bool()] for row, mask in zip(logits, batch.attention_mask, strict=True)]
@@ -107,7 +106,7 @@ def test_keep_all_gives_the_logits_of_the_unmodified_model(family, backbone, lib
 
 
 def test_keep_all_gives_the_greedy_tokens_of_the_unmodified_model(family, backbone, library, picture):
-    """One batch of all image sizes here, `generate` on one at a time there."""
+    """Our engine runs all image sizes in one batch, `generate` one at a time."""
     text, images = LAYOUTS["text around"][0], [picture(*size) for size in family.sizes]
     prompts = [backbone.build_prompt(text, [visual]) for visual in encode(backbone, images)]
     sampled = TorchEngine(backbone).sample(prompts, Sampling(10), [[0]] * len(prompts))
@@ -166,7 +165,7 @@ def test_sparse_is_dense_with_the_dropped_tokens_hidden(family, backbone, librar
     expected = hidden_run(backbone, library(text, images), keep)
     same(run(backbone, [dense.sparse(masks, NONE)])[0], expected)
 
-    # What the test can see: each of these changes the logits by far more than the tolerance.
+    # The test can see a fault: each of these changes the logits by far more than the tolerance.
     (whole,) = run(backbone, [dense])
     (renumbered,) = run(backbone, [dense.sparse(masks, NONE, renumber=True)])
     (fused,) = run(backbone, [dense.sparse(masks, Fusion("mean"))])
@@ -175,7 +174,7 @@ def test_sparse_is_dense_with_the_dropped_tokens_hidden(family, backbone, librar
 
 
 def hidden_run(backbone, inputs, keep):
-    """Logits of the unmodified model, from pixels and at its own positions, where nobody looks at tokens not kept."""
+    """Logits of the unmodified model from pixels, at its own positions, with the dropped tokens hidden from all."""
     _, positions = library_run(backbone, inputs)
     positions = positions[:, None] if len(positions) > 1 else positions
     logits, _ = library_run(backbone, inputs | {"attention_mask": keep[None].long(), "position_ids": positions})
@@ -183,7 +182,7 @@ def hidden_run(backbone, inputs, keep):
 
 
 def test_decoding_a_sparse_prompt_is_one_full_forward(family, backbone, library, picture):
-    """The dense model from pixels, dropped tokens hidden, names each sampled token and its log-probability."""
+    """The dense model from pixels, with dropped tokens hidden, has each sampled token and its log-probability."""
     text, images = LAYOUTS["text around"][0], [picture(*size) for size in family.sizes]
     dense = [backbone.build_prompt(text, [visual]) for visual in encode(backbone, images)]
     masks = [(torch.arange(len(prompt.embeddings)) + shift) % 3 == 0 for shift, prompt in enumerate(dense)]
@@ -201,7 +200,7 @@ def test_decoding_a_sparse_prompt_is_one_full_forward(family, backbone, library,
 
 
 def test_packed_siblings_are_scored_as_the_unmodified_model_scores_each(family, backbone, library, picture):
-    """Dense and sparse prompts in one batch, two completions of unlike length behind each."""
+    """Dense and sparse prompts in one batch, each with two completions of different length."""
     text, images = LAYOUTS["text around"][0], [picture(*size) for size in family.sizes[:2]]
     dense = [backbone.build_prompt(text, [visual]) for visual in encode(backbone, images)]
     mask = torch.arange(len(dense[1].embeddings)) % 3 == 0
@@ -231,7 +230,7 @@ def test_sparse_and_dense_prompts_share_a_batch(family, backbone, picture, side)
 
 
 def test_extra_streams_are_pruned_like_the_embeddings(family, backbone, picture):
-    """DeepStack: the same rows, by the same fusion weights, on every stream, and each stream reaches the model."""
+    """DeepStack: every stream keeps the same rows with the same fusion weights, and reaches the model."""
     (visual,) = encode(backbone, [picture(*family.sizes[0])])
     assert bool(visual.streams) == backbone.capabilities.extra_streams
     if not visual.streams:
@@ -242,13 +241,15 @@ def test_extra_streams_are_pruned_like_the_embeddings(family, backbone, picture)
         torch.equal(a, b[mask]) for a, b in zip(dense.sparse([mask], NONE).streams, visual.streams, strict=True)
     )
     # A stream that is a copy of the embeddings must come out of the fusion as they do.
-    twin = VisualTokens(visual.embeddings, visual.grid, visual.resized, (visual.embeddings,) * len(visual.streams))
+    twin = VisualTokens(
+        visual.embeddings, visual.grid, resized=visual.resized, streams=(visual.embeddings,) * len(visual.streams)
+    )
     fused = backbone.build_prompt("<image>What is it?", [twin]).sparse([mask])
     assert all(torch.equal(stream, fused.embeddings) for stream in fused.streams)
     (before,) = run(backbone, [dense])
     for index in range(len(visual.streams)):
         streams = tuple(s * (k != index) for k, s in enumerate(visual.streams))
-        other = VisualTokens(visual.embeddings, visual.grid, visual.resized, streams)
+        other = VisualTokens(visual.embeddings, visual.grid, resized=visual.resized, streams=streams)
         (after,) = run(backbone, [backbone.build_prompt("<image>What is it?", [other])])
         assert (after[-1] - before[-1]).abs().max() > 1e-3
 
@@ -257,7 +258,7 @@ def test_extra_streams_are_pruned_like_the_embeddings(family, backbone, picture)
 
 
 def test_painted_pixels_change_the_tokens_that_the_grid_names(family, backbone, picture):
-    """Brute force: invert the pixels of one cell and find, in every view, the visual token that changes most."""
+    """Brute force: invert the pixels of one cell, and find the visual token that changes most in each view."""
     exact = 0
     for size in family.sizes:
         image = picture(*size)
@@ -272,11 +273,11 @@ def test_painted_pixels_change_the_tokens_that_the_grid_names(family, backbone, 
                 if named[part].any():
                     assert named[part][change[part].argmax()], (size, box, view)
                     exact += int(named[part].sum()) == 1
-    assert exact >= 2 * len(family.sizes)  # most cells hold whole pixels of their own
+    assert exact >= 2 * len(family.sizes)  # most cells contain whole pixels
 
 
 def painted_cells(image, grid, count=4):
-    """The image with the pixels of one cell inverted, and the box of these pixels, for `count` cells of each view."""
+    """Images with the pixels of one cell inverted, and the box of these pixels, for `count` cells of each view."""
     rng = np.random.default_rng([*image.size, grid.num_tokens])
     width, height = image.size
     for view in grid.views:
@@ -297,7 +298,7 @@ def painted_cells(image, grid, count=4):
 
 
 def inner(low, high, size):
-    """The whole pixels inside an interval, or, if it holds none, the one pixel around its middle."""
+    """The whole pixels inside an interval, or the pixel around its middle if there are none."""
     first, last = max(0, int(np.ceil(low - 1e-6))), min(size, int(np.floor(high + 1e-6)))
     if first >= last and 0 < (low + high) / 2 < size:
         first = int((low + high) / 2)
@@ -331,7 +332,7 @@ def test_placeholders_are_never_sampled_and_an_answer_can_end(backbone):
 )
 @settings(max_examples=150)
 def test_boxes_come_back_within_half_a_unit(family, style, size, sides):
-    """Any image size, any box; one thinner than a unit is written one unit wide, else it would vanish."""
+    """For any image size and box. A box thinner than a unit is written one unit wide, or it would vanish."""
     (x1, x2), (y1, y2) = sorted(sides[::2]), sorted(sides[1::2])
     if x1 == x2 or y1 == y2:
         return
@@ -355,7 +356,7 @@ def test_saved_checkpoint_loads_as_the_same_family(family, backbone, picture, tm
     experts = backbone.model.config._experts_implementation
     if experts != loaded.model.config._experts_implementation:
         loaded.model.set_experts_implementation(experts)  # a choice of this process, not part of a checkpoint
-    assert type(loaded) is type(backbone) is REGISTERED[backbone.model.config.model_type]
+    assert type(loaded) is type(backbone) is family_of(backbone.model.config.model_type)
     for name in ("geometry", "banned_token_ids", "stop_token_ids", "visual_token_id", "capabilities"):
         assert getattr(loaded, name) == getattr(backbone, name)
     prompts = [b.build_prompt("<image>What?", encode(b, [picture(*family.sizes[0])])) for b in (loaded, backbone)]
@@ -363,7 +364,7 @@ def test_saved_checkpoint_loads_as_the_same_family(family, backbone, picture, tm
 
 
 def test_vision_modules_are_what_makes_the_visual_tokens(family, picture):
-    """Frozen during RL: no other weight may enter the visual tokens, or a cached encoder output would go stale."""
+    """They are frozen during RL. If other weights had an effect on visual tokens, cached ones would become wrong."""
     backbone = family.backbone()
     parameters = {id(p) for module in backbone.vision_modules for p in module.parameters()}
     (visual,) = backbone.encode([picture(*family.sizes[0])])

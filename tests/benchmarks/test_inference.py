@@ -85,7 +85,7 @@ def test_the_verb(tmp_path):
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match="unknown plan fast"):
+    with pytest.raises(ValueError, match="no such plan: 'fast'"):
         Settings(plans=("fast",))
     with pytest.raises(ValueError, match=r"kept shares must lie in \(0, 1\]"):
         Settings(kept=(0.0,))

@@ -34,10 +34,10 @@ def test_a_small_measurement(tmp_path):
 def test_answers_that_differ_from_those_alone_are_seen(monkeypatch):
     real, calls = many_questions._ask, []
 
-    def another_picture_when_alone(vlm, picture, texts, plan, asked):
+    def another_picture_when_alone(vlm, picture, texts, *rest):
         calls.append(len(texts))
         alone = len(calls) > 4  # after the warm-up and one run
-        return real(vlm, many_questions.noise(64, 1) if alone else picture, texts, plan, asked)
+        return real(vlm, many_questions.noise(64, 1) if alone else picture, texts, *rest)
 
     monkeypatch.setattr(many_questions, "_ask", another_picture_when_alone)
     results = run_questions(Questions(plans=("two_pass",), size=64, count=2, runs=1))
@@ -46,7 +46,8 @@ def test_answers_that_differ_from_those_alone_are_seen(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"plans": ("fast",)}, "unknown plan fast"), ({"count": 25}, "1 to 24"), ({"kept": 0}, "kept")]
+    ("wrong", "said"),
+    [({"plans": ("fast",)}, "no such plan: 'fast'"), ({"count": 25}, "1 to 24"), ({"kept": 0}, "kept")],
 )
 def test_refusals(wrong, said):
     with pytest.raises(ValueError, match=said):

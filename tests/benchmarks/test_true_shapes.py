@@ -6,13 +6,13 @@ import pytest
 import torch
 from benchmarks import true_shapes
 from benchmarks.peak import peak_memory
-from benchmarks.true_shapes import Plan, ideal_ratio, make_backbone, make_prompt, run_shapes, sparsified
+from benchmarks.true_shapes import ShapesSettings, ideal_ratio, make_backbone, make_prompt, run_shapes, sparsified
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitos.core.geometry import Box
 from vitos.doctor.shapes import KNOWN
 
-PLAN = Plan(pixels=(112, 140), keeps=(0.5, 0.25), layers=2, rounds=1, text_tokens=40)
+PLAN = ShapesSettings(pixels=(112, 140), keeps=(0.5, 0.25), layers=2, rounds=1, text_tokens=40)
 
 
 def small(name):
@@ -63,12 +63,12 @@ def test_results_are_written_and_taken_up_again(models, tmp_path, monkeypatch):
     assert len(again["cases"]) == 9
     assert made == [models["llava"]]
     with pytest.raises(ValueError, match="name another folder"):
-        run_shapes(tmp_path, Plan(rounds=7), models)
+        run_shapes(tmp_path, ShapesSettings(rounds=7), models)
 
 
 def test_the_ideal_is_the_ratio_of_counted_operations(models):
     """Against PyTorch's own counter on eager attention, whose products over hidden pairs are taken off by hand."""
-    backbone, shape = make_backbone(models["qwen"], Plan(layers=6), "cpu")
+    backbone, shape = make_backbone(models["qwen"], ShapesSettings(layers=6), "cpu")
     backbone.model.set_attn_implementation("eager")
     visual = true_shapes._visual_tokens(backbone, 224)
     dense = make_prompt(backbone, visual, 40)

@@ -6,16 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from PIL import Image
+from tests.driven import up_to
 from transformers import AutoModelForImageTextToText
 
 from vitos.cli.main import main
-from vitos.core.names import PlanName
+from vitos.core.registry import PLANS
 from vitos.data.phantom import write_phantoms
 from vitos.nano import NANO_PATH
+from vitos.policy.branches import Branches
 from vitos.policy.vlm import SparseVLM
 
 RECIPE = """
@@ -132,22 +133,22 @@ def test_ask_answers_and_draws(folder, capsys, monkeypatch, tmp_path):
     vlm = SparseVLM.from_pretrained("nano")
     finding = vlm.ask(vlm.encode(image), QUESTION.replace("\\n", "\n"))
     assert re.search(rf"answer +{finding.answer or 'no answer'}", out)
-    assert re.search(rf"tokens kept +{finding.kept.sum()} of 64", out)
+    assert re.search(rf"tokens kept +{finding.kept.count} of 64", out)
     assert "reason_decode" in out
     assert Image.open(tmp_path / "o.png").width >= 384
 
 
-@pytest.mark.parametrize("plan", get_args(PlanName))
+@pytest.mark.parametrize("plan", PLANS.names())
 def test_ask_by_a_plan(folder, capsys, monkeypatch, tmp_path, plan):
     image = f"{next((folder / 'images').iterdir())}#crop=0,0,1,0.75"
     options = ("--plan", plan, "--max-tokens", 60, "--overlay", tmp_path / "o.png")
     code, out, error = vitos(capsys, monkeypatch, "ask", "nano", image, QUESTION, *options)
     assert code == 0, error
     vlm = SparseVLM.from_pretrained("nano")
-    finding = vlm.ask(vlm.encode(image, plan=plan), QUESTION.replace("\\n", "\n"), 60, plan=plan)
+    finding = vlm.ask(vlm.encode(image, plan=plan), QUESTION.replace("\\n", "\n"), plan=plan, limits=up_to(60))
     assert re.search(rf"plan +{plan}", out)
     assert re.search(rf"answer +{finding.answer or 'no answer'}", out)
-    assert re.search(rf"tokens kept +{finding.kept.sum()} of 48", out)
+    assert re.search(rf"tokens kept +{finding.kept.count} of 48", out)
     assert ("localize_decode" in out) == (plan != "dense")
     overlay = Image.open(tmp_path / "o.png")
     assert overlay.width == overlay.height  # of the whole image
@@ -163,16 +164,18 @@ def test_eval_by_a_plan(folder, capsys, monkeypatch, tmp_path, plan):
     assert (results["control_random_accuracy"] is None) == (plan == "coarse")
     vlm = SparseVLM.from_pretrained("nano")
     for case in map(json.loads, (tmp_path / "cases.jsonl").read_text().splitlines()):
-        finding = vlm.ask(vlm.encode(tmp_path / case["image"], plan=plan), case["question"], 60, plan=plan)
+        finding = vlm.ask(
+            vlm.encode(tmp_path / case["image"], plan=plan), case["question"], plan=plan, limits=up_to(60)
+        )
         assert case["conditions"]["sparse"]["text"] == finding.reasoning.completion.text
-        assert case["conditions"]["sparse"]["kept"] == finding.kept.nonzero()[0].tolist()
+        assert case["conditions"]["sparse"]["kept"] == finding.kept.mask.nonzero()[0].tolist()
 
 
 def test_eval_refuses_the_plan_that_it_compares_with(folder, capsys, monkeypatch, tmp_path):
     args = ["--data", folder / "test.json", "--out", tmp_path]
     code, _, error = vitos(capsys, monkeypatch, "eval", "nano", *args, "--plan", "dense")
     assert code == 1
-    assert "choose two_pass, gather, coarse or crop" in error
+    assert "choose one of coarse, crop, gather, two_pass" in error
 
 
 def test_data_verbs(folder, capsys, monkeypatch, tmp_path):
@@ -196,12 +199,12 @@ def test_training_and_evaluation_from_a_cache_are_the_same_to_the_last_bit(folde
             code, out, error = vitos(capsys, monkeypatch, "data", "cache", *args)
             assert code == 0, error
             assert "18 distinct" in out
-            monkeypatch.setattr(SparseVLM, "encode_many", None)  # nothing is encoded from here on
+            monkeypatch.setattr(Branches, "encode", None)  # nothing is encoded from here on
         code, _, error = vitos(capsys, monkeypatch, "train", *args)
         assert code == 0, error
         run = tmp_path / name
         results = json.loads((run / "results.json").read_text())
-        for key in ("seconds_by_stage", "command", "checkpoint"):
+        for key in ("seconds_by_stage", "command", "checkpoint", "answers"):
             del results[key]
         metrics = [
             {
@@ -341,6 +344,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(DualStreamTrainer, "training_step", interrupted)
     code, text, _ = vitos(capsys, monkeypatch, *call)
     assert code == 130
+    assert "checkpoint-2" in text
     assert "--resume" in text
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not list(Path(out).glob(".*"))

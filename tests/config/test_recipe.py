@@ -25,6 +25,7 @@ from vitos.config.recipe import (
     load_recipe,
 )
 from vitos.config.yaml_file import dump_yaml, parse_yaml
+from vitos.policy.plans import check_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 MINIMAL = "name: t\noutput_dir: runs/t\ndata: {train: a.json}\n"
@@ -155,7 +156,7 @@ def test_overrides(write):
         ("train.learning_rate", "write it as dotted.key=value"),
         ("=3", "write it as dotted.key=value"),
         ("train..seed=3", "write it as dotted.key=value"),
-        ("name.x=3", "name has no keys of its own"),
+        ("name.x=3", "name is a single value without keys"),
         ("data.train=[a", "not valid YAML"),
         ("train.lerning_rate=1", "did you mean train.learning_rate?"),
     ],
@@ -202,9 +203,9 @@ def test_unknown_keys_name_the_nearest(write, extra, expected):
         ("train.schedule=stagd", "train.schedule", "'staged'"),
         ("train.localization_share=1", "train.localization_share", "less than 1"),
         ("train.report_to=3", "train.report_to", "a name or a list of names"),
-        ("train=3", "train", "must hold keys of its own, got 3"),
-        ("train=", "train", "must hold keys of its own, got None"),
-        ("trainer=3", "trainer", "must hold keys of its own, got 3"),
+        ("train=3", "train", "must be a mapping of keys to values, got 3"),
+        ("train=", "train", "must be a mapping of keys to values, got None"),
+        ("trainer=3", "trainer", "must be a mapping of keys to values, got 3"),
         ("evaluate.budgets=[0.5, 0]", "evaluate.budgets[1]", "greater than 0"),
         ("evaluate.budgets=[1.5]", "evaluate.budgets[0]", "less than or equal to 1"),
         ("sparsify.margin=-1", "sparsify.margin", "greater than or equal to 0"),
@@ -239,10 +240,32 @@ def test_ranges_and_rules(write, override, key, expected):
 @pytest.mark.parametrize(
     "wrong", ["data.cache=runs/cache", "train.schedule=dense", "train.sampler=vllm", "evaluate.budgets=[0.5]"]
 )
-def test_plan_coarse_looks_at_an_image_twice(write, wrong):
-    (line,) = problems_of(write(MINIMAL), ["sparsify.plan=coarse", wrong])
+def test_plan_coarse_encodes_an_image_twice(write, wrong):
+    changes = ["sparsify.plan=coarse", "evaluate.budgets=[]", wrong]
+    with pytest.raises(ConfigError) as caught:
+        check_recipe(load_recipe(write(MINIMAL), changes))
+    (line,) = caught.value.problems
     assert line.startswith(wrong.split("=")[0] + ": ")
     assert "plan: coarse" in line
+
+
+@pytest.mark.parametrize(
+    ("plan", "change", "said"),
+    [
+        ("gather", "sparsify.positions=renumber", "written already"),
+        ("crop", "evaluate.budgets=[]", "no model can be trained"),
+        ("dense", "evaluate.budgets=[]", "no model can be trained"),
+    ],
+)
+def test_what_contradicts_another_plan(write, plan, change, said):
+    with pytest.raises(ConfigError, match=said):
+        check_recipe(load_recipe(write(MINIMAL), [f"sparsify.plan={plan}", change]))
+    check_recipe(load_recipe(write(MINIMAL), ["sparsify.plan=gather"]))
+
+
+def test_a_plan_that_is_none_is_named(write):
+    (line,) = problems_of(write(MINIMAL), ["sparsify.plan=fast"])
+    assert line == "sparsify.plan: must be one of coarse, crop, dense, gather, two_pass, got 'fast'"
 
 
 def test_adapters_leave_no_weights_to_unfreeze(write):
@@ -250,10 +273,11 @@ def test_adapters_leave_no_weights_to_unfreeze(write):
     assert line.startswith("train.unfrozen_parameters: has no effect with model.lora")
 
 
-def test_a_warm_start_changes_what_a_cache_holds(write):
-    (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
+def test_a_warm_start_of_the_encoder_changes_what_a_cache_holds(write):
+    (line,) = problems_of(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3, train_encoder: true}"])
     assert line.startswith("data.cache: ")
-    assert "leave one of them out" in line
+    assert "leave out warm_start.train_encoder" in line
+    load_recipe(write(MINIMAL), ["data.cache=runs/cache", "warm_start={steps: 3}"])
 
 
 @pytest.mark.parametrize(
@@ -335,8 +359,8 @@ def test_all_problems_come_at_once(write):
         (MINIMAL + "train: {seed: 1, seed: 2}\n", "the key 'seed' is given twice"),
         (MINIMAL + "name: again\n", "the key 'name' is given twice"),
         ("a: [1\n", "not valid YAML"),
-        ("- 1\n", "no mapping"),
-        ("", "no mapping"),
+        ("- 1\n", "does not hold a mapping"),
+        ("", "does not hold a mapping"),
         ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ],
 )

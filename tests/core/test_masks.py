@@ -170,7 +170,7 @@ def test_fit_budget_by_hand() -> None:
     assert cells(fit_budget(SQUARE, evidence, 1)) == [".#..", "....", "....", "...."]
     assert cells(fit_budget(SQUARE, evidence, 2)) == ["##..", "....", "....", "...."]
     assert cells(fit_budget(SQUARE, evidence, 3)) == ["###.", "....", "....", "...."]
-    # The cells beside the box are all half a cell away: by index. The corner cell of the second row is the next.
+    # The cells next to the box are all half a cell away: by index. The corner cell of the second row is the next.
     assert cells(fit_budget(SQUARE, evidence, 6)) == ["####", "##..", "....", "...."]
     assert cells(fit_budget(SQUARE, evidence, 8)) == ["####", "####", "....", "...."]
 

@@ -129,7 +129,7 @@ def test_padding_refuses():
 
 def test_visual_tokens_fit_their_grid():
     grid = TokenGrid.single(2, 3)
-    tokens = VisualTokens(torch.zeros(6, 4), grid, (60, 40), (torch.zeros(6, 4),))
+    tokens = VisualTokens(torch.zeros(6, 4), grid, resized=(60, 40), streams=(torch.zeros(6, 4),))
     with pytest.raises(ValueError, match="5 visual tokens do not fit a grid of 6"):
         replace(tokens, embeddings=torch.zeros(5, 4))
     with pytest.raises(ValueError, match="7 visual tokens"):

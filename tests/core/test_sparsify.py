@@ -1,4 +1,4 @@
-"""Fusion against the formulas of algorithm.md §3 written as plain loops; the keep rule against brute force."""
+"""Fusion against the formulas of docs/method.md, section 3, as plain loops; the keep rule against brute force."""
 
 import math
 
@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
-from vitos.core.sparsify import Fusion, KeepRule, Selection, fuse, fusion_matrix, select
+from vitos.core.sparsify import Fusion, KeepRule, Kept, fuse, fusion_matrix, select
 
 
 def fuse_by_loops(tokens, mask, mode, beta):
-    """§3, token by token, in plain Python floats."""
+    """The formulas token by token, in plain Python floats."""
     tokens, kept, outside = tokens.tolist(), [], []
     for index, keep in enumerate(mask.tolist()):
         (kept if keep else outside).append(index)
@@ -150,19 +150,19 @@ def test_without_a_box_the_whole_image_is_used_and_it_shows():
     selection = select(TokenGrid.single(3, 5), [])
     assert selection.fallback
     assert selection.mask.all()
-    assert selection.kept_ratio == 1
+    assert selection.ratio == 1
 
 
 def test_a_box_over_everything_is_no_fallback():
     selection = select(TokenGrid.single(3, 5), [Box(0, 0, 1, 1)])
     assert not selection.fallback
-    assert selection.kept_ratio == 1
+    assert selection.ratio == 1
 
 
 def test_selection_is_the_union_of_the_boxes():
     selection = select(TokenGrid.single(4, 4), [Box(0, 0, 0.25, 0.25), Box(0.5, 0.5, 0.75, 1)])
     assert selection.mask.nonzero()[0].tolist() == [0, 10, 14]
-    assert selection.kept_ratio == 3 / 16
+    assert selection.ratio == 3 / 16
     assert not selection.fallback
 
 
@@ -208,5 +208,5 @@ def test_a_box_in_no_cell_keeps_the_nearest_ones():
 
 def test_kept_ratio_counts_all_views():
     grid = TokenGrid((View(WHOLE_IMAGE, 1, 1), View(WHOLE_IMAGE, 3, 3)))
-    assert select(grid, [Box(0.4, 0.4, 0.6, 0.6)]).kept_ratio == 0.2
-    assert Selection(np.array([True, False])).kept_ratio == 0.5
+    assert select(grid, [Box(0.4, 0.4, 0.6, 0.6)]).ratio == 0.2
+    assert Kept(TokenGrid.single(1, 2), np.array([True, False])).ratio == 0.5

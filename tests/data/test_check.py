@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from vitos.data import check as check_module
+from vitos.data import looks
 from vitos.data.check import check_dataset, render_check
 from vitos.data.images import DataError
 from vitos.data.readers import read_records
@@ -53,7 +54,7 @@ def test_a_sound_set(tmp_path):
     items = [
         item("a.png"),
         item("b.png", answer="B", template="t"),
-        item("b.png", bbox=[[0, 0, 0.1, 1], [0, 0, 1, 0.3]]),
+        item("b.png", question="<image>Where?\nA. left\nB. right", bbox=[[0, 0, 0.1, 1], [0, 0, 1, 0.3]]),
     ]
     calls = []
     report = check_dataset(write(tmp_path, items), progress=lambda done, total: calls.append((done, total)))
@@ -76,8 +77,8 @@ def test_windows_of_one_file_are_images_of_their_own(tmp_path):
     names = ["a.png#window=100,50", "a.png#window=300,50", "b.png#window=100,50"]
     report = check_dataset(write(tmp_path, [item(name) for name in names]))
     assert report.images == 3
-    (same,) = [p for p in report.of("note") if "same bytes" in p.problem]
-    assert "2 files have the same bytes: a.png#window=100,50, b.png#window=100,50" in same.problem
+    (same,) = [p for p in report.of("note") if "same picture" in p.problem]
+    assert "2 files show the same picture: a.png#window=100,50, b.png#window=100,50" in same.problem
     broken = check_dataset(write(tmp_path, [item("a.png#axis=1&slice=2")]))
     assert "PNG knows no axis or slice" in broken.of("error")[0].problem
 
@@ -94,6 +95,21 @@ def test_burned_in_text_is_a_warning(tmp_path):
     assert "frame=31 is not there" in check_dataset(write(tmp_path, [item("us.dcm#frame=31")])).problems[0].problem
 
 
+def test_pictures_without_anything_to_see_are_a_warning(tmp_path):
+    """One colour, nearly black, and a window that shows nothing; a dark picture with something in it passes."""
+    add(tmp_path, "one.png", Image.new("RGB", (8, 8), (90, 20, 20)))
+    add(tmp_path, "black.png", Image.fromarray(np.asarray(noise(0)) // 9))
+    add(tmp_path, "deep.png", Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)))
+    add(tmp_path, "dark.png", Image.fromarray(np.asarray(noise(1)) // 3))
+    names = ["one.png", "black.png", "deep.png#window=5000,10", "dark.png"]
+    warnings = check_dataset(write(tmp_path, [item(name) for name in names])).of("warning")
+    assert [(p.sample, p.problem) for p in warnings] == [
+        ("train.json[0]", "one.png: shows one colour only"),
+        ("train.json[1]", "black.png: is nearly black (28 of 255 at most)"),
+        ("train.json[2]", "deep.png#window=5000,10: shows one colour only"),
+    ]
+
+
 def test_everything_is_found_at_once(tmp_path):
     add(tmp_path, "a.png", noise(0))
     add(tmp_path, "same.png", noise(0))
@@ -104,7 +120,7 @@ def test_everything_is_found_at_once(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     add(tmp_path, "turned.jpg", noise(2), exif=exif)
-    add(tmp_path, "cmyk.jpg", Image.new("CMYK", (8, 8)))
+    add(tmp_path, "cmyk.jpg", noise(3).convert("CMYK"))
     items = [
         item("a.png", id="x"),
         item("same.png", id="x"),  # 1
@@ -191,8 +207,8 @@ def test_warnings_do_not_stop_training(tmp_path, monkeypatch):
 def test_an_image_of_many_questions_is_decoded_once(tmp_path, monkeypatch):
     add(tmp_path, "a.png", noise(0))
     decoded = []
-    load = check_module.load_image_facts
-    monkeypatch.setattr(check_module, "load_image_facts", lambda path: decoded.append(path) or load(path))
+    load = looks.load_image_facts
+    monkeypatch.setattr(looks, "load_image_facts", lambda path: decoded.append(path) or load(path))
     check_dataset(write(tmp_path, [item("a.png")] * 20))
     assert len(decoded) == 1
 
@@ -210,8 +226,8 @@ def test_ctrl_c_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
-    load = check_module.load_image_facts
-    monkeypatch.setattr(check_module, "load_image_facts", slow)
+    load = looks.load_image_facts
+    monkeypatch.setattr(looks, "load_image_facts", slow)
     with pytest.raises(KeyboardInterrupt):
         check_dataset(write(tmp_path, [item(f"{index}.png") for index in range(50)]), progress=interrupt)
     assert len(decoded) < 25
@@ -219,8 +235,9 @@ def test_ctrl_c_does_not_wait_for_the_other_images(tmp_path, monkeypatch):
 
 def test_a_folder_is_checked_with_all_its_splits(tmp_path):
     add(tmp_path, "a.png", noise(0))
+    add(tmp_path, "b.png", noise(1))
     write(tmp_path, [item("a.png")])
-    write(tmp_path, [item("a.png", answer="Q")], "test.json")
+    write(tmp_path, [item("b.png", answer="Q")], "test.json")
     report = check_dataset(tmp_path)
     assert report.items == 2
     assert found(report) == {("error", "test.json[0]", "answer")}
@@ -240,7 +257,7 @@ def test_markup_and_escapes_from_data_are_printed_as_they_are(tmp_path):
 def test_real_sets_are_clean(name, images, items, share):
     """Figures of the sets' READMEs."""
     if not (REAL / name).is_dir():
-        pytest.skip(f"the set {name} is not beside the repository")
+        pytest.skip(f"the set {name} is not next to the repository")
     report = check_dataset(REAL / name)
     assert report.problems == ()
     assert (report.images, report.records) == (images, items)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.backbones.families import FAMILIES_BY_NAME
+from tests.driven import up_to
 from typer.testing import CliRunner
 
 from vitos.cli.main import app
@@ -86,7 +87,7 @@ def test_out_of_a_crop_and_back(corners, inside):
 @pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "llava, HuatuoGPT-Vision", "internvl"])
 @torch.no_grad()
 def test_boxes_keep_the_tokens_that_look_there(name, picture):
-    """The tokens kept in a crop are those that the same pixels as a file of their own keep, padding and tiles too."""
+    """A crop keeps the tokens that the same pixels in a separate file keep, padding and tiles too."""
     backbone = FAMILIES_BY_NAME[name].backbone()
     crop = Rect(0.25, 0.5, 0.75, 1.0)
     (alone,) = backbone.encode([picture(200, 90)])
@@ -136,7 +137,7 @@ def record_file(folder, picture, boxes, crop="#crop=0.5,0,1,1"):
 def test_gold_boxes_are_those_of_the_stored_image(nano, picture, tmp_path):
     (record,) = read_records(record_file(tmp_path, picture, [[0.6, 0.25, 0.75, 0.5]]))
     part, facts = load_image_facts(record.image_paths[0])
-    lesson = record_lesson(record, part, nano, VitosSpec(), facts.shown)
+    lesson = record_lesson(record, [part], nano, VitosSpec(), facts.shown)
     assert "[[0.20, 0.25, 0.50, 0.50]]" in lesson.exercises[0].target
 
 
@@ -185,5 +186,5 @@ def test_ask_answers_in_stored_coordinates(warm_policy, picture, tmp_path):
     overlay = Image.open(tmp_path / "out.png")
     assert overlay.width * 60 == overlay.height * 80
     policy = SparseVLM.from_pretrained(tmp_path / "model")
-    finding = policy.ask(policy.encode(tmp_path / "a.png#crop=0.5,0,1,1"), question, 60)
+    finding = policy.ask(policy.encode(tmp_path / "a.png#crop=0.5,0,1,1"), question, limits=up_to(60))
     assert all(box.x1 >= 0.5 for box in finding.boxes)

@@ -12,58 +12,9 @@ from vitos.data.images import ImageError, load_image, load_image_facts
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 
-from pydicom.data import get_testdata_file  # noqa: E402
-from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing  # noqa: E402
 from pydicom.sequence import Sequence  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian  # noqa: E402
-
-SECRET = "Jane^Doe"
-
-
-def shipped(name):
-    """A file inside pydicom's wheel; never downloaded."""
-    return Path(get_testdata_file(name, download=False))
-
-
-def write(path, values, interpretation="MONOCHROME2", **tags):
-    """A minimal DICOM file: (rows, columns) or (frames, rows, columns), or colour with a last axis of 3."""
-    data = Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    data.PatientName, data.Modality = SECRET, "CT"
-    colour = values.shape[-1] == 3
-    shape = values.shape[:-1] if colour else values.shape
-    if len(shape) == 3:
-        data.NumberOfFrames = shape[0]
-    data.Rows, data.Columns = shape[-2:]
-    data.SamplesPerPixel = 3 if colour else 1
-    if colour:
-        data.PlanarConfiguration = 0
-    data.PhotometricInterpretation = interpretation
-    data.BitsAllocated = data.BitsStored = 8 * values.dtype.itemsize
-    data.HighBit = data.BitsStored - 1
-    data.PixelRepresentation = int(values.dtype.kind == "i")
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.PixelData = values.tobytes()
-    data["PixelData"].VR = "OB" if values.dtype.itemsize == 1 else "OW"
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
-def ramp(dtype=np.int16, low=-1000, step=40, shape=(8, 10)):
-    return (low + step * np.arange(np.prod(shape))).reshape(shape).astype(dtype)
-
-
-def gray(path):
-    pixels = np.asarray(load_image(path))
-    assert (pixels[..., 0] == pixels[..., 1]).all()
-    assert (pixels[..., 0] == pixels[..., 2]).all()
-    return pixels[..., 0]
+from tests.data.dicom_files import SECRET, gray, item, ramp, shipped, table, write  # noqa: E402
 
 
 def pydicom_gray(path):
@@ -87,7 +38,7 @@ def test_window_of_the_file_as_pydicom_applies_it(tmp_path, function):
     assert len(np.unique(gray(path))) > 10
 
 
-@pytest.mark.parametrize("name", ["MR_small.dcm", "examples_overlay.dcm", "693_J2KI.dcm"])
+@pytest.mark.parametrize("name", ["MR_small.dcm", "examples_overlay.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
 def test_shipped_files_as_pydicom_shows_them(name):
     np.testing.assert_allclose(gray(shipped(name)), pydicom_gray(shipped(name)), atol=0.5 + 1e-6)
 
@@ -123,12 +74,6 @@ def test_monochrome1_is_inverted(tmp_path):
 def test_modality_and_voi_look_up_tables(tmp_path):
     values = np.arange(4, dtype=np.uint8).reshape(2, 2)
 
-    def table(entries, bits):
-        item = Dataset()
-        item.LUTDescriptor, item.LUTData = [len(entries), 0, bits], entries
-        item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
-        return Sequence([item])
-
     path = write(tmp_path / "a", values, VOILUTSequence=table([0, 1000, 4095, 2000], 12))
     assert gray(path).tolist() == [[0, 62], [255, 125]]
     assert load_image_facts(path)[1].rendering.window_source == "file"
@@ -154,12 +99,6 @@ def test_frames_are_numbered_from_one(tmp_path):
 
 def test_functional_groups_of_a_frame(tmp_path):
     """Enhanced objects: rescale shared by all frames, a window for each."""
-
-    def item(**tags):
-        data = Dataset()
-        for name, value in tags.items():
-            setattr(data, name, value)
-        return data
 
     rescale = Sequence([item(RescaleSlope=1, RescaleIntercept=-100, RescaleType="HU")])
     own = [

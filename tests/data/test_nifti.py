@@ -1,5 +1,7 @@
 """NIfTI slices against nibabel's whole array."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +74,7 @@ def test_broken_volumes(tmp_path, volume):
     [
         (np.zeros((4, 4, 4, 3), np.float32), "4 axes"),
         (np.zeros((4, 4, 4), np.complex64), "not gray"),
-        (np.full((4, 4, 4), np.nan, np.float32), "not finite"),
+        (np.full((4, 4, 4), np.nan, np.float32), "no finite value"),
         (np.zeros((1, 4, 4), np.float32), "carries no evidence"),
     ],
 )
@@ -89,3 +91,64 @@ def test_pixel_limits_hold_before_values_are_read(tmp_path):
     path.write_bytes(header.binaryblock + bytes(4))
     with pytest.raises(ImageError, match="30000 x 30000 is more than"):
         load_image_facts(Path(f"{path}#axis=2&slice=0"))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8"])
+def test_nothing_outside_of_the_brain_is_black(tmp_path, kind, suffix):
+    """NaN around it and infinities in it: the range is that of the finite values of the slice."""
+    values = np.random.default_rng(0).uniform(5, 90, (6, 7, 3))
+    values[0], values[:, 0] = np.nan, np.nan
+    values[2, 2], values[3, 3] = np.inf, -np.inf
+    nibabel.save(nibabel.Nifti1Image(values.astype(kind), np.eye(4)), tmp_path / f"a{suffix}")
+    name = f"{tmp_path / f'a{suffix}'}#axis=2&slice=1"
+    plane = values[:, :, 1].astype(kind)
+    seen = plane[np.isfinite(plane)]
+    low, high = float(seen.min()), float(seen.max())
+    image, facts = load_image_facts(Path(name))
+    shown = np.asarray(image)[..., 0].T
+    expected = np.nan_to_num((plane - low) / (high - low), nan=0, posinf=1, neginf=0) * 255
+    np.testing.assert_allclose(shown, expected, atol=0.5 + 1e-4)
+    assert facts.rendering.window == pytest.approx(((low + high) / 2, high - low))
+    windowed = np.asarray(load_image_facts(Path(f"{name}&window=50,41"))[0])[..., 0].T
+    expected = np.clip(np.nan_to_num((plane - 49.5) / 40 + 0.5, nan=0, posinf=1, neginf=0), 0, 1) * 255
+    np.testing.assert_allclose(windowed, expected, atol=0.5 + 1e-4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("slope", [0, 2, np.nan])
+def test_a_slope_of_zero_or_nan_is_none(tmp_path, order, slope):
+    """As the format's standard says; nibabel does so as well."""
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    nibabel.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[112:120] = np.array([slope, 7 if slope == 2 else 0], "<f4").tobytes()  # scl_slope and scl_inter
+    if order == ">":
+        header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(bytes(content[:348]))).as_byteswapped(">")
+        content = header.binaryblock + content[348:352] + values.astype(">i2").tobytes(order="F")
+    (tmp_path / "a.nii").write_bytes(content)
+    picture, facts = load_image_facts(Path(f"{tmp_path / 'a.nii'}#axis=0&slice=1"))
+    plane = values[1] * (2.0 if slope == 2 else 1) + (7 if slope == 2 else 0)
+    assert facts.rendering.window == ((plane.min() + plane.max()) / 2, plane.max() - plane.min())
+    expected = (plane - plane.min()) / (plane.max() - plane.min()) * 255
+    np.testing.assert_allclose(np.asarray(picture)[..., 0].T, expected, atol=0.51)
+
+
+def test_one_slice_without_a_third_axis(tmp_path):
+    values = np.arange(30, dtype=np.float32).reshape(5, 6)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    picture, _ = load_image_facts(Path(f"{tmp_path / 'a.nii'}#axis=2&slice=0"))
+    np.testing.assert_allclose(np.asarray(picture)[..., 0].T, values / 29 * 255, atol=0.51)
+    with pytest.raises(ImageError, match="slice=1 is not there"):
+        load_image_facts(Path(f"{tmp_path / 'a.nii'}#axis=2&slice=1"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_widest_range_there_is(tmp_path):
+    values = np.zeros((4, 4, 2))
+    values[0, 0], values[1, 1] = np.finfo(np.float64).min, np.finfo(np.float64).max
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    picture, facts = load_image_facts(Path(f"{tmp_path / 'a.nii'}#axis=2&slice=0"))
+    assert np.asarray(picture)[..., 0][:2, :2].tolist() == [[0, 128], [128, 255]]
+    json.dumps(facts.to_json(), allow_nan=False)

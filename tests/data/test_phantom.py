@@ -14,7 +14,7 @@ from vitos.data.phantom import (
     QUADRANTS,
     SPLIT_OFFSET,
     TEMPLATES,
-    Finding,
+    Lesion,
     Scene,
     make_scene,
     render,
@@ -126,10 +126,10 @@ def test_box_is_the_box_of_what_can_be_seen(kind):
     scene = make_scene(np.random.default_rng(1))
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        finding = Finding(kind, *rng.uniform(0.3, 0.7, 2).tolist(), float(rng.uniform(0.06, 0.11)))
+        finding = Lesion(kind, *rng.uniform(0.3, 0.7, 2).tolist(), float(rng.uniform(0.06, 0.11)))
         seen, gone = (
             np.asarray(render(Scene(scene.organs, (f,), seed))).astype(int)[..., 0]
-            for f in (finding, Finding(kind, 9.0, 9.0, finding.radius))
+            for f in (finding, Lesion(kind, 9.0, 9.0, finding.radius))
         )
         rows, cols = np.nonzero(abs(seen - gone) > 20)
         visible = (cols.min() / 128, rows.min() / 128, (cols.max() + 1) / 128, (rows.max() + 1) / 128)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitos.core.geometry import Box
-from vitos.data.picture import Selector, parse_selector, split_name, without_crop
+from vitos.data.picture import PictureSelector, parse_selector, split_name, without_crop
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,11 @@ def test_only_pairs_behind_the_last_mark_are_a_selector(name, file, text):
 
 
 def test_every_key_is_read():
-    assert parse_selector("") == Selector()
-    assert parse_selector("frame=3") == Selector(frame=3)
+    assert parse_selector("") == PictureSelector()
+    assert parse_selector("frame=3") == PictureSelector(frame=3)
     read = parse_selector("window=-600.5,1500&slice=0&axis=1")
-    assert read == Selector(axis=1, slice=0, window=(-600.5, 1500.0))
-    assert parse_selector("crop=0,0.25,.5,1") == Selector(crop=Box(0, 0.25, 0.5, 1))
+    assert read == PictureSelector(axis=1, slice=0, window=(-600.5, 1500.0))
+    assert parse_selector("crop=0,0.25,.5,1") == PictureSelector(crop=Box(0, 0.25, 0.5, 1))
 
 
 @pytest.mark.parametrize(

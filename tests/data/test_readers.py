@@ -1,16 +1,19 @@
 """Record files: what is read, and every way in which a record is refused."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from vitos.core.geometry import Box
-from vitos.data.images import DataError
+from vitos.data.images import DataError, load_image_facts
 from vitos.data.readers import iter_entries, parse_entry, read_records
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -100,6 +103,17 @@ BAD = [
     ("bbox", [[10, 20, 300, 400]], "divided by"),
     ("bbox", [[0.1, 0.2, float("nan"), 0.4]], "finite"),
     ("bbox", [[0, 0, 10**400, 1]], "too large"),
+    ("bbox", [[0, 0, 1.00002, 1]], "0..1"),
+    ("bbox", [[1.0000001, 0, 1.0000002, 1]], "x1 < x2"),
+    ("question", "Is it a nodule \ud83d?\nA. yes\nB. no", r"half a character \(\\ud83d\)"),
+    ("question", "What?\nA. yes\nB. no \ude00", r"half a character \(\\ude00\)"),
+    ("image_path", ["images/\ud83d.png"], "half a character"),
+    ("image_path", "images/\udce9.png", "half a character"),
+    ("id", "x\ud83d", "not a printable"),
+    ("meta", {"thought": "a mass \ud83d"}, "half a character"),
+    ("meta", {"\ud83d": "a mass"}, "half a character"),
+    ("template", "\ud83d", "half a character"),
+    ("answer", "\ud83d", "not a letter"),
     ("id", 7, "not a printable"),
     ("id", "\x1b[31m", "not a printable"),
     ("meta", {"n": 1}, "not an object of texts"),
@@ -117,6 +131,54 @@ def test_a_bad_field_is_named(folder, field, value, message):
     assert str(caught.value).startswith("train.json[1], ")
     assert field in str(caught.value)
     assert read_records(file, limit=1)  # the sound one before it
+
+
+def test_box_edges_that_rounding_puts_outside_are_on_the_edge(folder):
+    """Centre and half width in float32, fractions of six decimals, and a tiny negative."""
+    width = np.float32(0.3) + np.float32(0.7000001)
+    boxes = [[0.5, 0.5, 1.0000001, 1.000005], [-1e-9, -0.0, 0.5, float(width)], [0, 0, 1, 1]]
+    (record,) = read_records(write(folder, item(bbox=boxes)))
+    assert record.boxes == (Box(0.5, 0.5, 1, 1), Box(0, 0, 0.5, 1), Box(0, 0, 1, 1))
+    (record,) = read_records(write(folder, item(image_path="images/a.png#crop=-1e-9,0,1.0000001,1")))
+    assert load_image_facts(record.image_paths[0])[1].rendering.crop == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["an emoji 😀", "\u200d joined", "NUL \0", "\ufffd"])
+def test_whole_characters_of_any_kind_are_text(folder, text):
+    question = f"{QUESTION}{text}"
+    (record,) = read_records(write(folder, item(question=question, meta={"thought": text})))
+    assert (record.question, record.meta["thought"]) == (question, text)
+
+
+def test_the_template_of_a_meta_json_is_text_as_well(folder):
+    write(folder, item())
+    (folder / "meta.json").write_text(json.dumps([{"split": "train", "index": 0, "template": "\ud83d"}]))
+    with pytest.raises(DataError, match=r"train.json\[0\], template: holds half a character"):
+        read_records(folder)
+
+
+def test_a_path_that_is_no_utf_8_is_refused_before_a_run_ends_with_it(folder):
+    try:
+        named = folder / os.fsdecode(b"caf\xe9")
+        named.mkdir()
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system allows no such name")
+    (folder / "images").rename(named / "images")
+    with pytest.raises(DataError, match="no UTF-8"):
+        read_records(write(named, item()))
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+def test_names_of_images_splits_and_templates_in_either_spelling(folder, stored, asked):
+    (folder / "images/a.png").rename(folder / "images" / normalize(stored, "ä.png"))
+    file = write(folder, item(image_path=normalize(asked, "images/ä.png")), name=normalize(stored, "prüfung.json"))
+    templates = [{"split": normalize(asked, "prüfung"), "index": 0, "template": "t"}]
+    (folder / "meta.json").write_text(json.dumps(templates))
+    (record,) = read_records(folder, split=normalize(asked, "prüfung"))
+    assert record.image_paths[0].is_file()
+    assert record.meta == {"template": "t"}
+    assert read_records(file)[0].image_paths == record.image_paths
 
 
 def test_all_problems_of_an_item_are_collected(folder):
@@ -277,7 +339,7 @@ def test_any_json_gives_a_record_or_problems(raw):
 )
 def test_real_sets(name, train, test, templates):
     if not (REAL / name).is_dir():
-        pytest.skip(f"the set {name} is not beside the repository")
+        pytest.skip(f"the set {name} is not next to the repository")
     records = read_records(REAL / name, split="train")
     assert (len(records), len(read_records(REAL / name, split="test"))) == (train, test)
     counts = Counter(record.meta["template"] for record in records)

@@ -1,6 +1,7 @@
 """Estimates of memory and work against what PyTorch itself reports, and what the doctor makes of them."""
 
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -9,16 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.backbones.families import FAMILIES
 from transformers import Qwen2_5_VLConfig
 from typer.testing import CliRunner
 
 from vitos.cli.main import app
 from vitos.config.recipe import load_recipe
+from vitos.doctor import estimate
 from vitos.doctor.devices import DEVICES, find_device
-from vitos.doctor.estimate import Job, batches, cache_room, forward_flops, memory
+from vitos.doctor.estimate import Workload, batches, cache_room, forward_flops, memory
 from vitos.doctor.recipe import diagnose_recipe, remedies
 from vitos.doctor.shapes import find_config, model_shape
+from vitos.engines import chunked_logprobs, kv_cache
+from vitos.engines.group_decode import Siblings
 from vitos.engines.kv_cache import GrowingLayer
+from vitos.engines.torch_engine import TorchEngine, chunk_by_tokens
+from vitos.scans.store import ScanStore
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -27,7 +34,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def measured():
     """Lines of `measured_peak.py`, by name."""
-    command = [sys.executable, str(ROOT / "tests/measured_peak.py")]
+    command = [sys.executable, "-m", "tests.measured_peak"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"TQDM_DISABLE": "1"}
     )
@@ -40,10 +47,9 @@ def measured():
 def test_estimated_memory_is_within_15_percent_of_the_measured_peak(measured, name):
     row = measured[name]
     shape = model_shape(Qwen2_5_VLConfig(**row["config"]), max_pixels=256**2)
-    job = Job(weight_bytes=4, precision="float32", scans=1, **row["job"])
-    estimate = memory(shape, job)
+    found = memory(shape, Workload(weight_bytes=4, precision="float32", scans=1, **row["job"]))
     assert shape.visual_tokens == 256
-    assert estimate.peak == pytest.approx(row["peak"], rel=0.15), estimate
+    assert found.peak == pytest.approx(row["peak"], rel=0.15), found
 
 
 def test_products_of_a_forward_pass_are_those_that_pytorch_counts(measured):
@@ -85,18 +91,26 @@ def test_a_model_that_is_not_here_says_what_is_needed():
 def test_every_recipe_can_be_estimated(path):
     found = diagnose_recipe(load_recipe(path), device=DEVICES["H200 141GB"])
     assert found.memory.peak > found.memory.sampling["weights"] > 0
-    assert found.seconds.total > 0
+    assert all(value > 0 for value in found.seconds.values())
     if found.shape.text_parameters > 1e9:  # on nano, adapters are larger than what they adapt
-        assert all(memory(found.shape, job).peak <= found.memory.peak for _, job in remedies(found.shape, found.job))
+        assert all(memory(found.shape, work).peak <= found.memory.peak for _, work in remedies(found.work))
+
+
+def test_siblings_share_no_prompt_under_another_attention():
+    def estimated(attention):
+        return diagnose_recipe(load_recipe("lingshu-7b", [f"model.attn_implementation={attention}"])).memory
+
+    assert estimated("eager").sampling["KV cache"] > estimated("sdpa").sampling["KV cache"]
+    assert estimated("eager").update == estimated("sdpa").update
 
 
 def test_what_does_not_fit_is_said_with_what_helps():
     recipe = load_recipe(ROOT / "recipes/lingshu-7b.yaml", ["trainer={}", "train.questions_per_step=8"])
     found = diagnose_recipe(recipe, devices=1, device=find_device("H200 141GB"))
-    (finding,) = [f for f in found.findings if f.name == "memory"]
-    assert finding.status == "missing"
-    assert "model.lora" in finding.remedy
-    assert "fits" in finding.remedy
+    (check,) = [check for check in found.checks if check.name == "memory"]
+    assert check.status == "missing"
+    assert "model.lora" in check.remedy
+    assert "fits" in check.remedy
 
 
 def test_the_command_line_prints_parts_and_assumptions():
@@ -107,25 +121,55 @@ def test_the_command_line_prints_parts_and_assumptions():
     assert result.exit_code in (0, 1)
 
 
-def test_batches_are_those_of_the_engine():
-    from vitos.engines.torch_engine import chunk_by_tokens
+def workload(**changes):
+    """A small workload."""
+    given = {
+        "localize_tokens": 300,
+        "reason_tokens": 200,
+        "visual_tokens": 256,
+        "max_localization_tokens": 40,
+        "max_reasoning_tokens": 30,
+        "questions": 6,
+        "num_localizations": 2,
+        "num_reasonings": 3,
+        "micro_batch_tokens": 2000,
+        "weight_bytes": 4,
+        "precision": "float32",
+    }
+    return Workload(**given | changes)
 
-    job = Job(300, 200, 256, 40, 30, 6, 2, 3, 2000, 4, "float32")
+
+def test_batches_are_those_of_the_engine():
     for name, prompts, prompt, siblings, longest in (("localization", 6, 300, 2, 40), ("reasoning", 12, 200, 3, 30)):
         chunks = list(chunk_by_tokens([(1, prompt + siblings * longest)] * prompts, 2000))
-        batch, count = batches(job)[name]
+        batch, count = batches(workload())[name]
         assert (batch.rows, count) == (len(chunks[0]), len(chunks))
 
 
 def test_sharding_divides_what_it_shards_and_nothing_else():
     shape = model_shape(find_config("Lingshu-7B"), max_pixels=1_003_520)
-    job = Job(
-        1680, 1680, 1280, 1024, 1024, 16, 5, 5, 16384, 4, "bfloat16", checkpointing=True, devices=8, sharded=True
-    )
-    one, eight = (memory(shape, dataclasses.replace(job, devices=n)) for n in (1, 8))
+    work = workload(precision="bfloat16", checkpointing=True, sharded=True)
+    one, eight = (memory(shape, dataclasses.replace(work, devices=n)) for n in (1, 8))
     assert eight.update["gradients"] * 8 == one.update["gradients"]
     assert eight.update["activations"] == one.update["activations"]
     assert eight.sampling["KV cache"] == one.sampling["KV cache"]
+
+
+def default(function, name):
+    return inspect.signature(function).parameters[name].default
+
+
+def test_constants_are_those_of_the_engine_and_the_scan_store():
+    """The estimate must not import torch, so it has copies."""
+    assert estimate.HEAD_TOKENS == chunked_logprobs.HEAD_TOKENS == default(TorchEngine, "head_tokens")
+    assert (estimate.CACHE_ROOM, estimate.CACHE_SHARE) == (kv_cache.ROOM, kv_cache.SHARE)
+    assert default(ScanStore, "max_bytes") == estimate.SCAN_BYTES
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_prompt_is_shared_where_the_engine_shares_it(family):
+    backbone = family.backbone()
+    assert model_shape(backbone.model.config).shares_prompt == Siblings.can(backbone, [2])
 
 
 def test_importing_the_estimate_imports_no_torch():

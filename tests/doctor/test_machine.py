@@ -1,6 +1,7 @@
 import importlib.metadata
 import io
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from vitos.doctor import machine as doctor
-from vitos.doctor.machine import Finding, diagnose, free_memory, hub_cache, is_ready, render
+from vitos.doctor.machine import Check, checks_table, diagnose, free_memory, hub_cache, is_ready, nearest_folder
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def versions(monkeypatch):
     return installed
 
 
-def by_name(findings):
-    return {f.name: f for f in findings}
+def by_name(checks):
+    return {check.name: check for check in checks}
 
 
 def test_importing_the_doctor_imports_no_torch():
@@ -40,18 +41,24 @@ def test_importing_the_doctor_imports_no_torch():
 
 
 def test_diagnosis_of_this_machine():
-    findings = by_name(diagnose())
-    assert findings["torch"].status == "ok"
-    assert findings["transformers"].detail == importlib.metadata.version("transformers")
-    assert findings["python"].status == "ok"
-    assert {"cores", "memory", "disk", "cache", "nano", "torchvision"} <= set(findings)
-    assert {"peft", "vllm", "pydicom", "nibabel", "gradio", "tensorboard", "wandb"} <= set(findings)
+    checks = by_name(diagnose())
+    assert checks["torch"].status == "ok"
+    assert checks["transformers"].detail == importlib.metadata.version("transformers")
+    assert checks["python"].status == "ok"
+    assert {"cores", "memory", "disk", "cache", "nano", "torchvision"} <= set(checks)
+    assert {"peft", "vllm", "pydicom", "nibabel", "gradio", "tensorboard", "wandb"} <= set(checks)
 
 
 def test_ranges_are_those_of_the_package():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [name + f">={low}" + (f",<{below}" if below else "") for name, (low, below) in doctor.REQUIRED.items()]
     assert set(wanted) <= set(project["dependencies"])
+
+
+def test_optional_packages_are_those_of_the_extras_that_install_them():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for name, (extra, _) in doctor.OPTIONAL.items():
+        assert name in {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"][extra]}
 
 
 @pytest.mark.parametrize(
@@ -71,17 +78,18 @@ def test_ranges_are_those_of_the_package():
 def test_version_ranges(versions, version, status):
     if version is not None:
         versions["transformers"] = version
-    finding = doctor._package("transformers", "5.19", "6")
-    assert finding.status == status
-    assert ("pip install 'transformers>=5.19,<6'" in finding.remedy) == (status == "missing")
+    check = doctor._package("transformers", "5.19", "6")
+    assert check.status == status
+    assert ("pip install 'transformers>=5.19,<6'" in check.remedy) == (status == "missing")
 
 
 def test_absent_extras_are_no_obstacle_but_say_what_for(versions):
-    finding = doctor._optional("peft", "low-rank adapters")
-    assert (finding.status, finding.required) == ("missing", False)
-    assert "low-rank adapters" in finding.detail
-    assert is_ready([finding])
-    assert not is_ready([finding, doctor._package("torch", "2.9", "3")])
+    check = doctor._optional("peft", "lora", "low-rank adapters")
+    assert (check.status, check.required) == ("missing", False)
+    assert "low-rank adapters" in check.detail
+    assert check.remedy == "pip install 'vitos[lora]'"
+    assert is_ready([check])
+    assert not is_ready([check, doctor._package("torch", "2.9", "3")])
 
 
 def test_absent_torch_is_reported_not_raised(versions, monkeypatch):
@@ -89,10 +97,10 @@ def test_absent_torch_is_reported_not_raised(versions, monkeypatch):
     monkeypatch.setattr(
         doctor.importlib.util, "find_spec", lambda name: None if name.startswith("torch") else find_spec(name)
     )
-    findings = by_name(diagnose())
-    assert findings["torch"].status == "missing"
-    assert "devices" not in findings
-    assert not is_ready(findings.values())
+    checks = by_name(diagnose())
+    assert checks["torch"].status == "missing"
+    assert "devices" not in checks
+    assert not is_ready(checks.values())
 
 
 def test_broken_torch_is_reported(monkeypatch, tmp_path):
@@ -101,9 +109,9 @@ def test_broken_torch_is_reported(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     for name in [m for m in sys.modules if m == "torch" or m.startswith("torch.")]:
         monkeypatch.delitem(sys.modules, name)
-    (finding,) = doctor._devices()
-    assert finding.status == "missing"
-    assert "libcudart.so.13" in finding.detail
+    (check,) = doctor._devices()
+    assert check.status == "missing"
+    assert "libcudart.so.13" in check.detail
 
 
 @pytest.mark.parametrize(
@@ -118,11 +126,11 @@ def test_torchvision_is_tried_in_its_own_process(monkeypatch, tmp_path, body, st
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(body)
     monkeypatch.syspath_prepend(tmp_path)
-    finding = doctor._torchvision()
-    assert finding.status == status
-    assert expected in finding.detail
+    check = doctor._torchvision()
+    assert check.status == status
+    assert expected in check.detail
     assert "torchvision" not in sys.modules
-    assert is_ready([finding])
+    assert is_ready([check])
 
 
 def test_gpus_with_and_without_bfloat16(monkeypatch):
@@ -175,9 +183,15 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     assert doctor._cache(tmp_path / "not" / "yet").status == "ok"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("x")
-    finding = doctor._cache(tmp_path / "file" / "hub")
-    assert finding.status == "warn"
-    assert "HF_HOME" in finding.remedy
+    check = doctor._cache(tmp_path / "file" / "hub")
+    assert check.status == "warn"
+    assert "HF_HOME" in check.remedy
+
+
+def test_the_nearest_folder_above_a_path_that_is_not_there_yet(tmp_path, monkeypatch):
+    assert nearest_folder(tmp_path / "a/b/c") == nearest_folder(tmp_path) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert nearest_folder(Path("runs/mine")) == tmp_path
 
 
 def test_incomplete_nano_is_named(monkeypatch, tmp_path):
@@ -185,21 +199,21 @@ def test_incomplete_nano_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.importlib.resources, "files", lambda package: tmp_path)
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / "nano" / "weights" / name).write_text("{}")
-    finding = doctor._nano()
-    assert finding.status == "missing"
-    assert finding.detail == "the embedded model lacks model.safetensors"
+    check = doctor._nano()
+    assert check.status == "missing"
+    assert check.detail == "the embedded model lacks model.safetensors"
     (tmp_path / "nano" / "weights" / "model.safetensors").write_text("")
     assert doctor._nano().status == "ok"
 
 
-def test_rendering_shows_every_finding_and_no_markup():
-    findings = [
-        Finding("torch", "ok", "2.13.0"),
-        Finding("nano", "missing", "lacks [config.json]", "reinstall"),
-        Finding("vllm", "missing", "not installed", "pip install 'vllm[x]'", required=False),
+def test_rendering_shows_every_check_and_no_markup():
+    checks = [
+        Check("torch", "ok", "2.13.0"),
+        Check("nano", "missing", "lacks [config.json]", "reinstall"),
+        Check("vllm", "missing", "not installed", "pip install 'vllm[x]'", required=False),
     ]
     console = Console(width=119, record=True, file=io.StringIO())
-    console.print(render(findings))
+    console.print(checks_table(checks))
     lines = console.export_text().splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["ok", "missing", "optional"]
     assert "lacks [config.json]" in lines[2]

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM: a model of its own, with weights of its own, that samples with the torch engine."""
+"""A stand-in for vLLM: another model with other weights, which samples with the torch engine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.engines.base import Sampling
 from vitos.engines.torch_engine import TorchEngine
-from vitos.engines.vllm.engine import Received, Request, Sampled
+from vitos.engines.vllm.engine import Received, Sampled, SampleRequest
 
 
 class FakeSampler:
-    """Behind `vitos.engines.vllm.engine.Sampler`.
+    """A `vitos.engines.vllm.engine.Sampler`.
 
     Args:
-        lost: part of the names of weights that get lost on the way.
-        unwritten: part of the names of weights that arrive and are not written, unnoticed.
-        noise: relative change of every weight on arrival, as of another number format.
+        backbone: the backbone whose model is copied.
+        dtype: kept for the tests; the copy has the number format of the original.
+        lost: part of the names of weights that never arrive.
+        unwritten: part of the names of weights that arrive but are not written, without a message.
+        noise: relative change of every weight on arrival, as by another number format.
     """
 
     def __init__(
@@ -34,9 +36,9 @@ class FakeSampler:
             for weight in self.backbone.model.parameters():
                 weight.zero_()
         self.loads = 0
-        self.requests: list[Request] = []
+        self.requests: list[SampleRequest] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
         self.requests += requests
         engine, out = TorchEngine(self.backbone), []
         for request in requests:

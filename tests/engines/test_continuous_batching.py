@@ -1,4 +1,4 @@
-"""Rows that join and leave a running batch write what each of them writes alone."""
+"""Rows that join and leave a running batch get the text that each of them gets alone."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def prompts_of(family, picture):
 
 
 def run(batch, arrivals):
-    """Step until all have come and ended; `arrivals` gives the step at which each key joins."""
+    """Step until all rows have joined and ended; `arrivals` has the step at which each key joins."""
     waiting, text, done, step = dict(arrivals), {}, {}, 0
     while waiting or len(batch):
         for key, (when, prompt, sampling, prefix) in list(waiting.items()):
@@ -45,7 +45,7 @@ def run(batch, arrivals):
 @every_family
 @torch.no_grad()
 def test_rows_that_join_later_write_what_they_write_alone(family, picture):
-    """Dense and sparse prompts of unlike lengths join after 0, 2, 4 and 6 tokens; some have left by then."""
+    """Dense and sparse prompts of different length join after 0, 2, 4 and 6 tokens, when some have already ended."""
     engine, prompts = TorchEngine(family.backbone()), prompts_of(family, picture)
     alone = [engine.sample([p], Sampling(n), [[0]])[0][0] for p, n in zip(prompts, LENGTHS, strict=True)]
     batch = RunningBatch(engine)
@@ -75,7 +75,7 @@ def test_gathered_prompts_join_behind_their_prefix(nano, picture):
 def test_stop_strings_and_dropped_rows(picture):
     vlm = SparseVLM.from_pretrained("nano")
     scan = vlm.encode(picture(96, 96))
-    (prompt,) = vlm.localize_prompts([Query(scan, "<image>What is shown?\nA. cyst\nB. nodule")])
+    prompt = vlm.branches.localize_prompt(Query(scan, "<image>What is shown?\nA. cyst\nB. nodule"))
     whole, cut = (vlm.engine.sample([prompt], s, [[0]])[0][0] for s in (Sampling(64), Sampling(64, stop=STOP)))
     assert "</evidence>" in whole.text[: -len("</evidence>")]
     batch = RunningBatch(vlm.engine)

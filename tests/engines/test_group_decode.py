@@ -1,4 +1,4 @@
-"""Siblings in one row against each completion alone, and the growing cache against the library's."""
+"""Completions of a prompt in one row against each of them alone, and the growing cache against the library's."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from vitos.core.sparsify import Fusion
 from vitos.engines.base import Sampling
+from vitos.engines.group_decode import Siblings
 from vitos.engines.kv_cache import GrowingLayer, growing_cache
 from vitos.engines.prefix import cache_bytes
 from vitos.engines.torch_engine import TorchEngine
@@ -19,7 +20,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fa
 
 
 def build_prompts(family, picture):
-    """Dense, sparse, without an image, and, where the family can, gathered: of different lengths."""
+    """Prompts of different length: dense, sparse, without an image and, if the family can do it, gathered."""
     backbone = family.backbone()
     (visual,) = backbone.encode([picture(*family.sizes[0])])
     dense = backbone.build_prompt("<image>What is shown?", [visual])
@@ -31,7 +32,7 @@ def build_prompts(family, picture):
 @every_family
 @torch.no_grad()
 def test_no_completion_can_tell_that_it_has_siblings(family, picture):
-    """Every eighth token of the vocabulary ends a completion, so that rows and columns leave at all times."""
+    """Every eighth token of the vocabulary ends a completion, so that rows and columns leave at many steps."""
     backbone = family.backbone()
     stops, banned = backbone.stop_token_ids, backbone.banned_token_ids
     prompts = build_prompts(family, picture)
@@ -52,7 +53,7 @@ def test_no_completion_can_tell_that_it_has_siblings(family, picture):
 
 @torch.no_grad()
 def test_a_prompt_is_held_once(picture):
-    """Bytes of the cache: the prompt's once, and each sibling's own tokens; attention is as it was before."""
+    """The cache has the bytes of one prompt and of each completion's tokens; the attention function is restored."""
     backbone = FAMILIES_BY_NAME["llava, LLaVA-Med"].backbone()
     config = backbone.model.config.get_text_config()
     before, prompt = config._attn_implementation, backbone.build_prompt("What is shown?", [])
@@ -90,6 +91,22 @@ def test_a_failing_model_leaves_its_attention_as_it_was():
     with pytest.raises(RuntimeError, match="out of memory"):
         TorchEngine(backbone, model=second_fails).sample([prompt], Sampling(6, 1.0), [[1, 2]])
     assert config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_siblings_take_over_the_cache_and_change_nothing_else_of_what_they_were_given():
+    backbone = FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone()
+    engine, prompts = TorchEngine(backbone), [backbone.build_prompt(text, []) for text in ("What?", "Where is it?")]
+    ready = engine.prefill(prompts, [None, None])
+    before = {name: getattr(ready, name).clone() for name in ("logits", "mask", "next_positions")}
+    siblings = Siblings.of(ready, [2, 3], backbone)
+    assert siblings.cache is ready.cache
+    assert torch.equal(siblings.logits, before["logits"][[0, 0, 1, 1, 1]])
+    siblings.advance(backbone.model, siblings.logits.argmax(-1))
+    left = siblings.select(torch.tensor([1, 4]))
+    assert left.cache is ready.cache
+    assert torch.equal(left.logits, siblings.logits[[1, 4]])
+    assert all(torch.equal(getattr(ready, name), value) for name, value in before.items())
 
 
 @given(

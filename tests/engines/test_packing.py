@@ -1,7 +1,7 @@
-"""Packed scoring against the unmodified model run on each prompt and completion alone, in float32.
+"""Packed scoring against the unmodified model, which runs on each prompt and completion alone, in float32.
 
-A tiny Qwen2.5-VL (M-RoPE) and a tiny LLaVA (1-D positions, one layer with a sliding window), dense and sparse prompts
-of different lengths in one batch.
+The models are a tiny Qwen2.5-VL (M-RoPE) and a tiny LLaVA (1-D positions, one layer with a sliding window). A batch
+has dense and sparse prompts of different lengths.
 """
 
 import copy
@@ -20,7 +20,7 @@ from vitos.engines.torch_engine import TorchEngine
 
 IMAGE, WORDS, HIDDEN = 5, 300, 32
 BANNED = (IMAGE, 7)
-LENGTHS = ((5, 1, 9), (7, 3), (4,))  # of the completions of three prompts
+LENGTHS = ((5, 1, 9), (7, 3), (4,))  # numbers of tokens of the completions of three prompts
 
 
 def randomly(model, seed=0):
@@ -33,7 +33,7 @@ def randomly(model, seed=0):
 
 
 def llava(**text):
-    """LLaVA on Qwen2, whose second layer sees the last 16 tokens only."""
+    """LLaVA on a Qwen2 whose second layer sees only the last 16 tokens."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
     window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
     sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "vocab_size": WORDS}
@@ -53,7 +53,7 @@ def llava(**text):
 
 
 class OneAxis:
-    """What the engine asks of a backbone, for positions on one axis."""
+    """The part of a backbone that the engine uses, for positions on one axis."""
 
     pad_token_id, banned_token_ids, visual_token_id = 0, BANNED, IMAGE
     capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="normalized")
@@ -85,7 +85,15 @@ def prompts_of(axes, hidden, visual_token, words):
             positions[:, is_visual] = before + torch.stack([0 * index, index // 2, index % 2])
             positions[:, before + visual :] = before + visual // 2 + torch.arange(after)
         embeddings = torch.randn(visual, hidden, generator=draw)
-        made.append(Prompt(ids, positions, is_visual, embeddings, int(positions.max()) + 1))
+        made.append(
+            Prompt(
+                input_ids=ids,
+                position_ids=positions,
+                is_visual=is_visual,
+                embeddings=embeddings,
+                next_position=int(positions.max()) + 1,
+            )
+        )
     made[1] = made[1].sparse([torch.arange(12) % 3 == 0], Fusion("weighted"))
     completions = [[torch.randint(20, words, (n,), generator=draw) for n in row] for row in LENGTHS]
     return made, completions
@@ -173,7 +181,7 @@ def test_eager_attention_takes_the_same_mask(case):
 
 
 def test_a_token_sees_its_prompt_and_itself_only(case):
-    """Another sibling, more or fewer of them: nothing changes."""
+    """Other siblings, or another number of them, change nothing."""
     engine = TorchEngine(case.backbone)
     with torch.no_grad():
         together = engine.score(case.prompts, case.completions).logprobs
@@ -186,7 +194,7 @@ def test_a_token_sees_its_prompt_and_itself_only(case):
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_the_head_sees_completion_tokens_in_chunks(case, chunk):
-    """And the result does not depend on the size of the chunks."""
+    """The result does not depend on the size of the chunks."""
     expected_loss, _, expected = packed_gradients(case)
     sizes = []
     original = torch.nn.functional.linear
@@ -204,10 +212,30 @@ def test_the_head_sees_completion_tokens_in_chunks(case, chunk):
         torch.nn.functional.linear = original
     tokens = sum(map(sum, LENGTHS))
     assert max(sizes) == min(chunk, tokens)
-    assert sum(sizes) == 2 * tokens  # once forward, once again backward: no logits are kept in between
+    assert sum(sizes) == 2 * tokens  # once forward and again backward: no logits are kept in between
     assert "forward" not in vars(head)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_head_whose_run_fails_is_as_it_was(case, hooked):
+    """Also if another library has put its own `forward` on it, which then still makes the logits."""
+    head = case.backbone.model.get_output_embeddings()
+    calls, of_class = [], head.forward
+    if hooked:
+        head.forward = lambda hidden: calls.append(len(hidden)) or of_class(hidden)
+    before = dict(vars(head))
+
+    def failing(**inputs):
+        case.backbone.model(**inputs)
+        raise RuntimeError("out of memory")
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match="out of memory"):
+        TorchEngine(case.backbone, model=failing).score(case.prompts, case.completions)
+    assert vars(head) == before
+    assert bool(calls) == hooked
+    vars(head).pop("forward", None)
 
 
 def test_gradient_checkpointing_changes_no_gradient(case):

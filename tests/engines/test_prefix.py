@@ -1,7 +1,7 @@
 """Gathered keys and values, and prefixes that several prompts share, against the unmodified library.
 
-The library gets pixels through the family's own processor, and a mask written out by hand: rows behind the image do
-not see its dropped tokens, all other rows see everything before them.
+The library gets pixels through the family's own processor, and a mask that is written out here: tokens behind the
+image do not see its dropped tokens, and all other tokens see everything before them.
 """
 
 import pytest
@@ -26,7 +26,7 @@ def dense_prompts(backbone, images, texts):
 
 
 def brute_force(family, text, image, mask, extra_ids):
-    """Log-probabilities (L, vocab) of `extra_ids` by one dense forward from pixels, with the mask spelt out."""
+    """Log-probabilities (L, vocab) of `extra_ids` from one dense forward pass from pixels, with an explicit mask."""
     backbone = family.backbone()
     inputs = library_inputs(family.processor(), text, [image], extra_ids)
     _, positions = library_run(backbone, inputs)
@@ -51,7 +51,7 @@ def third(prompt, shift=0):
 @every_family
 @torch.no_grad()
 def test_gather_is_the_unmodified_model_with_dropped_tokens_hidden_from_the_text(family, picture):
-    """Sampled in one batch of unlike images, dense ones among them, and scored packed: both are one dense forward."""
+    """Sampling in one batch of different images, some dense, and packed scoring both equal one dense forward pass."""
     backbone, sizes = family.backbone(), family.sizes[:2]
     images = [picture(*size) for size in sizes]
     dense = dense_prompts(backbone, images, [TEXT] * 2)
@@ -68,7 +68,7 @@ def test_gather_is_the_unmodified_model_with_dropped_tokens_hidden_from_the_text
         torch.testing.assert_close(row.logprobs, chosen, rtol=0, atol=1e-5)
         if index < 2:
             torch.testing.assert_close(scored[index, : len(chosen)], chosen, rtol=0, atol=1e-5)
-    # What the test can see: sparse (kept tokens that never saw the dropped ones) and dense are other models.
+    # The test can see a fault: sparse prompts (whose kept tokens never saw the dropped ones) and dense ones differ.
     sparse = dense[0].sparse([masks[0]])
     for other in (dense[0], sparse):
         found = engine.score([other], [[rows[0].token_ids]]).logprobs[0, : len(rows[0].token_ids)]
@@ -76,7 +76,7 @@ def test_gather_is_the_unmodified_model_with_dropped_tokens_hidden_from_the_text
 
 
 def test_gradients_through_the_dense_image_are_those_of_the_masked_model(picture):
-    """Two siblings behind one prompt; every weight's gradient of a weighted sum of their log-probabilities."""
+    """Two completions of one prompt: the gradient of each weight, for a weighted sum of their log-probabilities."""
     family = FAMILIES_BY_NAME["qwen2_5_vl, nano"]
     backbone, image = family.backbone(), picture(64, 48)
     (dense,) = dense_prompts(backbone, [image], [TEXT])

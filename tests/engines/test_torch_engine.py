@@ -1,4 +1,4 @@
-"""Sampling and scoring against the unmodified model, run from pixels on every prompt and completion alone."""
+"""Sampling and scoring against the unmodified model, which runs from pixels on each prompt and completion alone."""
 
 import copy
 import itertools
@@ -41,7 +41,7 @@ def dense_prompts(backbone, picture):
 
 
 def every_third(prompt, shift=0):
-    """A sparse prompt of one image, without fusion, and its keep mask over the visual tokens."""
+    """A sparse prompt of one image, without fusion, and its mask of kept visual tokens."""
     mask = (torch.arange(len(prompt.embeddings)) + shift) % 3 == 0
     return prompt.sparse([mask], NONE), mask
 
@@ -51,7 +51,7 @@ def ids(completions):
 
 
 def copied(backbone, stop_token_ids=None):
-    """A copy whose weights may be changed; with other stop tokens if told, but the same banned ones."""
+    """A copy whose weights may be changed; it can have other stop tokens, but has the same banned ones."""
     other = type(backbone)(copy.deepcopy(backbone.model), backbone.tokenizer, backbone.image_processor)
     other.banned_token_ids = backbone.banned_token_ids
     if stop_token_ids is not None:
@@ -63,7 +63,7 @@ def copied(backbone, stop_token_ids=None):
 
 
 def generate(backbone, inputs, max_tokens):
-    """Greedy tokens of the library, from pixels; the same tokens are suppressed as ours bans."""
+    """The library's greedy tokens from pixels, with our banned tokens suppressed."""
     out = backbone.model.generate(
         **inputs, max_new_tokens=max_tokens, do_sample=False, suppress_tokens=list(backbone.banned_token_ids)
     )
@@ -71,12 +71,12 @@ def generate(backbone, inputs, max_tokens):
 
 
 def test_greedy_is_generate_of_the_unmodified_model(backbone, picture, hf_inputs, dense_prompts):
-    """One batch of four image sizes here, one at a time there."""
+    """Our engine runs four image sizes in one batch, the library one at a time."""
     (rows,) = zip(*ids(TorchEngine(backbone).sample(dense_prompts, Sampling(16), [[0]] * 4)), strict=True)
     for got, text, size in zip(rows, TEXTS, SIZES, strict=True):
         assert got == generate(backbone, hf_inputs(backbone, text, [picture(*size)]), 16)
     assert len({tuple(row) for row in rows}) == 4  # the image and the text matter
-    assert max(len(set(row)) for row in rows) > 4  # and text is no constant
+    assert max(len(set(row)) for row in rows) > 4  # and the text varies
 
 
 def test_greedy_with_several_images(backbone, picture, hf_inputs):
@@ -94,7 +94,7 @@ def test_greedy_without_an_image(backbone, hf_inputs):
 
 
 def test_decoding_a_sparse_prompt_is_one_full_forward(backbone, hf_inputs, hf_positions, picture, dense_prompts):
-    """Teacher-forced: the dense model, dropped tokens hidden, names each sampled token and its log-probability."""
+    """Teacher-forced: the dense model with dropped tokens hidden has each sampled token and its log-probability."""
     cases = [every_third(prompt, shift) for shift, prompt in enumerate(dense_prompts)]
     sampled = TorchEngine(backbone).sample([sparse for sparse, _ in cases], Sampling(16), [[0]] * len(cases))
     for (completion,), (_, mask), text, size in zip(sampled, cases, TEXTS, SIZES, strict=True):
@@ -106,9 +106,9 @@ def test_decoding_a_sparse_prompt_is_one_full_forward(backbone, hf_inputs, hf_po
 
 
 def alone(backbone, hf_inputs, hf_positions, text, images, mask, completion, temperature=1.0):
-    """Log-probabilities (L, vocab) of a completion's tokens by one forward of the unmodified model from pixels.
+    """Log-probabilities (L, vocab) of a completion from one forward pass of the unmodified model, from pixels.
 
-    Visual tokens outside of `mask` are hidden; positions are the library's own for the dense sequence.
+    Visual tokens outside `mask` are hidden; positions are those of the library for the dense sequence.
     """
     inputs = hf_inputs(backbone, text, images, extra_ids=completion.tolist())
     visible = inputs["attention_mask"].bool()
@@ -188,7 +188,7 @@ def test_frequencies_are_the_models_probabilities(nano, hf_inputs, temperature):
 
 
 def test_temperature_sharpens(backbone, dense_prompts):
-    """Cold sampling is greedy; log-probabilities are those of the tempered distribution."""
+    """At a low temperature, sampling is greedy; log-probabilities are those at the temperature."""
     engine = TorchEngine(backbone)
     greedy, cold = (engine.sample(dense_prompts[:2], Sampling(8, t), [[5], [6]]) for t in (0.0, 1e-5))
     assert ids(greedy) == ids(cold)
@@ -219,7 +219,7 @@ def test_banned_tokens_are_never_sampled_even_if_the_model_wants_nothing_else(wi
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_unit_interval_hit_no_banned_token(nano, monkeypatch, uniform):
-    """0 lies on the edge of token 0, which is banned and has no width of its own."""
+    """0 is on the edge of token 0, which is banned and has probability 0."""
     assert 0 in nano.banned_token_ids
     monkeypatch.setattr("vitos.engines.torch_engine._uniform", lambda seed, count: np.full(count, uniform))
     for row in TorchEngine(nano).sample([nano.build_prompt("What?", [])], HOT, [[0]]):
@@ -230,7 +230,7 @@ def test_the_ends_of_the_unit_interval_hit_no_banned_token(nano, monkeypatch, un
 def test_a_stop_token_ends_an_answer_and_is_part_of_it(backbone, dense_prompts):
     free = TorchEngine(copied(backbone, stop_token_ids=())).sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
     assert all(len(c.token_ids) == 12 and not c.finished for row in free for c in row)
-    stop = int(free[0][0].token_ids[4])  # a token that some of the texts hold and others do not
+    stop = int(free[0][0].token_ids[4])  # a token that is in some of the texts and not in others
     ended = TorchEngine(copied(backbone, stop_token_ids=(stop, 2))).sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
     finished = 0
     for before, after in zip((c for row in free for c in row), (c for row in ended for c in row), strict=True):
@@ -247,10 +247,10 @@ def test_a_stop_token_ends_an_answer_and_is_part_of_it(backbone, dense_prompts):
 
 
 def test_ended_rows_leave_the_batch_and_nobody_notices(backbone, dense_prompts, monkeypatch):
-    """Against every row alone; the batch shrinks whenever half of it has ended."""
+    """Compared with each row alone; the batch shrinks whenever half of it has ended."""
     free = TorchEngine(copied(backbone, stop_token_ids=())).sample(dense_prompts, HOT, [[1, 2, 3]] * 4)
     texts = [c.token_ids.tolist() for row in free for c in row]
-    # Six tokens stop: rows end here and there, some never.
+    # With six stop tokens, rows end at different steps, and some not at all.
     stops = tuple({text[place] for text, place in zip(texts, (1, 2, 3, 5, 7, 9), strict=False)})
     ended = copied(backbone, stop_token_ids=stops)
     engine, rows = TorchEngine(ended), []
@@ -279,7 +279,7 @@ def test_max_tokens_is_a_hard_limit(backbone, dense_prompts, limit):
     engine = TorchEngine(copied(backbone, stop_token_ids=()))
     long = ids(engine.sample(dense_prompts, HOT, [[1, 2]] * 4))
     short = engine.sample(dense_prompts, Sampling(limit, 1.0), [[1, 2]] * 4)
-    # A seed's text goes the same way whatever its limit.
+    # A seed gives the same tokens, whatever the limit.
     assert ids(short) == [[row[:limit] for row in group] for group in long]
 
 
@@ -323,9 +323,9 @@ def test_derived_seeds_depend_on_every_part_and_on_nothing_else():
 
 
 def test_scores_and_every_gradient_are_those_of_separate_runs(backbone, hf_inputs, hf_positions, picture):
-    """Dense and sparse prompts with one to three completions of unlike lengths, the encoder included.
+    """Dense and sparse prompts with one to three completions of different length, with the encoder's gradients.
 
-    The other side: the unmodified model on each prompt and completion alone, from pixels, without a cache.
+    Compared with the unmodified model on each prompt and completion alone, from pixels, without a cache.
     """
     images = [picture(*size) for size in SIZES[:3]]
     visuals = backbone.encode(images)
@@ -341,7 +341,7 @@ def test_scores_and_every_gradient_are_those_of_separate_runs(backbone, hf_input
 
     scores = TorchEngine(backbone).score(prompts, completions, temperature=0.8)
     assert scores.mask.sum(-1).tolist() == [5, 1, 9, 7, 3, 4]
-    assert scores.hidden_prompt_tokens == sum(map(len, prompts))
+    assert scores.prompt_tokens_run == sum(map(len, prompts))
     assert not scores.logprobs[~scores.mask].any()
     backbone.model.zero_grad()
     (weights * scores.logprobs).sum().backward()
@@ -380,7 +380,7 @@ def test_scores_of_what_was_sampled(backbone, dense_prompts):
 
 
 def test_scoring_through_another_callable(backbone, dense_prompts):
-    """A wrapper around the model, such as DDP, is what is called."""
+    """The engine calls the wrapper around the model, such as DDP, and not the model."""
     calls = []
 
     def wrapper(**inputs):
@@ -422,12 +422,12 @@ def test_chunks_hold_every_prompt_once_and_as_many_as_fit(sizes, budget, narrowe
     for chunk, after in itertools.pairwise(chunks):
         assert padded([*chunk, after[0]]) > budget or sizes[after[0]][1] < narrowest * widest(chunk)
     widths = [sizes[i][1] for chunk in chunks for i in chunk]
-    assert widths == sorted(widths, reverse=True)  # padding is least where neighbours are alike
+    assert widths == sorted(widths, reverse=True)  # padding is least if neighbours have similar lengths
 
 
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=4), st.integers(1, 900))
 def test_scoring_batches_are_as_large_as_packing_lays_them_out(lengths, budget):
-    """The tokens that run, padding included, against the rows that `pack` makes."""
+    """The number of tokens that run, with padding, is that of the rows that `pack` makes."""
     backbone = families.FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone()
     prompts = [backbone.build_prompt("What is a cyst? " * (2 * n + 1), []) for n in range(len(lengths))]
     completions = [[torch.full((length,), 20) for length in row] for row in lengths]

@@ -2,25 +2,32 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.driven import up_to
 
-from vitos.core.sparsify import Fusion, Selection
+from vitos.core.geometry import Rect, TokenGrid, View
+from vitos.core.sparsify import Fusion, Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
-from vitos.eval.evaluate import EvaluationPlan, run_policy
+from vitos.eval.cases import BASE, RL_DENSE, TRAINED, cases_of
+from vitos.eval.conditions import DENSE, LOCALIZE, OWN_BOXES, EvalSet, Settings, control_conditions
+from vitos.eval.evaluate import Evaluation, evaluate
 from vitos.eval.results import summarize
+from vitos.eval.run import AskedModel, run_models
+from vitos.eval.store import EvalFolder
 from vitos.policy.plans import Limits
 from vitos.policy.types import Query
 
-PLAN = EvaluationPlan(budgets=(0.25,), batch_size=7, max_localization_tokens=24, max_reasoning_tokens=14)
+SETTINGS = Settings(batch_size=7, max_localization_tokens=24, max_reasoning_tokens=14)
 CONTROLS = {"random", "centre", "inverted", "shifted", "oracle"}
 
 
 @pytest.fixture(scope="module")
 def models(warm_policy):
-    """The policy; itself with other spec as the model before training, and as RL without pruning."""
+    """The policy, and the policy with other specs as the model before training and as RL without pruning."""
     return warm_policy, warm_policy.with_spec(fusion=Fusion("none")), warm_policy.with_spec(reason_prompt="{question}")
 
 
@@ -30,14 +37,46 @@ def records(phantom_records):
     return [*phantom_records[:7], replace(phantom_records[7], boxes=None)]
 
 
-def run(models, records, **changes):
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """`answered(policy, records, base=, rl_dense=, budgets=, controls=, **settings)`: the cases of a run."""
+
+    def run(policy, records, base=None, rl_dense=None, budgets=(0.25,), controls=True, **changes):
+        out = tmp_path_factory.mktemp("answers")
+        asked = {TRAINED: (policy, control_conditions(budgets, controls=controls and policy.plan.takes_masks))}
+        asked |= {BASE: (base, (LOCALIZE, OWN_BOXES, DENSE))} if base else {}
+        asked |= {RL_DENSE: (rl_dense, (DENSE,))} if rl_dense else {}
+        models = [
+            AskedModel(name=name, path="", conditions=conditions, load=lambda model=model: model)
+            for name, (model, conditions) in asked.items()
+        ]
+        run_models(models, [EvalSet("phantoms", tuple(records))], replace(SETTINGS, **changes), out)
+        folder = EvalFolder(out)
+        by_id = {record.id: record for record in records}
+        return [
+            SimpleNamespace(
+                record=by_id[case["id"]],
+                conditions=case["conditions"],
+                grid=TokenGrid(
+                    tuple(View(Rect(*v["rect"]), v["rows"], v["cols"]) for v in case["grid"]), Rect(*case["shown"])
+                ),
+                case=case,
+                folder=folder,
+            )
+            for case in cases_of(folder, list(asked))
+        ]
+
+    return run
+
+
+def run(answered, models, records, **changes):
     policy, base, dense = models
-    return list(run_policy(policy, records, replace(PLAN, **changes), base=base, rl_dense=dense))
+    return answered(policy, records, base=base, rl_dense=dense, **changes)
 
 
 @pytest.fixture(scope="module")
-def cases(models, records):
-    found = run(models, records)
+def cases(answered, models, records):
+    found = run(answered, models, records)
     assert not all(case.conditions["sparse"]["fallback"] for case in found)
     return found
 
@@ -49,8 +88,9 @@ def test_own_conditions_are_what_ask_answers(models, records, cases):
             scan = model.encode(record.image_paths[0])
             query = Query(scan, record.question)
             ((located,),) = model.localize([query], Sampling(24))
-            selection = model.select(query, located.response)
-            ((answered,),) = model.reason([query], [selection], Sampling(14))
+            (ready,) = model.plan.reason(model.branches, query, [located.response.boxes], Stopwatch())
+            selection = ready.kept
+            ((answered,),) = model.reason([query], [ready.prompt], Sampling(14))
             first, second = (case.conditions[name] for name in names)
             assert case.record is record
             assert first["text"] == located.completion.text
@@ -69,7 +109,7 @@ def test_dense_conditions_see_all_tokens(name, model, models, records, cases):
     policy = models[model]
     for record, case in zip(records, cases, strict=True):
         query = Query(policy.encode(record.image_paths[0]), record.question)
-        ((answered,),) = policy.reason([query], [None], Sampling(14))
+        ((answered,),) = policy.reason([query], [policy.branches.reason_prompt(query)], Sampling(14))
         assert case.conditions[name]["text"] == answered.completion.text
 
 
@@ -97,7 +137,8 @@ def test_a_control_is_answered_from_its_own_tokens(models, cases):
         query = Query(policy.encode(case.record.image_paths[0]), case.record.question)
         for name in (CONTROLS | {"random@0.25", "own@0.25"}) & case.conditions.keys():
             mask = np.isin(np.arange(64), case.conditions[name]["kept"])
-            ((rollout,),) = policy.reason([query], [Selection(mask)], Sampling(14))
+            prompt = policy.plan.prompt(policy.branches, query, Kept(query.grid, mask))
+            ((rollout,),) = policy.reason([query], [prompt], Sampling(14))
             assert case.conditions[name]["text"] == rollout.completion.text, name
             answered += 1
     assert answered > 30
@@ -113,9 +154,9 @@ def test_budgets_have_their_number_of_tokens(cases):
         assert all(len(row["kept"]) == 16 for row in at_budget.values())
 
 
-def test_without_evidence_controls_of_its_place_are_left_out(models, records):
+def test_without_evidence_controls_of_its_place_are_left_out(answered, models, records):
     """Three tokens are too few for a box: everything is kept, and there is nothing to shift or to invert."""
-    (case,) = run_policy(models[0], records[:1], replace(PLAN, max_localization_tokens=3))
+    (case,) = answered(models[0], records[:1], max_localization_tokens=3)
     assert set(case.conditions) == {
         *("localization", "sparse", "dense", "random", "centre", "oracle"),
         *("random@0.25", "centre@0.25", "oracle@0.25"),
@@ -125,19 +166,19 @@ def test_without_evidence_controls_of_its_place_are_left_out(models, records):
         assert case.conditions[name]["kept"] == list(range(64))
 
 
-def test_conditions_that_are_not_asked_for_are_absent(models, records):
-    (case,) = run_policy(models[0], records[:1], replace(PLAN, controls=False, budgets=()))
+def test_conditions_that_are_not_asked_for_are_absent(answered, models, records):
+    (case,) = answered(models[0], records[:1], controls=False, budgets=())
     assert set(case.conditions) == {"localization", "sparse", "dense"}
 
 
-def test_batch_size_does_not_change_answers(models, records, cases):
+def test_batch_size_does_not_change_answers(answered, models, records, cases):
     # The last three: question 7 was alone in its batch of at most seven, the others were not.
-    for a, b in zip(run(models, records[5:], batch_size=1), cases[5:], strict=True):
-        assert a.to_json() == b.to_json()
+    for a, b in zip(run(answered, models, records[5:], batch_size=1), cases[5:], strict=True):
+        assert a.case == b.case
 
 
-def test_the_seed_draws_other_random_tokens_only(models, records, cases):
-    others = run(models, records[:3], seed=1)
+def test_the_seed_draws_other_random_tokens_only(answered, models, records, cases):
+    others = run(answered, models, records[:3], seed=1)
     assert any(
         a.conditions["random"]["kept"] != b.conditions["random"]["kept"] for a, b in zip(others, cases, strict=False)
     )
@@ -146,20 +187,25 @@ def test_the_seed_draws_other_random_tokens_only(models, records, cases):
             assert a.conditions.get(name) == b.conditions.get(name)
 
 
-def test_times_and_progress(models, records):
-    watch, base_watch, done = Stopwatch(), Stopwatch(), []
-    plan = replace(PLAN, batch_size=2, controls=False, budgets=())
+def spans(folder, model, *conditions):
+    rows = folder.times(model, "phantoms")
+    return {span for row in rows if row["condition"] in conditions for span in row["seconds"]}
+
+
+def test_times_are_kept_by_condition(answered, models, records):
     policy, base, _ = models
-    list(run_policy(policy, records[:3], plan, base=base, watch=watch, base_watch=base_watch, progress=done.append))
-    assert done == [2, 1]
+    (case, *_) = answered(policy, records[:3], base=base, batch_size=2, controls=False, budgets=())
     branch = ("prefill", "decode")
-    sparse = {"vision", "sparsify", *(f"{b}_{m}" for b in ("localize", "reason") for m in branch)}
-    assert set(watch.seconds) == sparse
-    assert set(base_watch.seconds) == {"vision", *(f"reason_{m}" for m in branch)}
+    sparse = {"sparsify", *(f"{b}_{m}" for b in ("localize", "reason") for m in branch)}
+    assert spans(case.folder, TRAINED, LOCALIZE, OWN_BOXES) == sparse
+    assert spans(case.folder, BASE, DENSE) == {"sparsify", *(f"reason_{m}" for m in branch)}
+    assert spans(case.folder, TRAINED, "images") == {"open", "vision"}
+    counted = [row["questions"] for row in case.folder.times(TRAINED, "phantoms") if row["condition"] == DENSE]
+    assert counted == [2, 1]
 
 
 def test_cases_are_json_and_make_results(cases, records):
-    rows = json.loads(json.dumps([case.to_json() for case in cases]))
+    rows = json.loads(json.dumps([case.case for case in cases]))
     assert rows[0]["grid"] == [{"rect": [0, 0, 1, 1], "rows": 8, "cols": 8}]
     assert rows[0]["gold_boxes"] == [list(box.as_tuple()) for box in records[0].boxes]
     assert rows[7]["gold_boxes"] == []
@@ -172,32 +218,64 @@ def test_cases_are_json_and_make_results(cases, records):
 
 
 @pytest.mark.parametrize("plan", ["gather", "coarse", "crop"])
-def test_every_plan_is_what_ask_answers(plan, warm_policy, records):
-    policy, watch = warm_policy.with_spec(plan=plan), Stopwatch()
-    options = replace(PLAN, budgets=(0.25,) if plan == "gather" else ())
+def test_every_plan_is_what_ask_answers(answered, plan, warm_policy, records):
+    policy = warm_policy.with_spec(plan=plan)
     path = records[2].image_paths[0]
     cropped = replace(records[2], image_paths=(path.with_name(f"{path.name}#crop=0,0.25,1,1"),), boxes=None)
     asked = [*records[:2], cropped]
-    found = list(run_policy(policy, asked, options, base=policy, watch=watch))
+    found = answered(policy, asked, base=policy, budgets=(0.25,) if plan == "gather" else ())
     assert found[2].grid.shown.y1 == 0.25
     for record, case in zip(asked, found, strict=True):
         scan = policy.encode(record.image_paths[0])
-        finding = policy.ask(scan, record.question, limits=Limits(14, 24))
-        dense = policy.ask(policy.encode(record.image_paths[0], plan="dense"), record.question, 14, plan="dense")
+        finding = policy.ask(scan, record.question, limits=Limits(max_tokens=14, max_evidence_tokens=24))
+        dense = policy.ask(
+            policy.encode(record.image_paths[0], plan="dense"), record.question, plan="dense", limits=up_to(14)
+        )
         conditions = case.conditions
         assert conditions["sparse"]["text"] == finding.reasoning.completion.text
-        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept).tolist()
+        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept.mask).tolist()
         assert conditions["sparse"]["fallback"] == finding.fallback
         assert conditions["localization"]["text"] == finding.localization.completion.text
         assert conditions["dense"]["text"] == dense.reasoning.completion.text == conditions["base_dense"]["text"]
         assert conditions["untrained_sparse"] == conditions["sparse"]
         assert ("random" in conditions) == ("own@0.25" in conditions) == (plan == "gather")
         assert case.grid == finding.grid
-    assert ("prefix" in watch.seconds) == (plan == "gather")
+    assert ("prefix" in spans(found[0].folder, TRAINED, "images")) == (plan == "gather")
 
 
-def test_plans_that_an_evaluation_cannot_run_are_refused(warm_policy, records):
-    with pytest.raises(ValueError, match="answers densely beside its plan"):
-        next(run_policy(warm_policy.with_spec(plan="dense"), records, PLAN))
-    with pytest.raises(ValueError, match="budgets choose among the tokens of one look"):
-        next(run_policy(warm_policy.with_spec(plan="crop"), records, PLAN))
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [("dense", "answers by plan dense as well"), ("crop", "budgets choose among the tokens of one image")],
+)
+def test_plans_that_an_evaluation_cannot_run_are_refused(phantom_records, tmp_path, plan, said):
+    wrong = Evaluation(name="x", checkpoint="nano", data=(), budgets=(0.25,), plan=plan)
+    with pytest.raises(ValueError, match=said):
+        evaluate(wrong, tmp_path)
+
+
+def test_a_broken_image_is_left_out_named_and_tried_again(answered, warm_policy, records, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no picture")
+    asked = [*records[:2], replace(records[2], id="broken", image_paths=(path,))]
+    found = answered(warm_policy, asked, controls=False, budgets=())
+    assert [case.case["id"] for case in found] == [record.id for record in records[:2]]
+    ((row,), folder) = found[0].folder.left_out(TRAINED), found[0].folder
+    assert (row["dataset"], row["id"]) == ("phantoms", "broken")
+    assert "broken.png" in row["reason"]
+    path.write_bytes(records[2].image_paths[0].read_bytes())
+    conditions = control_conditions(controls=False)
+    model = AskedModel(name=TRAINED, path="", conditions=conditions, load=lambda: warm_policy)
+    run_models([model], [EvalSet("phantoms", tuple(asked))], SETTINGS, folder.path)
+    assert folder.left_out(TRAINED) == []
+    assert [case["id"] for case in cases_of(folder, [TRAINED])] == [record.id for record in asked]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_a_question_is_asked(warm_policy, records, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def load():
+        raise AssertionError("no model is loaded")
+
+    model = AskedModel(name=TRAINED, path="", conditions=control_conditions(), load=load)
+    with pytest.raises(OSError, match="file"):
+        run_models([model], [EvalSet("phantoms", tuple(records))], SETTINGS, tmp_path / "file" / "answers")

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from tests.eval.datasets import releases
 
+from vitos.core.geometry import WHOLE_IMAGE
 from vitos.core.response import read_answer_text
+from vitos.core.sparsify import select
 from vitos.engines.base import Sampling
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
@@ -71,10 +73,12 @@ def test_answers_are_those_of_the_policy(tokens, pictures, nano, caplog):
     for picture in pictures:
         query = Query(nano.encode(picture), f"<image>{QUESTION}")
         ((located,),) = nano.localize([query], Sampling(40))
-        selection = nano.select(query, located.response) if tokens == "sparse" else None
-        ((reasoned,),) = nano.reason([query], [selection], Sampling(40))
+        boxes = located.response.boxes if tokens == "sparse" else [WHOLE_IMAGE]
+        kept_tokens = select(query.grid, boxes, nano.spec.keep)
+        prompt = nano.plan.prompt(nano.branches, query, kept_tokens)
+        ((reasoned,),) = nano.reason([query], [prompt], Sampling(40))
         expected.append(read_answer_text(reasoned.completion.text) or "")
-        kept.append(1.0 if selection is None else selection.kept_ratio)
+        kept.append(kept_tokens.ratio)
     assert answers == expected
     assert any(answers)
     assert f"3 questions: {100 * sum(kept) / 3:.1f} % of the visual tokens kept" in caplog.text

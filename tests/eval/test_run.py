@@ -13,26 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitos.core.geometry import Box
 from vitos.core.masks import random_mask
-from vitos.core.sparsify import Fusion, Selection
+from vitos.core.sparsify import Fusion, Kept, select
 from vitos.data.images import load_image
 from vitos.engines.base import Sampling
-from vitos.eval.command import read_sets, rescore
+from vitos.eval.bench import read_sets, rescore, run_bench
+from vitos.eval.conditions import EvalSet, Settings, bench_conditions
 from vitos.eval.image_ablations import blank, painted
-from vitos.eval.plan import BenchPlan, BenchSet
-from vitos.eval.run import run_bench
 from vitos.eval.selectors import SELECTORS, Selector, Task
-from vitos.eval.store import BenchFolder
+from vitos.eval.store import EvalFolder
+from vitos.policy.branches import Branches
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
-PLAN = BenchPlan(
-    selectors=("policy", "oracle", "inverted", "random", "divprune", "tome"),
-    budgets=(1.0, 0.25),
-    batch_size=3,
-    max_localization_tokens=24,
-    max_reasoning_tokens=14,
-)
+SELECTED = ("policy", "oracle", "inverted", "random", "divprune", "tome")
+BUDGETS = (1.0, 0.25)
+CONDITIONS = bench_conditions(SELECTED, BUDGETS)
+SETTINGS = Settings(protocol="choice", batch_size=3, max_localization_tokens=24, max_reasoning_tokens=14)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +46,14 @@ def questions(phantom_records):
     records = list(phantom_records[:6])
     records[4] = replace(records[4], boxes=None)
     again = replace(records[1], id="again", meta={"template": "again", "modality": "MR"})
-    return BenchSet("phantoms", (*records, again), left_out=2)
+    return EvalSet("phantoms", (*records, again), left_out=(("row 7", "no image"), ("row 9", "no answer")))
 
 
 @pytest.fixture(scope="module")
 def whole(checkpoint, questions, tmp_path_factory):
     """A run that was not disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    run_bench({"warm": checkpoint}, [questions], PLAN, out)
+    run_bench({"warm": checkpoint}, [questions], CONDITIONS, SETTINGS, out)
     return out
 
 
@@ -65,18 +63,20 @@ def policy(checkpoint):
 
 
 def answers(out, model="warm"):
-    return BenchFolder(out).answers(model, "phantoms")
+    return EvalFolder(out).answers(model, "phantoms")
 
 
 def lines(out):
-    """All answers as they stand in the files, in an order of their own."""
+    """All answers as they are in the files, sorted."""
     return sorted(line for file in (out / "answers").rglob("*.jsonl") for line in file.read_text().splitlines())
 
 
 def ask(policy, record, image, mask=None, fusion=None):
     asked = policy.with_spec(fusion=fusion) if fusion else policy
     query = Query(asked.encode(image), record.question, record.kind)
-    ((rollout,),) = asked.reason([query], [None if mask is None else Selection(mask)], Sampling(14))
+    kept = Kept.everything(query.grid) if mask is None else Kept(query.grid, mask)
+    prompt = asked.plan.prompt(asked.branches, query, kept)
+    ((rollout,),) = asked.reason([query], [prompt], Sampling(14))
     return rollout.completion.text
 
 
@@ -86,10 +86,9 @@ def unpack(row):
 
 def test_every_condition_has_every_question(whole, questions):
     found = answers(whole)
-    assert tuple(found) == PLAN.conditions
-    assert {*PLAN.conditions} == {
+    assert {*CONDITIONS} == {
         *("localize", "dense", "policy@own", "random@own", "inverted@own"),
-        *(f"{name}@0.25" for name in PLAN.selectors),
+        *(f"{name}@0.25" for name in SELECTED),
         *("blank", "shuffled", "evidence_hidden", "surroundings_hidden"),
     }
     assert all(set(rows) == {record.id for record in questions.records} for rows in found.values())
@@ -105,7 +104,7 @@ def test_answers_are_those_asked_one_by_one(whole, questions, policy):
         localized = found["localize"][record.id]
         assert localized["text"] == located.completion.text
         assert localized["boxes"] == [list(box.as_tuple()) for box in located.response.boxes]
-        selection = policy.select(query, located.response)
+        selection = select(query.grid, located.response.boxes, policy.spec.keep)
         own = found["policy@own"][record.id]
         assert own["kept"] == selection.mask.sum()
         assert bool(own.get("fallback")) == selection.fallback
@@ -157,7 +156,7 @@ def test_the_oracle_is_undefined_without_gold_boxes(whole, questions):
 
 @pytest.mark.parametrize("calls", [1, 24])
 def test_a_killed_run_goes_on_to_the_same_answers(calls, checkpoint, questions, whole, tmp_path, monkeypatch):
-    original, count = BenchFolder.append, 0
+    original, count = EvalFolder.append, 0
 
     def dying(self, kind, model, benchmark, process, rows):
         nonlocal count
@@ -170,61 +169,94 @@ def test_a_killed_run_goes_on_to_the_same_answers(calls, checkpoint, questions, 
         file.write_text(file.read_text()[:-9])  # in the middle of a line
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(BenchFolder, "append", dying)
+    monkeypatch.setattr(EvalFolder, "append", dying)
     with pytest.raises(KeyboardInterrupt):
-        run_bench({"warm": checkpoint}, [questions], PLAN, tmp_path)
-    monkeypatch.setattr(BenchFolder, "append", original)
+        run_bench({"warm": checkpoint}, [questions], CONDITIONS, SETTINGS, tmp_path)
+    monkeypatch.setattr(EvalFolder, "append", original)
     assert 0 < len(lines(tmp_path)) < len(lines(whole))
-    run_bench({"warm": checkpoint}, [questions], PLAN, tmp_path)
+    run_bench({"warm": checkpoint}, [questions], CONDITIONS, SETTINGS, tmp_path)
     assert answers(tmp_path) == answers(whole)
 
 
 def test_selectors_and_budgets_are_added_to_a_run(checkpoint, questions, whole, tmp_path, monkeypatch):
-    small = replace(PLAN, selectors=("random",), budgets=(0.25,), looks=False)
-    run_bench({"warm": checkpoint}, [questions], small, tmp_path)
+    small = bench_conditions(("random",), (0.25,), ablations=False)
+    run_bench({"warm": checkpoint}, [questions], small, SETTINGS, tmp_path)
     assert tuple(answers(tmp_path)) == ("localize", "dense", "random@own", "random@0.25")
     before = lines(tmp_path)
-    run_bench({"warm": checkpoint}, [questions], PLAN, tmp_path)
+    run_bench({"warm": checkpoint}, [questions], CONDITIONS, SETTINGS, tmp_path)
     assert set(before) < set(lines(tmp_path))
     mine, theirs = answers(tmp_path), answers(whole)
-    assert {c: mine[c] for c in PLAN.conditions} == theirs
+    assert {c: mine[c] for c in CONDITIONS} == theirs
     # Nothing is left to do: no model runs.
-    monkeypatch.setattr(SparseVLM, "encode_many", None)
-    run_bench({"warm": checkpoint}, [questions], PLAN, tmp_path)
+    monkeypatch.setattr(Branches, "encode", None)
+    run_bench({"warm": checkpoint}, [questions], CONDITIONS, SETTINGS, tmp_path)
 
 
 def test_a_folder_of_other_answers_is_refused(checkpoint, questions, whole):
     with pytest.raises(ValueError, match="'seed': 1"):
-        run_bench({"warm": checkpoint}, [questions], replace(PLAN, seed=1), whole)
+        run_bench({"warm": checkpoint}, [questions], CONDITIONS, replace(SETTINGS, seed=1), whole)
     with pytest.raises(ValueError, match="answers of another model 'warm'"):
-        run_bench({"warm": "nano"}, [questions], PLAN, whole)
-    other = BenchSet("phantoms", questions.records[:3])
+        run_bench({"warm": "nano"}, [questions], CONDITIONS, SETTINGS, whole)
+    other = EvalSet("phantoms", questions.records[:3])
     with pytest.raises(ValueError, match="answers of another benchmark 'phantoms'"):
-        run_bench({"warm": checkpoint}, [other], PLAN, whole)
+        run_bench({"warm": checkpoint}, [other], CONDITIONS, SETTINGS, whole)
 
 
 def test_what_a_model_cannot_follow_is_left_out_or_refused(checkpoint, questions, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Selector, "refusal", lambda self, _: "no tome here" if self.name == "tome" else None)
-    plan = replace(PLAN, selectors=("random", "tome"), looks=False, insist=False)
-    run_bench({"warm": checkpoint}, [questions], plan, tmp_path / "a")
+    conditions = bench_conditions(("random", "tome"), BUDGETS, ablations=False)
+    run_bench({"warm": checkpoint}, [questions], conditions, SETTINGS, tmp_path / "a", insist=False)
     assert "warm: left out: no tome here" in capsys.readouterr().out
     rescore(tmp_path / "a")
     rows = json.loads((tmp_path / "a" / "results.json").read_text())["rows"]
     assert {row["selector"] for row in rows} == {"dense", "random"}
     with pytest.raises(ValueError, match="no tome here"):
-        run_bench({"warm": checkpoint}, [questions], replace(plan, insist=True), tmp_path / "b")
+        run_bench({"warm": checkpoint}, [questions], conditions, SETTINGS, tmp_path / "b")
+
+
+def test_a_budget_that_one_image_cannot_meet_leaves_out_that_question(checkpoint, questions, tmp_path):
+    """nano's image processor makes at least four tokens: a quarter of a picture of nine tokens is less, of 64 not."""
+    Image.new("RGB", (48, 48), "teal").save(tmp_path / "small.png")
+    small = replace(questions.records[0], id="small", image_paths=(tmp_path / "small.png",))
+    asked = EvalSet("phantoms", (questions.records[0], small, questions.records[1]))
+    conditions = bench_conditions(("crop", "random"), (0.25,), ablations=False)
+    run_bench({"warm": checkpoint}, [asked], conditions, SETTINGS, tmp_path / "out")
+    rows = answers(tmp_path / "out")["crop@0.25"]
+    assert rows["small"] == {"id": "small", "condition": "crop@0.25", "text": None}
+    others = [row for name, row in rows.items() if name != "small"]
+    assert len(others) == 2
+    assert all(row["text"] and row["kept"] <= 16 for row in others)
+    results = rescore(tmp_path / "out", bootstrap_samples=50)
+    left_out = {"model": "warm", "benchmark": "phantoms", "condition": "crop@0.25", "num_questions": 1}
+    assert results["left_out"] == [left_out]
+    (row,) = (row for row in results["rows"] if row["condition"] == "crop@0.25")
+    assert row["num_questions"] == row["vs_random"]["num_questions"] == 2
+    assert "| warm | phantoms | Crop and re-encode, 25% | 1 |" in (tmp_path / "out/tables.md").read_text()
+
+
+def test_evidence_of_a_cropped_picture_is_painted_where_it_is(checkpoint, questions, policy, tmp_path):
+    """Gold boxes are in fractions of the stored image, of which the model sees the lower half; or nothing of them."""
+    whole = load_image(questions.records[0].image_paths[0])
+    whole.save(tmp_path / "whole.png")
+    path = tmp_path / "whole.png#crop=0,0.5,1,1"
+    boxes = {"in": Box(0.25, 0.5, 0.75, 0.75), "out": Box(0.25, 0.1, 0.75, 0.25)}
+    records = [
+        replace(questions.records[0], id=name, image_paths=(path,), boxes=(box,)) for name, box in boxes.items()
+    ]
+    conditions = ("localize", "dense", "evidence_hidden", "surroundings_hidden")
+    run_bench({"warm": checkpoint}, [EvalSet("phantoms", tuple(records))], conditions, SETTINGS, tmp_path / "out")
+    found = answers(tmp_path / "out")
+    for name, inside in (("evidence_hidden", True), ("surroundings_hidden", False)):
+        picture = painted(load_image(path), [Box(0.25, 0, 0.75, 0.5)], inside=inside)
+        assert found[name]["in"]["text"] == ask(policy, records[0], picture)
+        assert found[name]["out"]["text"] is None  # there is no evidence to paint over
 
 
 def test_each_image_is_encoded_once(checkpoint, questions, tmp_path, monkeypatch):
-    encoded, original = [], SparseVLM.encode_many
-
-    def counting(self, images):
-        encoded.extend(image for group in images for image in group)
-        return original(self, images)
-
-    monkeypatch.setattr(SparseVLM, "encode_many", counting)
-    plan = replace(PLAN, selectors=("policy", "random", "divprune"), looks=False, batch_size=2)
-    run_bench({"warm": checkpoint}, [questions], plan, tmp_path)
+    encoded, original = [], Branches.encode
+    monkeypatch.setattr(Branches, "encode", lambda self, images: encoded.extend(images) or original(self, images))
+    conditions = bench_conditions(("policy", "random", "divprune"), BUDGETS, ablations=False)
+    run_bench({"warm": checkpoint}, [questions], conditions, replace(SETTINGS, batch_size=2), tmp_path)
     assert len(encoded) == 6
 
 
@@ -243,7 +275,7 @@ def test_figures_are_counted_from_the_answers(whole, questions):
         return {r.id: is_right(rows[r.id]["text"], r) for r in questions.records if rows[r.id]["text"]}
 
     rows = {row["condition"]: row for row in results["rows"]}
-    assert set(rows) == set(PLAN.conditions) - {"localize"}
+    assert set(rows) == set(CONDITIONS) - {"localize"}
     for condition, row in rows.items():
         expected = right(condition)
         assert row["num_questions"] == len(expected)
@@ -323,8 +355,8 @@ def test_two_models_and_their_base(checkpoint, questions, whole, tmp_path):
     import shutil
 
     shutil.copytree(whole, tmp_path / "two")
-    small = replace(PLAN, selectors=("random",), looks=False)
-    run_bench({"nano": "nano"}, [BenchSet(questions.name, questions.records, 2)], small, tmp_path / "two")
+    small = bench_conditions(("random",), BUDGETS, ablations=False)
+    run_bench({"nano": "nano"}, [questions], small, SETTINGS, tmp_path / "two")
     results = rescore(tmp_path / "two", base="nano", bootstrap_samples=50)
     assert {row["model"] for row in results["rows"]} == {"warm", "nano"}
     dense = {row["model"]: row for row in results["rows"] if row["condition"] == "dense"}
@@ -349,8 +381,8 @@ def test_rows_that_cannot_be_used_are_named_and_counted(tmp_path, caplog):
         })  # fmt: skip
     (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     (found,) = read_sets([], [f"slake={tmp_path}"])
-    assert (len(found.records), found.left_out) == (1, 22)
-    told = [record.getMessage() for record in caplog.records]
+    assert (len(found.records), len(found.left_out)) == (1, 22)
+    told = caplog.messages
     assert len(told) == 21
     assert told[0].startswith("slake: left out test.json[1]: image source.jpg: ")
     assert told[-1] == "slake: 2 more rows are left out"
@@ -365,13 +397,14 @@ def test_two_processes_write_the_answers_of_one(checkpoint, tmp_path):
     from vitos.data.phantom import write_phantoms
 
     data = write_phantoms(tmp_path / "data", "test", 10)
-    plan = {"selectors": ["policy", "random", "fastv", "visionzip"], "budgets": [0.5], "batch_size": 3}
-    plan |= {"max_localization_tokens": 24, "max_reasoning_tokens": 14}
+    conditions = bench_conditions(("policy", "random", "fastv", "visionzip"), (0.5,))
+    settings = {"batch_size": 3, "max_localization_tokens": 24, "max_reasoning_tokens": 14}
     worker = Path(__file__).with_name("worker.py")
     for name, processes in (("one", 1), ("two", 2)):
         job = tmp_path / f"{name}.json"
         out = tmp_path / name
-        job.write_text(json.dumps({"models": {"m": checkpoint}, "data": [str(data)], "plan": plan, "out": str(out)}))
+        asked = {"models": {"m": checkpoint}, "data": [str(data)], "conditions": conditions, "settings": settings}
+        job.write_text(json.dumps(asked | {"out": str(out)}))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

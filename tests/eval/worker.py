@@ -5,13 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from vitos.eval.command import read_sets
-from vitos.eval.plan import BenchPlan
-from vitos.eval.run import run_bench
+from vitos.eval.bench import read_sets, run_bench
+from vitos.eval.conditions import Settings
 
 
 def run(job):
-    run_bench(job["models"], read_sets(job["data"], []), BenchPlan(**job["plan"]), Path(job["out"]))
+    settings = Settings(**job["settings"])
+    run_bench(job["models"], read_sets(job["data"], []), job["conditions"], settings, Path(job["out"]))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.driven import up_to
 from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from vitos.core.geometry import matched_iou
 from vitos.data.readers import read_records
-from vitos.nano import DECODER_PATH, resolve_model_path
+from vitos.nano import DECODER_PATH
 from vitos.nano.real import VISION_VARIABLE
+from vitos.policy.locate import resolve_model_path
 from vitos.policy.vlm import SparseVLM
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +66,7 @@ def test_it_finds_a_white_blood_cell():
     """A question of the train split."""
     record = next(r for r in read_records(REAL_DATA / "train.json") if r.meta["template"] == "wbc_quadrant")
     policy = SparseVLM.from_pretrained("nano-real")
-    finding = policy.ask(policy.encode(record.image_paths[0]), record.question, max_tokens=64)
+    finding = policy.ask(policy.encode(record.image_paths[0]), record.question, limits=up_to(64))
     assert finding.localization.response.well_formed
     assert matched_iou(finding.boxes, record.boxes) > 0.3
     assert finding.answer == record.answer

@@ -59,7 +59,7 @@ def edited(folder, nano, **changes):
         ({"geometry": {"patch_size": 8}}, "merge_size"),
         ({"positions": "renumbered"}, "positions must be one of keep, renumber"),
         ({"coordinates": "pixels"}, "coordinates must be one of"),
-        ({"localize_prompt": "What is it?"}, "localize_prompt must hold {question}"),
+        ({"localize_prompt": "What is it?"}, "localize_prompt must contain {question}"),
         ({"reason_prompt": 3}, "int"),
         ({"temperature": 1.0}, "temperature"),
     ],

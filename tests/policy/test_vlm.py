@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.driven import up_to
 
 from vitos.core.response import parse_localization, parse_reasoning
-from vitos.core.sparsify import Fusion, Selection, select
+from vitos.core.sparsify import Fusion, Kept, select
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
-from vitos.nano import resolve_model_path
+from vitos.policy.locate import resolve_model_path
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
@@ -24,10 +25,14 @@ def scans(warm_policy, phantom_records):
     return [warm_policy.encode(record.image_paths[0]) for record in phantom_records]
 
 
+def sparse_prompt(policy, query, mask):
+    return policy.plan.prompt(policy.branches, query, Kept(query.grid, mask))
+
+
 def test_ask_is_localize_select_reason(warm_policy, phantom_records, scans):
     sparse = 0
     for record, scan in zip(phantom_records, scans, strict=True):
-        found = warm_policy.ask(scan, record.question, max_tokens=30)
+        found = warm_policy.ask(scan, record.question, limits=up_to(30))
         engine, backbone, spec = warm_policy.engine, warm_policy.backbone, warm_policy.spec
         (visual,) = scan.visuals
         dense = backbone.build_prompt(spec.localize_text(record.question), [visual])
@@ -36,7 +41,7 @@ def test_ask_is_localize_select_reason(warm_policy, phantom_records, scans):
         assert found.localization.completion.text == text
         assert found.boxes == located.boxes
         selection = select(visual.grid, located.boxes, spec.keep)
-        np.testing.assert_array_equal(found.kept, selection.mask)
+        np.testing.assert_array_equal(found.kept.mask, selection.mask)
         assert found.fallback == (not located.boxes)
         assert found.kept_ratio == selection.mask.sum() / 64
         prompt = backbone.build_prompt(spec.reason_text(record.question), [visual])
@@ -58,35 +63,35 @@ def test_ask_is_localize_select_reason(warm_policy, phantom_records, scans):
 
 
 def test_evidence_that_cannot_be_read_is_a_fallback_to_all_tokens(warm_policy, phantom_records, scans):
-    found = warm_policy.ask(scans[0], phantom_records[0].question, max_tokens=2)
+    found = warm_policy.ask(scans[0], phantom_records[0].question, limits=up_to(2))
     assert (found.boxes, found.fallback, found.kept_ratio, found.answer) == ((), True, 1.0, None)
 
 
 def test_a_question_without_placeholder_gets_one_for_each_image(warm_policy, phantom_records, scans):
     record = phantom_records[1]
     bare = record.question.replace("<image>", "")
-    a, b = (warm_policy.ask(scans[1], text, max_tokens=24) for text in (record.question, bare))
+    a, b = (warm_policy.ask(scans[1], text, limits=up_to(24)) for text in (record.question, bare))
     assert a.localization.completion.text == b.localization.completion.text
 
 
 def test_of_several_images_only_the_first_is_sparse(warm_policy, phantom_records):
     scan = warm_policy.encode(*(record.image_paths[0] for record in phantom_records[:2]))
-    found = warm_policy.ask(scan, "What differs?\nA. nothing\nB. all", max_tokens=3)
-    assert found.kept.shape == (64,)
+    found = warm_policy.ask(scan, "What differs?\nA. nothing\nB. all", limits=up_to(3))
+    assert found.kept.mask.shape == (64,)
     query = Query(scan, "<image><image>What differs?\nA. nothing\nB. all")
     assert query.options == {"A": "nothing", "B": "all"}
     mask = np.arange(64) < 10
-    (prompt,) = warm_policy.with_spec(fusion=Fusion("none")).reason_prompts([query], [Selection(mask)])
+    prompt = sparse_prompt(warm_policy.with_spec(fusion=Fusion("none")), query, mask)
     first, second = (visual.embeddings for visual in scan.visuals)
     assert torch.equal(prompt.embeddings, torch.cat([first[:10], second]))
-    (whole,) = warm_policy.reason_prompts([query], [None])
+    whole = warm_policy.branches.reason_prompt(query)
     assert torch.equal(whole.embeddings, torch.cat([first, second]))
 
 
 def test_outside_tokens_are_fused_and_positions_follow_the_spec(warm_policy, phantom_records, scans):
     query, mask = Query(scans[0], phantom_records[0].question), np.arange(64) % 3 == 0
     sparse = {
-        name: policy.reason_prompts([query], [Selection(mask)])[0]
+        name: sparse_prompt(policy, query, mask)
         for name, policy in {
             "fused": warm_policy,
             "plain": warm_policy.with_spec(fusion=Fusion("none")),
@@ -98,7 +103,7 @@ def test_outside_tokens_are_fused_and_positions_follow_the_spec(warm_policy, pha
     assert not torch.equal(sparse["fused"].embeddings, sparse["plain"].embeddings)
     assert sparse["renumbered"].position_ids[0].tolist() == list(range(len(sparse["renumbered"])))
     assert sparse["renumbered"].next_position == len(sparse["renumbered"])
-    assert sparse["fused"].next_position == warm_policy.reason_prompts([query], [None])[0].next_position
+    assert sparse["fused"].next_position == warm_policy.branches.reason_prompt(query).next_position
     assert warm_policy.spec.fusion == Fusion()  # `with_spec` leaves the policy as it was
 
 
@@ -113,7 +118,7 @@ def test_seeds_give_that_many_rollouts_and_only_listed_letters(warm_policy, phan
 
 def test_images_and_paths_are_encoded_alike_one_by_one_or_together(warm_policy, phantom_records, scans):
     images = [Image.open(record.image_paths[0]).convert("L") for record in phantom_records[:3]]
-    together = warm_policy.encode_many([[image.convert("RGB")] for image in images])
+    together = warm_policy.branches.encode_many([[image.convert("RGB")] for image in images])
     for scan, image, other in zip(scans, images, together, strict=False):
         torch.testing.assert_close(scan.visuals[0].embeddings, other.visuals[0].embeddings, atol=1e-4, rtol=1e-4)
         assert torch.equal(scan.visuals[0].embeddings, warm_policy.encode(image).visuals[0].embeddings)
@@ -126,9 +131,9 @@ def test_saved_policy_loads_with_its_spec_and_refuses_another_geometry(warm_poli
     loaded = SparseVLM.from_pretrained(tmp_path, device="cpu")
     assert loaded.spec == replace(policy.spec, geometry=policy.backbone.geometry)
     question = phantom_records[0].question
-    assert loaded.ask(loaded.encode(phantom_records[0].image_paths[0]), question, 24).localization.completion.text == (
-        policy.ask(scans[0], question, 24).localization.completion.text
-    )
+    assert loaded.ask(
+        loaded.encode(phantom_records[0].image_paths[0]), question, limits=up_to(24)
+    ).localization.completion.text == (policy.ask(scans[0], question, limits=up_to(24)).localization.completion.text)
     with pytest.raises(ValueError, match="boxes would shift"):
         SparseVLM.from_pretrained(tmp_path, device="cpu", max_pixels=64 * 64)
     (tmp_path / "vitos.json").unlink()
@@ -151,8 +156,8 @@ def test_stopwatch_adds_up_and_counts_failed_stages(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     watch = Stopwatch()
     for name in ("a", "a"):
-        with watch.stage(name):
+        with watch.span(name):
             pass
-    with pytest.raises(KeyError), watch.stage("b"):
+    with pytest.raises(KeyError), watch.span("b"):
         raise KeyError
     assert watch.seconds == {"a": 3.5, "b": 0.25}

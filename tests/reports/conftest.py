@@ -60,7 +60,7 @@ def results() -> dict[str, Any]:
 
 @pytest.fixture
 def case(tmp_path: Path) -> dict[str, Any]:
-    """One right answer; its 64 x 64 image lies in `tmp_path`."""
+    """A question that was answered rightly; its image of 64 x 64 pixels is in `tmp_path`."""
     Image.new("RGB", (64, 64), (200, 200, 200)).save(tmp_path / "image.png")
     return {
         "id": "test/0/0",

@@ -1,10 +1,13 @@
+"""The model card, read by the hub's own parser."""
+
 import re
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from vitos.reports.card import RESEARCH_ONLY, model_card
+from vitos.reports.card import model_card
+from vitos.reports.page import RESEARCH_ONLY
 
 RECIPE = {
     "name": "quickstart",

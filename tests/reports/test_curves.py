@@ -1,3 +1,5 @@
+"""Curves of a run against their figures, and against a mean computed by hand."""
+
 import math
 
 import numpy as np
@@ -48,7 +50,7 @@ def test_a_change_of_stage_is_a_line_and_breaks_the_mean():
     assert [text.get_text().strip() for text in axes.texts] == ["stage 1", "stage 2"]
 
 
-def test_steps_that_begin_anew_with_a_stage_go_on():
+def test_a_stage_that_counts_its_steps_from_the_start_is_drawn_after_the_one_before():
     metrics = [{"step": s, "stage": stage, "iou": 0.5} for stage in ("localization", "reasoning") for s in (1, 2, 3)]
     assert dots(training_curves(metrics).axes[0])[0].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
 

@@ -1,46 +1,16 @@
+"""The report of an evaluation, read back with a parser."""
+
 import base64
 import copy
 import io
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
+from tests.reports.page import Page
 
 from vitos.data.images import ImageError
 from vitos.reports.html import MAX_CASES, select_cases, write_report
 from vitos.reports.values import ResultsError
-
-VOID = {"meta", "img", "link", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Checks that elements nest, and keeps their attributes and the text outside of styles."""
-
-    def __init__(self, html):
-        super().__init__(convert_charrefs=True)
-        self.open, self.elements, self.text = [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.elements if name == tag]
-
-    @property
-    def words(self):
-        return " ".join(" ".join(self.text).split())
 
 
 @pytest.fixture

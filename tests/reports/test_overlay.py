@@ -1,3 +1,5 @@
+"""Pictures of kept tokens and boxes, pixel by pixel."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,3 +1,5 @@
+"""What an evaluation showed, in sentences: a claim only where its interval allows it."""
+
 import pytest
 
 from vitos.reports.summary import summary

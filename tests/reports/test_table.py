@@ -1,3 +1,5 @@
+"""The tables of an evaluation: their figures, and what is left out."""
+
 import io
 
 import pytest
@@ -62,7 +64,7 @@ def test_a_comparison_on_part_of_the_questions_says_so(results):
 
 
 def test_other_comparisons_are_not_lost(results):
-    assert comparison_sheet(results) is None
+    assert comparison_sheet(results).rows == ()
     row = {"a": "localization", "b": "random", "difference": 0.2, "ci": None, "p_value": None}
     sheet = comparison_sheet({**results, "comparisons": [*results["comparisons"], row]})
     assert sheet.rows == (("Localization branch, all tokens", "Random tokens", "+20.0 points"),)
@@ -76,7 +78,7 @@ def test_columns_without_a_figure_are_left_out(results):
 
 def test_data_sets_are_listed_where_there_are_several(results):
     row = {"num_questions": 10, "sparse": 0.5}
-    assert dataset_sheet({**results, "by_dataset": {"a": row}}) is None
+    assert dataset_sheet({**results, "by_dataset": {"a": row}}).rows == ()
     assert [r[0] for r in dataset_sheet({**results, "by_dataset": {"a": row, "b": row}}).rows] == ["a", "b"]
 
 
@@ -95,6 +97,7 @@ def test_stage_times_and_their_share(results):
     assert rows["Sparsify"] == ("10 ms", "0.5%")
     assert rows["Reason: decode"] == ("–", "–")
     assert rows["One dense pass"] == ("1 s", "49.8%")
+    assert stage_sheet({**results, "seconds_by_stage": {"total": None}}).rows == ()
 
 
 @pytest.mark.parametrize("empty", [{}, "nulls"])

@@ -1,3 +1,5 @@
+"""Figures read from the results, and how they are written."""
+
 import math
 
 import pytest
@@ -23,6 +25,9 @@ from vitos.reports import values as v
         (v.seconds, 0.0, "0 s"),
         (v.seconds, 12345.6, "12346 s"),
         (v.seconds, None, "–"),
+        (v.percent_interval, (0.2, 0.314), "20.0% to 31.4%"),
+        (v.points_interval, [-0.01, 0.04], "−1.0 to +4.0"),
+        (v.points_interval, None, "–"),
     ],
 )
 def test_figures_as_text(write, value, text):
@@ -58,7 +63,7 @@ def test_an_interval_with_an_unknown_end_is_unknown():
 
 def test_difference_turns_round_a_comparison_listed_the_other_way(results):
     gap = v.difference(results, "sparse", "oracle")
-    assert gap == v.Difference(-0.017, v.Interval(-0.04, 0.01), 0.21)
+    assert gap == v.Difference(estimate=-0.017, interval=v.ConfidenceInterval(-0.04, 0.01), p_value=0.21)
 
 
 def test_difference_without_comparison_has_no_interval(results):

@@ -56,7 +56,7 @@ def make_trainer(phantom_records):
 
 @pytest.fixture(scope="session")
 def samples():
-    """`samples(run, step)`: the texts of an update, as written beside the run."""
+    """`samples(run, step)`: the texts of an update, as written in the run's folder."""
     return lambda run, step: json.loads((run / "samples" / f"step-{step}.json").read_text())
 
 
@@ -84,7 +84,7 @@ def full_logprobs():
 
 @pytest.fixture(scope="session")
 def brute_gradients(full_logprobs):
-    """`brute_gradients(policy, batch)`: both branches' gradients, algorithm.md §7 taken literally.
+    """`brute_gradients(policy, batch)`: both branches' gradients, docs/method.md, section 9, taken literally.
 
     O_i is run K times, once with each A_ij; every completion has its own full forward pass; the mean over tokens
     counts each of the K. On policy, so that nothing is clipped.

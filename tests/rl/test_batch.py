@@ -1,5 +1,6 @@
 """A small batch of two questions, G = K = 2, whose losses' inputs are worked out by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +32,13 @@ def rollout(tokens, name):
 
 
 def prompt(length):
-    return Prompt(torch.arange(length), torch.arange(length)[None], torch.zeros(length, dtype=bool), None, length)
+    return Prompt(
+        input_ids=torch.arange(length),
+        position_ids=torch.arange(length)[None],
+        is_visual=torch.zeros(length, dtype=bool),
+        embeddings=None,
+        next_position=length,
+    )
 
 
 def make_batch(iou=((np.nan, np.nan), (np.nan, np.nan)), sparse_accuracy=SPARSE_ACCURACY):
@@ -43,10 +50,9 @@ def make_batch(iou=((np.nan, np.nan), (np.nan, np.nan)), sparse_accuracy=SPARSE_
                 record=None,
                 query=None,
                 localizations=[rollout(3 + i, f"O{p}{i}") for i in range(2)],
-                selections=[],
+                kept=[],
                 reasonings=[[rollout(1 + j, f"R{p}{i}{j}") for j in range(2)] for i in range(2)],
                 rewards=GroupRewards(LOCALIZATION[p], REASONING[p], terms),
-                grid=None,
             )
         )
     return RolloutBatch(groups, [prompt(20), prompt(30)], [prompt(n) for n in (11, 12, 13, 14)])
@@ -88,7 +94,7 @@ def test_questions_without_a_difference_in_outcome_are_left_out_and_counted():
     # Better boxes are an outcome, also where all answers are right.
     assert localization_batch(make_batch(iou=((0.5, 0.5), (0.1, 0.2))), options).skipped == 0
     nothing = localization_batch(make_batch(sparse_accuracy=np.ones((2, 2, 2))), options)
-    assert (nothing.prompts, nothing.skipped, nothing.tokens) == ([], 2, 1)
+    assert (nothing.prompts, nothing.skipped, nothing.tokens, nothing.mean_tokens) == ([], 2, 0, 0)
 
 
 def test_reasoning_pair_group_by_hand():
@@ -135,3 +141,51 @@ def test_parts_and_their_tensors(index):
     np.testing.assert_allclose(positive.numpy(), expected, rtol=1e-6)
     assert positive.dtype == negative.dtype == torch.float32
     np.testing.assert_allclose(negative.numpy(), np.concatenate([branch.negative[i] for i in index]), rtol=1e-6)
+
+
+def test_a_guard_acts_on_all_completions_and_the_others_learn_nothing():
+    options = DualStreamOptions(**OPTIONS)
+    for make, count in ((localization_batch, 2), (reasoning_batch, 4)):
+        kept, everything = make(make_batch(), options), make(make_batch(), options, everything=True)
+        assert len(everything.prompts) == count > len(kept.prompts)
+        assert everything.skipped == kept.skipped == 1
+        assert everything.mean_tokens == kept.mean_tokens == kept.tokens < everything.tokens
+        told = {
+            p.input_ids.shape[0]: (a, b) for p, a, b in zip(kept.prompts, kept.positive, kept.negative, strict=True)
+        }
+        for prompt_, a, b in zip(everything.prompts, everything.positive, everything.negative, strict=True):
+            expected = told.get(len(prompt_), (np.zeros_like(a), np.zeros_like(b)))
+            np.testing.assert_array_equal((a, b), expected)
+
+
+def test_the_token_mean_runs_over_kept_or_all_groups():
+    kept = localization_batch(make_batch(), DualStreamOptions(**OPTIONS))
+    every = localization_batch(make_batch(), DualStreamOptions(**OPTIONS, token_mean="all"))
+    assert texts(kept) == texts(every)
+    assert kept.mean_tokens == 2 * (3 + 4)  # K = 2 times both completions of the one question that counts
+    assert every.mean_tokens == 2 * kept.mean_tokens
+
+
+def test_truncated_completions_are_masked_if_asked_for():
+    batch = make_batch()
+    first = batch.groups[0].localizations[0]
+    batch.groups[0].localizations[0] = replace(first, completion=replace(first.completion, finished=False))
+    plain = localization_batch(batch, DualStreamOptions(**OPTIONS))
+    masked = localization_batch(batch, DualStreamOptions(**OPTIONS, mask_truncated=True))
+    assert texts(plain) == texts(masked)
+    assert plain.positive[0][0] - plain.negative[0][0] > 0
+    assert (masked.positive[0][0], masked.negative[0][0]) == (0, 0)
+    assert (masked.positive[0][1], masked.negative[0][1]) == (plain.positive[0][1], plain.negative[0][1])
+    assert masked.mean_tokens == plain.mean_tokens - 2 * 3
+
+
+def test_a_user_s_reward_is_an_outcome_of_its_branch():
+    batch = make_batch()
+    quiet = batch.groups[1]
+    assert localization_batch(batch, DualStreamOptions(**OPTIONS)).skipped == 1
+    mine = quiet.rewards.terms | {"mine": np.array([0.0, 1.0]), "sparse_mine": np.zeros((2, 2))}
+    other = batch.groups[0].rewards.terms | {"mine": np.zeros(2), "sparse_mine": np.zeros((2, 2))}
+    batch.groups[1] = replace(quiet, rewards=replace(quiet.rewards, terms=mine))
+    batch.groups[0] = replace(batch.groups[0], rewards=replace(batch.groups[0].rewards, terms=other))
+    assert localization_batch(batch, DualStreamOptions(**OPTIONS)).skipped == 0
+    assert reasoning_batch(batch, DualStreamOptions(**OPTIONS)).skipped == 1

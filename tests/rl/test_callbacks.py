@@ -10,10 +10,10 @@ from transformers import TrainerControl, TrainerState
 
 from vitos.engines.base import Sampling
 from vitos.reports.overlay import draw_overlay
-from vitos.reports.samples import write_samples
-from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics
+from vitos.reports.samples import draw_sample
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, read_metrics, write_samples
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
 ROW = '{"step": %d, "reward/localization": 0.5}\n'
@@ -72,17 +72,19 @@ def test_the_bar_shows_figures_and_counts_updates(capsys):
 
 def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy, phantom_records):
     records = phantom_records[:2]
-    plan = RolloutPlan(2, 3, Sampling(24, 1.0), Sampling(14, 1.0), seed=0)
+    plan = RolloutOptions(
+        num_localizations=2, num_reasonings=3, localize=Sampling(24, 1.0), reason=Sampling(14, 1.0), seed=0
+    )
     batch = roll_out(warm_policy, records, ScanStore(warm_policy).get(records), 0, plan, RewardWeights())
-    write_samples(tmp_path, 7, batch.groups)
+    write_samples(tmp_path, 7, batch.groups, draw_sample)
     rows = json.loads((tmp_path / "samples" / "step-7.json").read_text())
     for index, (row, group) in enumerate(zip(rows, batch.groups, strict=True)):
         assert row["id"] == records[index].id
         assert row["overlay"] == f"step-7-{index}.png"
-        for entry, rollout, selection, rewards, answers in zip(
+        for entry, rollout, kept, rewards, answers in zip(
             row["localizations"],
             group.localizations,
-            group.selections,
+            group.kept,
             group.rewards.localization,
             group.reasonings,
             strict=True,
@@ -90,11 +92,11 @@ def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy
             assert entry["text"] == rollout.completion.text
             assert entry["reasonings"] == [answer.completion.text for answer in answers]
             assert entry["rewards"] == list(rewards)
-            assert (entry["kept_ratio"], entry["fallback"]) == (selection.mask.mean(), selection.fallback)
+            assert (entry["kept_ratio"], entry["fallback"]) == (kept.mask.mean(), kept.fallback)
         drawn = draw_overlay(
             Image.open(records[index].image_paths[0]),
-            group.grid,
-            group.selections[0].mask,
+            group.kept[0].grid,
+            group.kept[0].mask,
             group.localizations[0].response.boxes,
             records[index].boxes,
         )

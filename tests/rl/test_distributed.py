@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitos.data.phantom import write_phantoms
-from vitos.nano import resolve_model_path
+from vitos.policy.locate import resolve_model_path
 from vitos.rl.callbacks import read_metrics
 
 WORKER = Path(__file__).with_name("worker.py")

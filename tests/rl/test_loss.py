@@ -1,4 +1,4 @@
-"""The loss against the literal formula of algorithm.md §7: every O_i repeated K times, token by token, in Python."""
+"""The loss against the literal formula of docs/method.md, section 9: each O_i repeated K times, token by token."""
 
 import math
 

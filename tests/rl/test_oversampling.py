@@ -17,7 +17,7 @@ from vitos.rl import oversampling
 from vitos.rl.callbacks import read_metrics
 from vitos.rl.oversampling import further_questions, roll_out_until_full
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutBatch, RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
 
@@ -89,7 +89,7 @@ def test_as_many_are_asked_as_are_lacking_whatever_the_number_of_processes(size,
     assert together == alone
 
     flat = [ident for turn in alone for ident in turn]
-    assert len(flat) == len(set(flat))  # nobody twice
+    assert len(flat) == len(set(flat))  # no question twice
     assert len(alone) <= 1 + rounds
     lacking, left = 4, size
     for turn in alone:
@@ -140,12 +140,14 @@ def run(make_trainer, warm_policy, clone_policy, recorder, tmp_path_factory):
 def test_the_gradient_is_that_of_all_questions_with_a_signal(
     run, warm_policy, clone_policy, phantom_records, samples, brute_gradients
 ):
-    """Against full passes; who is asked follows from the outcomes of a rollout drawn anew."""
+    """Against full passes; who is asked follows from the outcomes of a rollout drawn again."""
     folder, seen = run
     rows, metrics = samples(folder, 1), read_metrics(folder / "metrics.jsonl")
     asked = [next(r for r in phantom_records if r.id == row["id"]) for row in rows]
     policy = clone_policy(warm_policy)
-    plan = RolloutPlan(1, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=3)
+    plan = RolloutOptions(
+        num_localizations=1, num_reasonings=2, localize=Sampling(24, 1.4), reason=Sampling(14, 1.4), seed=3
+    )
     batch = roll_out(policy, asked, ScanStore(policy).get(asked), 0, plan, RewardWeights())
     told = [len(set(group.rewards.terms["sparse_accuracy"].ravel().tolist())) > 1 for group in batch.groups]
     further = [r.id for r in further_questions(phantom_records, {r.id for r in asked[:4]}, seed=3, step=0)]

@@ -73,10 +73,14 @@ def test_a_group_computed_by_hand() -> None:
 @pytest.mark.parametrize(
     ("weights", "localization", "reasoning"),
     [
-        (RewardWeights(1, 0, 0, 0), [[1, 1, 1], [0, 0, 0]], [[1, 1, 0], [1, 0, 1]]),
-        (RewardWeights(0, 1, 0, 0), [[0.5, 0.5, 0.5], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]),
-        (RewardWeights(0, 0, 1, 0), [[1, 1, 1], [0, 0, 0]], [[1, 0, 0], [1, 1, 0]]),
-        (RewardWeights(0, 0, 0, 1), [[1, 0, 0], [1, 1, 0]], [[1, 1, 1], [0, 0, 0]]),  # feedback crosses over
+        (RewardWeights(format=1, iou=0, accuracy=0, feedback=0), [[1, 1, 1], [0, 0, 0]], [[1, 1, 0], [1, 0, 1]]),
+        (RewardWeights(format=0, iou=1, accuracy=0, feedback=0), [[0.5, 0.5, 0.5], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]),
+        (RewardWeights(format=0, iou=0, accuracy=1, feedback=0), [[1, 1, 1], [0, 0, 0]], [[1, 0, 0], [1, 1, 0]]),
+        (
+            RewardWeights(format=0, iou=0, accuracy=0, feedback=1),
+            [[1, 0, 0], [1, 1, 0]],
+            [[1, 1, 1], [0, 0, 0]],
+        ),  # feedback crosses over
     ],
     ids=["format", "iou", "accuracy", "feedback"],
 )
@@ -196,7 +200,7 @@ def test_extra_rewards_go_to_their_branch(branch: Branch, names: set[str]) -> No
 
 @pytest.mark.parametrize("names", [["iou"], ["mine", "mine"]])
 def test_a_name_is_used_once(names: list[str]) -> None:
-    extra = [ExtraReward(name, length, 1.0, "localization") for name in names]
+    extra = [ExtraReward(name, length, weight=1.0, branch="localization") for name in names]
     with pytest.raises(ValueError, match=names[0]):
         group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, extra)
 
@@ -205,14 +209,14 @@ def test_a_name_is_used_once(names: list[str]) -> None:
     "value", [math.nan, math.inf, 10**5000, "1", [1.0], 1j, np.array([1.0, 2.0])], ids=lambda v: type(v).__name__
 )
 def test_results_that_are_no_finite_number_are_errors(value: Any) -> None:
-    extra = ExtraReward("mine", lambda response, record: cast(float, value), 1.0, "reasoning")
+    extra = ExtraReward("mine", lambda response, record: cast(float, value), weight=1.0, branch="reasoning")
     with pytest.raises(RewardError, match="'mine', record 'slake-7': expected a finite number or None"):
         group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, [extra])
 
 
 @pytest.mark.parametrize("value", [True, 1, 1.0, np.float32(1), np.int64(1)])
 def test_any_finite_number_is_a_reward(value: Any) -> None:
-    extra = ExtraReward("mine", lambda response, record: cast(float, value), 1.0, "both")
+    extra = ExtraReward("mine", lambda response, record: cast(float, value), weight=1.0, branch="both")
     assert (group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, [extra]).terms["mine"] == 1.0).all()
 
 
@@ -221,13 +225,19 @@ def test_an_exception_is_an_error_with_a_name_and_a_cause() -> None:
         return 1 / 0
 
     with pytest.raises(RewardError, match="'mine', record 'slake-7': ZeroDivisionError") as caught:
-        group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, [ExtraReward("mine", broken, 1.0, "localization")])
+        group_rewards(
+            record(),
+            LOCALIZATIONS,
+            REASONINGS,
+            WEIGHTS,
+            [ExtraReward("mine", broken, weight=1.0, branch="localization")],
+        )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_an_extra_weight_is_finite() -> None:
     with pytest.raises(ValueError, match="mine"):
-        ExtraReward("mine", length, math.nan, "both")
+        ExtraReward("mine", length, weight=math.nan, branch="both")
 
 
 REWARD_FILE = """
@@ -258,7 +268,11 @@ def reward_file(tmp_path: Path) -> Path:
 def test_a_reward_is_loaded_from_a_file(reward_file: Path) -> None:
     function: RewardFunction = load_reward(f"{reward_file}:short")
     rewards = group_rewards(
-        record(), LOCALIZATIONS, REASONINGS, RewardWeights(0, 0, 0, 0), [ExtraReward("s", function, 2, "both")]
+        record(),
+        LOCALIZATIONS,
+        REASONINGS,
+        RewardWeights(format=0, iou=0, accuracy=0, feedback=0),
+        [ExtraReward("s", function, weight=2, branch="both")],
     )
     np.testing.assert_array_equal(rewards.localization, np.full((2, 3), 2.0))
     assert function(parse_reasoning("x" * 100), record()) == 0.0

@@ -11,15 +11,18 @@ from vitos.core.geometry import TokenGrid
 from vitos.core.sparsify import Fusion
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
-from vitos.policy.plans import Limits, start
+from vitos.policy.branches import Branches
+from vitos.policy.plans import Limits
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.metrics import rollout_metrics, stack
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
-PLAN = RolloutPlan(3, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=5)
+PLAN = RolloutOptions(
+    num_localizations=3, num_reasonings=2, localize=Sampling(24, 1.4), reason=Sampling(14, 1.4), seed=5
+)
 WEIGHTS = RewardWeights(format=0.25, iou=1.0, accuracy=2.0, feedback=0.5)
 
 
@@ -102,16 +105,16 @@ def test_sparse_prompts_hold_the_tokens_of_their_own_boxes(fusion, warm_policy, 
     seen = 0
     for p, group in enumerate(found.groups):
         embeddings = group.query.scan.visuals[0].embeddings
-        dense = policy.reason_prompts([group.query], [None])[0]
+        dense = policy.branches.reason_prompt(group.query)
         for i, rollout in enumerate(group.localizations):
             prompt = found.reason_prompts[3 * p + i]
             inside = [cell for cell in range(64) if any(overlaps(cell, box) for box in rollout.response.boxes)]
             if not inside:
-                assert group.selections[i].fallback
+                assert group.kept[i].fallback
                 assert torch.equal(prompt.embeddings, embeddings)
                 continue
             seen += 1
-            assert not group.selections[i].fallback
+            assert not group.kept[i].fallback
             text = ~dense.is_visual
             text[dense.is_visual.nonzero()[inside, 0]] = True  # text and the tokens inside
             assert torch.equal(prompt.position_ids, dense.position_ids[:, text])
@@ -128,7 +131,7 @@ def overlaps(cell, box):
 
 
 def fused(tokens, inside, beta):
-    """algorithm.md §3, `weighted`, one outside token at a time."""
+    """docs/method.md, section 3, `weighted`: one outside token at a time."""
     gathered = {k: [] for k in inside}
     for d in sorted(set(range(len(tokens))) - set(inside)):
         cosines = [float(torch.cosine_similarity(tokens[d], tokens[k], dim=0)) for k in inside]
@@ -268,10 +271,10 @@ def test_under_plan_gather_both_branches_go_on_behind_one_dense_pass(warm_policy
     prompts = iter(found.reason_prompts)
     for group in found.groups:
         assert group.query.scan.prefix is None  # not held until the update
-        for selection, row in zip(group.selections, group.reasonings, strict=True):
+        for kept, row in zip(group.kept, group.reasonings, strict=True):
             prompt = next(prompts)
             assert int(prompt.is_visual.sum()) == 64
-            assert prompt.cached_length == len(prompt) - int((~selection.mask).sum())
+            assert prompt.cached_length == len(prompt) - int((~kept.mask).sum())
             with torch.no_grad():
                 scores = policy.engine.score([prompt], [[r.completion.token_ids for r in row]], temperature=1.4)
             for rollout, logprobs in zip(row, scores.logprobs, strict=True):
@@ -279,9 +282,7 @@ def test_under_plan_gather_both_branches_go_on_behind_one_dense_pass(warm_policy
                 torch.testing.assert_close(logprobs[:length], rollout.completion.logprobs, rtol=0, atol=1e-3)
 
 
-class Told(SparseVLM):
-    """Writes what is given, by question."""
-
+class ToldBranches(Branches):
     evidence: ClassVar[dict[str, str]] = {}
 
     def read_localization(self, query, completion):
@@ -289,35 +290,42 @@ class Told(SparseVLM):
         return super().read_localization(query, replace(completion, text=text))
 
 
-def test_under_plan_coarse_reasoning_gets_what_the_plan_gives_it(warm_policy, phantom_records):
+class Told(SparseVLM):
+    """Writes what is given, by question."""
+
+    @property
+    def branches(self):
+        return ToldBranches(self.backbone, self.spec)
+
+
+def test_under_plan_coarse_reasoning_gets_what_the_plan_gives_it(warm_policy, phantom_records, monkeypatch):
     """A box, no box, and one smaller than a cell of the reduced image: without a second localization, the whole."""
     records = [replace(r, question=f"{r.question} {i}") for i, r in enumerate(phantom_records[:3])]
     boxes = ("[[0.25, 0.25, 0.63, 0.76]]", "[]", "[[0.3, 0.3, 0.35, 0.35]]")
     policy = Told(warm_policy.backbone, warm_policy.spec).with_spec(plan="coarse")
-    policy.evidence = dict(zip((r.question for r in records), boxes, strict=True))
-    scans = ScanStore(policy, keep_pictures=True, reduced=True).get(records)
+    monkeypatch.setattr(ToldBranches, "evidence", dict(zip((r.question for r in records), boxes, strict=True)))
+    scans = ScanStore(policy).get(records)
     found = roll_out(policy, records, scans, 0, PLAN, WEIGHTS)
     assert all(int(prompt.is_visual.sum()) == 16 for prompt in found.localize_prompts)
     prompts = [found.reason_prompts[i : i + 3] for i in range(0, 9, 3)]
 
-    steps = start(policy, [Query(scans[0], records[0].question)], Limits(), Stopwatch())
+    steps = policy.plan.steps(policy.branches, [Query(scans[0], records[0].question)], Limits(), Stopwatch())
     request = next(steps)
     expected = steps.send([r.completion for r in found.groups[0].localizations[:1]])
     assert (request.branch, expected.branch) == ("localize", "reason")
-    whole = warm_policy.reason_prompts(
-        [Query(s, r.question) for s, r in zip(ScanStore(warm_policy).get(records), records, strict=True)], [None] * 3
-    )
+    scanned = zip(ScanStore(warm_policy).get(records), records, strict=True)
+    whole = [warm_policy.branches.reason_prompt(Query(scan, record.question)) for scan, record in scanned]
     for group, own, prompt in zip(found.groups, prompts, (expected.prompts[0], *whole[1:]), strict=True):
-        assert group.grid == TokenGrid.single(8, 8)
-        for got, selection in zip(own, group.selections, strict=True):
+        assert group.kept[0].grid == TokenGrid.single(8, 8)
+        for got, kept in zip(own, group.kept, strict=True):
             assert torch.equal(got.input_ids, prompt.input_ids)
             assert torch.equal(got.position_ids, prompt.position_ids)
             assert torch.equal(got.embeddings, prompt.embeddings)
-            assert selection.fallback == (group is not found.groups[0])
-            assert selection.mask.sum() == len(got.embeddings) == (64 if selection.fallback else 20)
+            assert kept.fallback == (group is not found.groups[0])
+            assert kept.count == len(got.embeddings) == (64 if kept.fallback else 20)
     assert rollout_metrics(found.groups)["fallback_rate"] == pytest.approx(2 / 3)
 
 
 def test_reduced_images_are_not_read_from_a_cache(warm_policy):
-    with pytest.raises(ValueError, match="no embedding cache holds"):
-        ScanStore(warm_policy, cache=object(), reduced=True)
+    with pytest.raises(ValueError, match="plan coarse begins with reduced images"):
+        ScanStore(warm_policy.with_spec(plan="coarse"), cache=object())

@@ -45,7 +45,7 @@ def test_timetable(schedule, table):
 
 
 def test_alternating_begins_with_localization_wherever_its_stage_starts():
-    stage = Stage("alternating", start=3, steps=4)
+    stage = Stage(name="alternating", start=3, steps=4)
     assert [list(stage.branches(step)) for step in (3, 4, 5)] == [["localization"], ["reasoning"], ["localization"]]
 
 

@@ -5,13 +5,16 @@ import copy
 import pytest
 import torch
 
+from vitos.config.recipe import WarmStartSection
 from vitos.core.geometry import Box
 from vitos.core.record import Record
 from vitos.core.response import parse_localization, parse_reasoning
 from vitos.core.sparsify import Fusion
+from vitos.data.images import load_image
 from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.spec import VitosSpec
-from vitos.rl.sft import Exercise, Lesson, record_lesson, supervised_loss, train_supervised
+from vitos.policy.vlm import SparseVLM
+from vitos.rl.sft import Exercise, Lesson, record_lesson, supervised_loss, train_supervised, warm_start
 
 QUESTION = "<image>What is it?\nA. cyst\nB. mass"
 
@@ -93,7 +96,7 @@ def fresh(backbone):
 
 
 def test_a_handful_of_steps_learns(nano, lessons):
-    from vitos.nano.build import build_nano
+    from scripts.nano_model import build_nano
 
     backbone, losses = build_nano(), []
     before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
@@ -128,7 +131,7 @@ def test_lesson_of_a_record(nano, picture, style):
     """What is learned reads back as the record's boxes and answer, in the style of the spec."""
     boxes = (Box(0.25, 0.5, 0.75, 1.0), Box(0.0, 0.0, 0.5, 0.25))
     image, spec = picture(128, 64), VitosSpec(coordinates=style)
-    lesson = record_lesson(record(boxes=boxes, meta={"thought": "it is dense"}), image, nano, spec)
+    lesson = record_lesson(record(boxes=boxes, meta={"thought": "it is dense"}), [image], nano, spec)
     localize, reason = lesson.exercises
     (visual,) = nano.encode([image])
     read = parse_localization(localize.target, "AB", nano.box_reader(visual, style))
@@ -141,7 +144,7 @@ def test_lesson_of_a_record(nano, picture, style):
 
 def test_a_checkpoint_may_answer_with_the_text_of_an_option(nano, picture):
     spec = VitosSpec(answer_with="text")
-    localize, reason = record_lesson(record(boxes=(Box(0, 0, 0.5, 0.5),)), picture(64, 64), nano, spec).exercises
+    localize, reason = record_lesson(record(boxes=(Box(0, 0, 0.5, 0.5),)), [picture(64, 64)], nano, spec).exercises
     assert localize.target.endswith("</evidence><answer>mass</answer>")
     assert reason.target.endswith("</think><answer>mass</answer>")
     assert parse_reasoning(reason.target, record().options).answer == "B"
@@ -150,11 +153,44 @@ def test_a_checkpoint_may_answer_with_the_text_of_an_option(nano, picture):
 def test_a_tiny_box_is_learned_as_a_box(nano, picture):
     """Narrower than a hundredth: rounded, it would have no width and teach text that does not parse."""
     image = picture(128, 64)
-    lesson = record_lesson(record(boxes=(Box(0.501, 0.5, 0.504, 0.7),)), image, nano, VitosSpec())
+    lesson = record_lesson(record(boxes=(Box(0.501, 0.5, 0.504, 0.7),)), [image], nano, VitosSpec())
     (visual,) = nano.encode([image])
     assert parse_localization(lesson.exercises[0].target, "AB", nano.box_reader(visual, "normalized")).boxes
 
 
 def test_without_boxes_only_the_reasoning_is_learned(nano, picture):
-    (only,) = record_lesson(record(), picture(40, 40), nano, VitosSpec()).exercises
+    (only,) = record_lesson(record(), [picture(40, 40)], nano, VitosSpec()).exercises
     assert only.target == "<think>mass</think><answer>B</answer>"
+
+
+# --- the warm start of a run ----------------------------------------------------------------------------------------
+
+
+def moved(nano, records, unfrozen=None, **section):
+    """Names of the weights that a warm start of two updates changes."""
+    backbone = fresh(nano)
+    before = {name: weight.clone() for name, weight in backbone.model.state_dict().items()}
+    warm_start(SparseVLM(backbone, VitosSpec()), records, WarmStartSection(steps=2, batch_size=2, **section), unfrozen)
+    return {name for name, weight in backbone.model.state_dict().items() if not torch.equal(weight, before[name])}
+
+
+def test_the_warm_start_trains_what_the_training_trains(nano, phantom_records):
+    everything = moved(nano, phantom_records, train_encoder=True)
+    most = moved(nano, phantom_records)
+    assert most == {name for name in everything if "visual" not in name}
+    assert most < everything
+    assert moved(nano, phantom_records, [r"layers\.1\.mlp"]) == {name for name in most if "layers.1.mlp" in name}
+    both = moved(nano, phantom_records, r"layers\.1\.mlp", train_encoder=True)
+    assert both == {name for name in everything if "layers.1.mlp" in name or "visual" in name}
+
+
+def test_a_record_of_two_images_teaches_with_both(nano, phantom_records):
+    one, other = phantom_records[:2]
+    text = f"<image><image>{one.question.removeprefix('<image>')}"
+    both = Record("both", (*one.image_paths[:1], *other.image_paths[:1]), text, one.answer, one.boxes, one.meta)
+    assert moved(nano, [both, one])
+    images = [load_image(path) for path in both.image_paths]
+    lesson = record_lesson(both, images, nano, VitosSpec())
+    assert lesson.images == tuple(images)
+    alone = record_lesson(one, images[:1], nano, VitosSpec())
+    assert [e.target for e in lesson.exercises] == [e.target for e in alone.exercises]

@@ -1,5 +1,6 @@
 """The trainer against brute-force gradients, and runs that stop and go on."""
 
+import copy
 import errno
 import json
 import math
@@ -19,10 +20,12 @@ from vitos.policy.vlm import SparseVLM
 from vitos.rl.callbacks import read_metrics
 from vitos.rl.checkpoint import CheckpointError
 from vitos.rl.rewards import RewardWeights
-from vitos.rl.rollout import RolloutPlan, roll_out
+from vitos.rl.rollout import RolloutOptions, roll_out
 from vitos.scans.store import ScanStore
 
-PLAN = RolloutPlan(2, 2, Sampling(24, 1.4), Sampling(14, 1.4), seed=3)
+PLAN = RolloutOptions(
+    num_localizations=2, num_reasonings=2, localize=Sampling(24, 1.4), reason=Sampling(14, 1.4), seed=3
+)
 
 
 def flat(gradients):
@@ -42,7 +45,7 @@ def combine(a, b, x=1.0, y=1.0):
 
 
 def again(policy, records, rows, step, plan=PLAN):
-    """The rollouts of an update, drawn anew from the ids in its samples."""
+    """The rollouts of an update, drawn again from the ids in its samples."""
     chosen = [next(r for r in records if r.id == row["id"]) for row in rows]
     return roll_out(policy, chosen, ScanStore(policy).get(chosen), step, plan, RewardWeights())
 
@@ -128,7 +131,9 @@ def test_dense_trains_the_reasoning_branch_on_all_tokens(
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["kept_ratio"] for row in rows] == [1.0, 1.0]
     assert all(row["fallback_rate"] == 0 and "clipped/localization" not in row for row in rows)
-    plan = RolloutPlan(2, 2, PLAN.localize, PLAN.reason, seed=3, dense=True)
+    plan = RolloutOptions(
+        num_localizations=2, num_reasonings=2, localize=PLAN.localize, reason=PLAN.reason, seed=3, dense=True
+    )
     policy = clone_policy(warm_policy)
     brute = brute_gradients(policy, again(policy, phantom_records, samples(tmp_path, 1), 0, plan))
     same_direction(seen.gradients[0], brute.reasoning)
@@ -168,18 +173,25 @@ def test_share_mixes_both_gradients(
     same_direction(seen.gradients[1], combine(brute.localization, brute.reasoning, 0.25, 0.75))
 
 
+@pytest.mark.parametrize("skip", [False, True])
 def test_localization_kl_pulls_to_stage_one(
-    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path
+    make_trainer, warm_policy, clone_policy, recorder, phantom_records, samples, full_logprobs, tmp_path, skip
 ):
-    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second."""
+    """Stage 2 begins on the stage-1 policy: no pull at its first update, the gradient of the k3 KL at its second.
+
+    It acts on all localizations, also on those of questions that the rewards say nothing about (`skip`).
+    """
     runs = {}
     for weight in (0.0, 5.0):
         seen, run = recorder(), tmp_path / str(weight)
         policy = clone_policy(warm_policy)
-        make_trainer(policy, run, [seen], localization_kl=weight, reasoning_steps=2, save_steps=1).train()
+        options = {"reasoning_steps": 2, "save_steps": 1, "skip_equal_outcomes": skip, "log_gradient_cosine_steps": 1}
+        make_trainer(policy, run, [seen], localization_kl=weight, **options).train()
         runs[weight] = seen.gradients, read_metrics(run / "metrics.jsonl")
     (free, free_rows), (guarded, rows) = runs.values()
-    assert "reference_kl/localization" not in free_rows[1]
+    assert free_rows[1]["reference_kl/localization"] == 0
+    # The cosine is of the rewards' gradients: a guard changes nothing about it.
+    assert rows[2]["gradient_cosine"] == pytest.approx(free_rows[2]["gradient_cosine"], abs=1e-5)
     assert rows[1]["reference_kl/localization"] == pytest.approx(0, abs=1e-9)
     assert rows[2]["reference_kl/localization"] > 0
     same_direction(guarded[1], free[1])
@@ -321,8 +333,8 @@ def test_final_model_is_an_ordinary_checkpoint(whole, phantom_records, warm_poli
     model, problems = AutoModelForImageTextToText.from_pretrained(run / "model", output_loading_info=True)
     assert not any(problems.values()), problems
     policy = trainer.policy
-    (prompt,) = policy.localize_prompts(
-        [Query(ScanStore(policy).get(phantom_records[:1])[0], phantom_records[0].question)]
+    prompt = policy.branches.localize_prompt(
+        Query(ScanStore(policy).get(phantom_records[:1])[0], phantom_records[0].question)
     )
     from vitos.core.prompt import pad_prompts
 
@@ -340,7 +352,7 @@ def test_a_folder_with_checkpoints_is_refused(resume, whole, make_trainer, warm_
     with pytest.raises(FileExistsError, match=r"holds checkpoint-2; pass --resume"):
         trainer.train(resume_from_checkpoint=resume)
     (tmp_path / "checkpoint-2" / "COMPLETE").unlink()
-    with pytest.raises(CheckpointError, match="checkpoint-2 is no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint-2 is not a complete checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -374,7 +386,7 @@ def test_a_cut_off_checkpoint_costs_its_updates_and_says_so(
     shutil.copy(expected_run / "metrics.jsonl", tmp_path)
     os.truncate(tmp_path / "checkpoint-5" / "optimizer.pt", 1000)
     make_trainer(clone_policy(warm_policy), tmp_path, save_steps=1, **RUN).train(resume_from_checkpoint=True)
-    said = r"checkpoint-5 is of no use: optimizer.pt has 1000 of \d+ bytes; training goes on from checkpoint-4"
+    said = r"checkpoint-5 cannot be used: optimizer.pt has 1000 of \d+ bytes; training goes on from checkpoint-4"
     assert re.search(said, caplog.text)
     assert series(tmp_path) == series(expected_run)
     ours, theirs = weights_of(tmp_path / "model"), weights_of(expected_run / "model")
@@ -416,6 +428,33 @@ def test_lora_trains_adapters_only_and_merges_them(
     assert texts == [[entry["text"] for entry in row["localizations"]] for row in samples(tmp_path, 3)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_adapters_learnt_is_in_the_saved_weights(make_trainer, warm_policy, tmp_path, dtype):
+    """Small steps on bfloat16 weights: merged in bfloat16 nothing of them would be left."""
+    from peft import LoraConfig
+
+    from vitos.core.prompt import pad_prompts
+
+    warm_policy.save_pretrained(tmp_path / "warm")
+    policy = SparseVLM.from_pretrained(tmp_path / "warm", dtype=dtype, device="cpu")
+    before = copy.deepcopy(policy.backbone.model).float()
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    options = {"localization_steps": 2, "reasoning_steps": 2, "learning_rate": 1e-5}
+    trainer = make_trainer(policy, tmp_path, lora=lora, **options)
+    trainer.train()
+    adapted = copy.deepcopy(trainer.model).float()
+    network = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype="auto")
+    assert network.dtype == torch.float32
+    records, fresh = trainer.update.dataset[:1], SparseVLM.from_pretrained(tmp_path / "model", device="cpu")
+    scan = fresh.encode(records[0].image_paths[0])
+    prompt = fresh.branches.localize_prompt(Query(scan, records[0].question))
+    inputs = fresh.backbone.model_inputs(pad_prompts([prompt], 0))
+    with torch.no_grad():
+        start, learnt, saved = (model.eval()(**inputs).logits for model in (before, adapted, network))
+    assert (learnt - start).abs().max() > 1e-5
+    assert (saved - learnt).norm() < 0.01 * (learnt - start).norm()
+
+
 def test_lora_run_goes_on_from_its_checkpoint(make_trainer, warm_policy, clone_policy, tmp_path):
     from peft import LoraConfig
 
@@ -452,9 +491,9 @@ def test_only_weights_that_a_pattern_names_are_trained(make_trainer, warm_policy
 
 def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clone_policy, tmp_path):
     for pattern, words in (
-        ("layers.99", r"'layers.99' is in the name of no weight that trains; names look like model\."),
-        ("visual", "no weight that trains"),  # the encoder, which is frozen
-        ("layers.(", "no regular expression"),
+        ("layers.99", r"'layers.99' is in the name of no weight that is trained; names look like model\."),
+        ("visual", "no weight that is trained"),  # the encoder, which is frozen
+        ("layers.(", "not a regular expression"),
     ):
         with pytest.raises(ValueError, match=words):
             make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters=["norm", pattern])
@@ -463,7 +502,7 @@ def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clo
 
 
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
-    with pytest.raises(ValueError, match="trained under plan two_pass, gather or coarse, not crop"):
+    with pytest.raises(ValueError, match="no model can be trained under plan crop"):
         make_trainer(warm_policy.with_spec(plan="crop"), tmp_path)
     with pytest.raises(ValueError, match="schedule: dense does not go with plan coarse"):
         make_trainer(warm_policy.with_spec(plan="coarse"), tmp_path, schedule="dense")
@@ -485,7 +524,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     where, make_trainer, warm_policy, clone_policy, monkeypatch, tmp_path
 ):
     """The second of four updates is broken, then all: weights and moments stay as they were."""
-    from vitos.rl import gradients as module
+    from vitos.rl import update as module
 
     real, broken = module.policy_loss, {2}
     policy = clone_policy(warm_policy)
@@ -513,7 +552,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
     broken |= {1, 3}
     again = make_trainer(clone_policy(warm_policy), tmp_path / "again", max_skipped_updates=1, **options)
     trainer = again
-    with pytest.raises(FloatingPointError, match=r"the loss of update 2 is .*\['train/.*the 2\. such update in a row"):
+    with pytest.raises(FloatingPointError, match=r"the loss of update 2 is .*\['train/.*2 such updates in a row"):
         again.train()
 
 
@@ -537,7 +576,6 @@ def test_samples_hold_the_texts_and_rewards_of_an_update(whole, phantom_records,
     for row in rows:
         record = next(r for r in phantom_records if r.id == row["id"])
         assert (row["gold"], row["question"]) == (record.answer, record.question)
-        assert (run / "samples" / row["overlay"]).is_file()
         assert [len(entry["reasonings"]) for entry in row["localizations"]] == [2, 2]
     rewards = [entry["rewards"] for row in rows for entry in row["localizations"]]
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])

@@ -18,6 +18,7 @@ import vitos.scans.cache
 from vitos.core.geometry import Rect, TokenGrid, View
 from vitos.core.prompt import VisualTokens
 from vitos.data.images import load_image
+from vitos.policy.branches import Branches
 from vitos.policy.vlm import SparseVLM
 from vitos.scans import build as cache_build
 from vitos.scans.build import build_cache
@@ -51,39 +52,36 @@ def assert_whole(folder, policy, images):
         assert (found.grid, found.resized, found.streams) == (expected.grid, expected.resized, ())
 
 
-class Counting(SparseVLM):
-    def __init__(self, policy):
-        super().__init__(policy.backbone, policy.spec)
-        self.calls = 0
-
-    def encode_many(self, images):
-        self.calls += 1
-        return super().encode_many(images)
+@pytest.fixture
+def encoded(monkeypatch):
+    """The images that the encoder gets, as they come."""
+    seen, encode = [], Branches.encode
+    monkeypatch.setattr(Branches, "encode", lambda self, images: seen.extend(images) or encode(self, images))
+    return seen
 
 
-def test_what_is_read_is_what_the_encoder_says(built, warm_policy, images, phantom_records):
+def test_what_is_read_is_what_the_encoder_says(built, warm_policy, images, phantom_records, encoded):
     assert len(shards(built)) == 4
     assert_whole(built, warm_policy, images)
-    counting = Counting(warm_policy)
     plain = ScanStore(warm_policy).get(phantom_records)
-    cached = ScanStore(counting, cache=EmbeddingCache.open(built, warm_policy.backbone)).get(phantom_records)
-    assert counting.calls == 0
+    encoded.clear()
+    cached = ScanStore(warm_policy, cache=EmbeddingCache.open(built, warm_policy.backbone)).get(phantom_records)
+    assert encoded == []
     for a, b in zip(plain, cached, strict=True):
         assert torch.equal(a.visuals[0].embeddings, b.visuals[0].embeddings)
         assert a.images == b.images
 
 
-def test_every_picture_is_encoded_once(warm_policy, images, tmp_path):
-    counting = Counting(warm_policy)
-    report = build_cache(counting, [*images, *images], tmp_path / "cache")
-    assert counting.calls == report.computed == len(images)
+def test_every_picture_is_encoded_once(warm_policy, images, tmp_path, encoded):
+    report = build_cache(warm_policy, [*images, *images], tmp_path / "cache")
+    assert len(encoded) == report.computed == len(images)
 
 
 def test_tokens_do_not_depend_on_the_batch(warm_policy, images):
     pictures = [load_image(path) for path in images]
-    together = warm_policy.encode_many([[p] for p in pictures])
+    together = warm_policy.branches.encode_many([[p] for p in pictures])
     for picture, scan in zip(pictures, together, strict=True):
-        alone = warm_policy.encode_many([[picture]])[0]
+        alone = warm_policy.branches.encode_many([[picture]])[0]
         assert torch.equal(alone.visuals[0].embeddings, scan.visuals[0].embeddings)
 
 
@@ -120,7 +118,7 @@ def test_several_views_and_streams(warm_policy, tmp_path):
     build_cache(warm_policy, [], tmp_path / "cache")
     write_shard(
         tmp_path / "cache",
-        {image_key(picture): VisualTokens(tensors[0], grid, (28, 56), tuple(tensors[1:]))},
+        {image_key(picture): VisualTokens(tensors[0], grid, resized=(28, 56), streams=tuple(tensors[1:]))},
         torch.float32,
     )
     found = EmbeddingCache.open(tmp_path / "cache", warm_policy.backbone).get(picture)
@@ -165,7 +163,7 @@ def change_attention(backbone, monkeypatch):
 
 
 def change_feature_layer(backbone, monkeypatch):
-    backbone.model.config.vision_feature_layer = -2  # LLaVA has it beside the encoder's own settings
+    backbone.model.config.vision_feature_layer = -2  # LLaVA keeps it outside of the encoder's settings
 
 
 def change_settings(backbone, monkeypatch):
@@ -344,12 +342,11 @@ def test_a_write_that_fails_half_way(warm_policy, images, tmp_path):
 
 
 def test_the_size_is_asked_about_and_compared_with_the_disk(warm_policy, images, tmp_path, monkeypatch):
-    """The case of the issue: 16 k images of 729 tokens of width 3584 in bfloat16 are 78 GiB."""
+    """A large data set: 16 k images of 729 tokens of width 3584 in bfloat16 are 78 GiB."""
     many = images * 2000
-    large = VisualTokens(torch.empty(729, 3584, device="meta"), TokenGrid.single(27, 27), (756, 756))
-    policy = SimpleNamespace(
-        backbone=warm_policy.backbone, encode_many=lambda groups: [SimpleNamespace(visuals=(large,)) for _ in groups]
-    )
+    large = VisualTokens(torch.empty(729, 3584, device="meta"), TokenGrid.single(27, 27), resized=(756, 756))
+    branches = SimpleNamespace(encode=lambda images: [large] * len(images))
+    policy = SimpleNamespace(backbone=warm_policy.backbone, branches=branches)
     free = [200 << 30]
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[0]))
     with pytest.raises(CacheError, match=r"16000 images make about 77\.9 GiB .*4\.98 MiB each.*confirm with --yes"):
@@ -369,7 +366,7 @@ def test_a_confirmed_size_is_built(warm_policy, images, tmp_path, monkeypatch):
 
 
 def read_all(arguments):
-    """In a process of its own: digests of all tokens, read in its own order."""
+    """In a separate process: digests of all tokens, read in another order."""
     folder, model, images, seed = arguments
     torch.set_num_threads(1)
     cache = EmbeddingCache.open(folder, SparseVLM.from_pretrained(model, device="cpu").backbone)

@@ -1,9 +1,9 @@
-"""The embedded model and the demo's examples, once for each file."""
+"""The embedded model and the demo's examples, made once per test file."""
 
 import pytest
 
 from vitos.policy.vlm import SparseVLM
-from vitos.serve.demo import inputs as given
+from vitos.serve.demo import inputs
 
 
 @pytest.fixture(scope="module")
@@ -13,4 +13,4 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    return given.draw_examples(tmp_path_factory.mktemp("examples"))
+    return inputs.draw_examples(tmp_path_factory.mktemp("examples"))

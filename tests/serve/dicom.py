@@ -5,7 +5,7 @@ import pytest
 
 
 def write_dicom(path, frames=1):
-    """`frames` slices of 64 x 64, together -1000 to 2000 HU, window 40,400."""
+    """Write `frames` slices of 64 x 64 pixels, whose values rise from -1000 to 2000 HU; window 40,400."""
     pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
     values = np.linspace(-1000, 2000, frames * 64 * 64).reshape(frames, 64, 64).astype(np.int16)
     data = pydicom.Dataset()

@@ -1,8 +1,8 @@
-"""What a model family has to say about itself, and what all families share.
+"""The class `Backbone`: what a model family defines, and what all families share.
 
-A family is one file with one subclass of `Backbone`. It answers: how are pixels prepared, what are the visual tokens
-and where do they look, which positions do they take, how are they handed to the Hugging Face model, and which numbers
-does the family write for a box. Nothing else in the package knows a family.
+A family is one file with one subclass. It says how pixels are prepared, what the visual tokens are and which part of
+the image each one covers, which positions they take, how they are passed to the Hugging Face model, and which numbers
+the family writes for a box. No other file of the package knows a family; docs/backbone.md says how to add one.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from vitos.core.record import IMAGE_PLACEHOLDER
 CoordinateStyle = Literal["normalized", "absolute", "per_mille"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a family can do; what it cannot is refused with its name.
+    """What a family can do. A request for anything else is refused with the family's name.
 
     Attributes:
-        several_images: more than one image in a prompt.
-        extra_streams: visual features enter early layers too (DeepStack) and are pruned with the same mask.
-        native_coordinates: the convention of the family's own grounding skill.
-        bidirectional_views: visual tokens of one view attend to one another in both directions.
-        any_resolution: the encoder takes images of any size, in steps of one visual token, so that one can be seen
-            coarsely and in parts (`layout`, `encode_reduced`, `encode_cells`).
+        several_images: whether a prompt may have more than one image.
+        extra_streams: whether visual features also enter early layers (DeepStack); they are pruned by the same mask.
+        native_coordinates: the convention in which the family was trained to write boxes.
+        bidirectional_views: whether the visual tokens of one view attend to one another in both directions.
+        any_resolution: whether the encoder takes images of any size, in steps of one visual token, so that an image
+            can be encoded coarsely and in parts (`layout`, `encode_reduced`, `encode_cells`).
     """
 
     several_images: bool
@@ -48,15 +48,16 @@ class Capabilities:
     any_resolution: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionGeometry:
-    """Everything that decides which pixel ends in which visual token; saved with a checkpoint, checked at load.
+    """Everything that decides which pixel goes into which visual token; saved with a checkpoint, checked at load.
 
     Attributes:
-        patch_size: pixels on a side of a patch of the vision encoder.
-        merge_size: patches on a side of a visual token.
-        min_pixels, max_pixels: bounds of the image that the encoder sees; alike where its size is fixed.
-        rules: what else a family's image processor decides, such as padding, by a name of the family's own.
+        patch_size: side of a patch of the vision encoder, in pixels.
+        merge_size: side of a visual token, in patches.
+        min_pixels: smallest area of the image that the encoder sees, in pixels.
+        max_pixels: largest area; equal to `min_pixels` for an encoder of fixed size.
+        rules: further settings of the image processor, such as padding, under names that the family chooses.
     """
 
     patch_size: int
@@ -66,78 +67,112 @@ class VisionGeometry:
     rules: Mapping[str, int | float | bool] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class VllmModel:
+    """How vLLM finds the class that runs a family with part of its visual tokens; nothing is imported here.
+
+    Attributes:
+        architecture: name that vLLM knows the class by, for `hf_overrides={"architectures": [...]}`.
+        model: the class, as "module:Class".
+        config: a vLLM `VerifyAndUpdateConfig` that changes the model's config first, as "module:Class"; empty if
+            none is needed.
+    """
+
+    architecture: str
+    model: str
+    config: str = ""
+
+
 class Backbone(ABC):
     """One loaded model with its tokenizer and image processor.
 
     Attributes:
+        model_types: the `model_type`s of the Hugging Face configs that the family loads; each belongs to one family.
+            They are not inherited: a class that names none is a base for others, not a family.
+        capabilities: what the family can do.
+        vllm_model: the class that vLLM runs it with; None if vLLM cannot run it.
         model: the unmodified Hugging Face model.
         tokenizer: its tokenizer, with a chat template.
         image_processor: its PIL image processor.
+        companions: content of the other small files of the checkpoint, by name.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ()
     capabilities: ClassVar[Capabilities]
+    vllm_model: ClassVar[VllmModel | None] = None
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.companions: Mapping[str, bytes] = {}
 
     # --- what a family defines --------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def geometry(self) -> VisionGeometry:
-        """The geometry in force."""
+        """The geometry that the loaded image processor and encoder have."""
 
     @property
     @abstractmethod
     def vision_modules(self) -> Sequence[torch.nn.Module]:
-        """Encoder and merger: frozen during RL, their output computed once per image."""
+        """Encoder and merger: frozen during RL, so that their output is computed once per image."""
 
     @abstractmethod
     def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
-        """Visual tokens of each RGB image; differentiable where gradients are on."""
+        """Visual tokens of each RGB image; differentiable if gradients are enabled."""
 
     @classmethod
     @abstractmethod
     def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
-        """Visual tokens of the largest image, from a configuration alone; for estimates of memory.
+        """Number of visual tokens of the largest image, from a configuration alone; for estimates of memory.
 
         Args:
-            max_pixels: limit of the resized image; None: the library's own. Without effect where the size is fixed.
+            config: the Hugging Face config of the whole model.
+            max_pixels: largest area of the resized image in pixels; None for the library's limit. It has no effect
+                on a family with images of fixed size.
         """
 
     # --- what most families leave as it is --------------------------------------------------------------------------
 
     @property
     def visual_token(self) -> str:
-        """The placeholder in the text that stands for one visual token."""
+        """The text of the placeholder of one visual token."""
         return str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
 
     @property
     def image_marker(self) -> str:
-        """What the chat template writes for an image."""
+        """The text that the chat template writes for an image."""
         return self.visual_token
 
     def image_text(self, visual: VisualTokens) -> str:
-        """What the family's processor puts in the marker's place: a placeholder for every visual token, in order."""
+        """The text that replaces the marker, as in the family's processor: one placeholder per visual token."""
         return self.visual_token * visual.grid.num_tokens
 
     def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
-        """Position ids of the dense prompt, shape (axes, T), given where its visual tokens stand, bool (T,)."""
+        """Position ids of the dense prompt, shape (axes, T).
+
+        Args:
+            is_visual: True at the placeholders of visual tokens, bool, shape (T,).
+            visuals: the visual tokens of each image, in the order of the prompt.
+        """
         return torch.arange(len(is_visual), device=is_visual.device)[None]
 
     def encoder_attention(self, image: Image.Image) -> Attention:
-        """What every visual token of an RGB image receives in a late layer of the vision encoder, and its keys there.
+        """Attention that each visual token of an RGB image receives in a late layer of the encoder, and its keys.
 
         Raises:
-            ValueError: for a family that does not say how.
+            ValueError: for a family that does not define it.
         """
-        raise ValueError(f"{type(self).__name__} does not say which encoder attention its visual tokens receive")
+        raise ValueError(
+            f"{type(self).__name__} does not say which encoder attention its visual tokens receive; use another "
+            "selector, or define `encoder_attention`"
+        )
 
     def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
         """Keyword arguments for the model's `forward` that run a padded batch of prompts."""
-        positions = batch.position_ids
+        positions = batch.position_ids  # (axes, B, T); a model with one axis takes (B, T)
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
@@ -148,7 +183,7 @@ class Backbone(ABC):
         return inputs
 
     def layout(self, image: Image.Image) -> tuple[TokenGrid, tuple[int, int]]:
-        """Grid and resized width and height that `encode` would give an image; needs `any_resolution`."""
+        """The grid, and the resized width and height, that `encode` would give an image; needs `any_resolution`."""
         raise self._one_resolution()
 
     def encode_reduced(self, image: Image.Image) -> VisualTokens:
@@ -156,10 +191,11 @@ class Backbone(ABC):
         raise self._one_resolution()
 
     def encode_cells(self, image: Image.Image, rectangles: Sequence[tuple[int, int, int, int]]) -> tuple[Tensor, ...]:
-        """Visual tokens of parts of an image at full resolution, each part encoded as if there were nothing else.
+        """Visual tokens of parts of an image at full resolution, each part encoded alone.
 
         Args:
-            rectangles: of cells of the image's grid: top, left, bottom, right, ends not included.
+            image: the whole RGB image.
+            rectangles: the parts, in cells of the image's grid: top, left, bottom, right, ends not included.
 
         Returns:
             The embeddings and any extra streams, each (n, hidden), rectangle by rectangle, row by row.
@@ -167,11 +203,13 @@ class Backbone(ABC):
         raise self._one_resolution()
 
     def _one_resolution(self) -> ValueError:
-        return ValueError(f"{type(self).__name__} sees every image at one resolution; it has no other and no parts")
+        return ValueError(
+            f"{type(self).__name__} encodes every image at one resolution, not coarsely or in parts; use another plan"
+        )
 
     def encoder_output(self, batch: PromptBatch) -> Any:
         """The batch's visual tokens in the form in which the model's own encoder returns them."""
-        features: Any = batch.embeddings[None]  # (images, tokens, hidden), as of one image
+        features: Any = batch.embeddings[None]  # (1, V, hidden): as if all were tokens of one image
         return BaseModelOutputWithPooling(pooler_output=features)
 
     # --- what follows from it ---------------------------------------------------------------------------------------
@@ -204,21 +242,21 @@ class Backbone(ABC):
 
     @cached_property
     def banned_token_ids(self) -> tuple[int, ...]:
-        """Special tokens that must never be sampled: image placeholders above all, but not the stop tokens."""
+        """Special tokens that must never be sampled, above all image placeholders; stop tokens are not among them."""
         special = {*self.tokenizer.convert_tokens_to_ids(list(self._special_tokens)), self.visual_token_id}
         return tuple(sorted(special - set(self.stop_token_ids)))
 
     @property
     def cache_refusal(self) -> str:
-        """Why no entries can be picked from the model's KV cache; empty if they can.
+        """The reason why no entries can be picked from the model's KV cache; empty if they can be.
 
-        With sliding-window attention it holds the last tokens only, and counts places in it instead of positions.
+        With sliding-window attention the cache holds the last tokens only, and counts its own slots, not positions.
         """
         kinds = layer_kinds(self.model.config.get_text_config())
         if others := ", ".join(sorted(kinds - {"full_attention"})):
             return (
-                f"{type(self).__name__} has layers of {others}, whose cache does not hold every token: none can be "
-                "gathered from it; use plan two_pass, dense or crop"
+                f"{type(self).__name__} has layers of {others}, whose cache does not hold every token, so that none "
+                "can be gathered from it; use plan two_pass, dense or crop"
             )
         return ""
 
@@ -226,10 +264,11 @@ class Backbone(ABC):
         """The dense prompt of one user message.
 
         Args:
-            text: the message with one `<image>` for each of `visuals`. Special tokens in it are escaped.
+            text: the message, with one `<image>` per image. Special tokens in it are escaped.
+            visuals: the visual tokens of each image, in the order of the placeholders.
 
         Raises:
-            ValueError: if placeholders and images differ in number, or the family takes one image only.
+            ValueError: if the numbers of placeholders and images differ, or the family takes one image only.
         """
         pieces = text.split(IMAGE_PLACEHOLDER)
         if len(pieces) - 1 != len(visuals):
@@ -245,19 +284,20 @@ class Backbone(ABC):
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        # Placed in the text, not among the ids: line breaks around an image join those of the template into one token.
+        # Inserted into the text, not among the ids: line breaks of text and template may be one token.
         pieces = chat.split(self.image_marker)
         if len(pieces) - 1 != len(visuals):
             raise ValueError(
                 f"the chat template writes {self.image_marker} {len(pieces) - 1} times for {len(visuals)} images"
             )
         chat = pieces[0] + "".join(self.image_text(v) + p for v, p in zip(visuals, pieces[1:], strict=True))
-        # A Llama tokenizer opens every text itself, and the library lets it, unless the chat template did so already.
+        # A Llama tokenizer begins every text with its first token, unless the chat template has already written it.
         opened = bool(self.tokenizer.bos_token) and chat.startswith(self.tokenizer.bos_token)
         input_ids = torch.tensor(self.tokenizer(chat, add_special_tokens=not opened)["input_ids"], device=self.device)
-        is_visual = input_ids == self.visual_token_id
+        self.check_room(len(input_ids), 0)
+        is_visual = input_ids == self.visual_token_id  # (T,)
         empty = torch.zeros(0, self.model.config.get_text_config().hidden_size, device=self.device)
-        positions = self.position_ids(is_visual, visuals)
+        positions = self.position_ids(is_visual, visuals)  # (axes, T)
         return Prompt(
             input_ids=input_ids,
             position_ids=positions,
@@ -267,13 +307,37 @@ class Backbone(ABC):
             streams=tuple(torch.cat(parts) for parts in zip(*(v.streams for v in visuals), strict=True)),
         )
 
+    @property
+    def context_length(self) -> int | None:
+        """Largest number of tokens that prompt and answer may have together; None if the config names none."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    def check_room(self, tokens: int, more: int) -> None:
+        """Refuse a prompt that is too long for the model.
+
+        Args:
+            tokens: number of tokens of the prompt, visual ones included.
+            more: largest number of tokens that may be written behind it.
+
+        Raises:
+            ValueError: if they do not fit; it names both numbers.
+        """
+        context = self.context_length
+        if context is not None and tokens + more > context:
+            answer = f" and an answer of up to {more}" if more else ""
+            raise ValueError(
+                f"the prompt has {tokens} tokens{answer}, but the model's context is {context}: shorten the question, "
+                "use a smaller image, or allow a shorter answer"
+            )
+
     def escape(self, text: str) -> str:
-        """Text in which no special token is left: a space is put behind its first character."""
+        """The text without special tokens: each one gets a space after its first character."""
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     @cached_property
     def _special_tokens(self) -> set[str]:
-        """Those with a role of their own and those only marked as special, such as Gemma's `<start_of_turn>`."""
+        """Tokens with a role, and tokens that are only marked as special, such as Gemma's `<start_of_turn>`."""
         marked = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         return marked | set(self.tokenizer.all_special_tokens)
 
@@ -286,13 +350,18 @@ class Backbone(ABC):
     # --- coordinates ------------------------------------------------------------------------------------------------
 
     def write_box(self, box: Box, visual: VisualTokens, style: CoordinateStyle) -> list[str]:
-        """The four numbers of a box as the model writes them: two decimals, or whole pixels or per mille.
+        """The four numbers of a box as the model writes them: two decimals, whole pixels, or per mille.
 
-        The numbers are those of the picture that the model sees: of a cropped image, of the crop. A box so thin that
-        both its sides would be written alike is written one unit wide around its first side.
+        The numbers refer to the picture that the model sees; if the image was cropped, to the crop. A box whose two
+        sides would be written as the same number is written one unit wide instead, from its first side.
+
+        Args:
+            box: in fractions of the original image.
+            visual: the visual tokens of that image.
+            style: the convention for the numbers.
 
         Raises:
-            ValueError: if nothing of the box lies in that picture.
+            ValueError: if no part of the box lies in that picture.
         """
         box = into_crop(box, visual.grid.shown)
         units = (100, 100, 100, 100) if style == "normalized" else _scales(visual, style)
@@ -308,7 +377,10 @@ class Backbone(ABC):
     def box_reader(
         self, visual: VisualTokens, style: CoordinateStyle
     ) -> Callable[[tuple[float, float, float, float]], Box | None]:
-        """The inverse: four numbers as written → a box of the original image, or None if they are no valid box."""
+        """The inverse of `write_box`: a function from four written numbers to a box of the original image.
+
+        It returns None for numbers that are not a valid box.
+        """
 
         def read(numbers: tuple[float, float, float, float]) -> Box | None:
             try:
@@ -321,7 +393,7 @@ class Backbone(ABC):
 
 
 def _scales(visual: VisualTokens, style: CoordinateStyle) -> tuple[int, int, int, int]:
-    """Units per image width and height, for x1, y1, x2, y2."""
+    """Units per width or height of the image, for x1, y1, x2 and y2."""
     if style == "normalized":
         return (1, 1, 1, 1)
     width, height = (1000, 1000) if style == "per_mille" else visual.resized
@@ -329,6 +401,6 @@ def _scales(visual: VisualTokens, style: CoordinateStyle) -> tuple[int, int, int
 
 
 def layer_kinds(config: Any) -> set[str]:
-    """The kinds of attention that a text config's layers have, by the library's names."""
+    """The kinds of attention layers in a text config, by the library's names."""
     window = getattr(config, "sliding_window", None)
     return set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])

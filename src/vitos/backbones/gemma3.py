@@ -1,17 +1,17 @@
-"""Gemma 3 and its descendants (MedGemma): 256 tokens for every view, which attend to one another in both directions.
+"""Gemma 3 and models made from it (MedGemma): 256 visual tokens per view, which attend to one another both ways.
 
-What is peculiar:
+What sets it apart:
 
-- The image is stretched to 896 x 896 px, and 4 x 4 patches are averaged into one token: 16 x 16 tokens, whatever the
-  image. Pan-and-scan (off unless the image processor says `do_pan_and_scan: true`) adds crops of a long image, each
-  another view with its own run of tokens and a sentence around them all.
+- The image is stretched to 896 x 896 px, and 4 x 4 patches are averaged into one token: 16 x 16 tokens for any image.
+  Pan-and-scan (off unless the image processor has `do_pan_and_scan: true`) adds crops of a long image. Each crop is a
+  further view with its own run of tokens, and a sentence introduces them.
 - The tokens of one view attend to one another in both directions; everything else is causal. The library finds the
   views as runs of `token_type_ids == 1`. The text between two views stays when tokens are dropped, so the kept tokens
-  of a view are still one run, and of two views two. While decoding no token types are passed and all is causal; that
-  is right because a prompt is never cut before its last visual token (`Prompt.head`).
-- Five layers in six see a sliding window (1024 tokens), which the library counts in tokens of the cache, not in
-  positions. So a sparse prompt reaches further back than the dense one where the dense one is longer than the window;
-  up to that length both see everything.
+  of each view are still a run. While decoding, no token types are passed and all attention is causal. That is correct
+  because a prompt is never cut before its last visual token (`Prompt.head`).
+- Five layers in six have a sliding window (1024 tokens), which the library counts in tokens of the cache, not in
+  positions. A sparse prompt therefore reaches further back than the dense one if the dense one is longer than the
+  window. Up to that length, both see everything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
 from vitos.core.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
 from vitos.core.prompt import PromptBatch, VisualTokens
 
-# What the library's processor takes where a checkpoint's image processor says nothing (published ones say null).
+# What the library's processor uses for settings that a checkpoint leaves out (they are null in the published ones).
 PAN_AND_SCAN: dict[str, int | float | bool] = {
     "do_pan_and_scan": False,
     "pan_and_scan_min_crop_size": 256,
@@ -38,12 +38,13 @@ PAN_AND_SCAN: dict[str, int | float | bool] = {
 
 
 class Gemma3(Backbone):
-    """`Gemma3ForConditionalGeneration` behind the package's protocol.
+    """Backbone of `Gemma3ForConditionalGeneration`.
 
     Raises:
-        ValueError: for flash attention, whose masks in the library are causal everywhere, without a word.
+        ValueError: for flash attention, where the library uses a causal mask everywhere and does not say so.
     """
 
+    model_types = ("gemma3",)
     capabilities = Capabilities(
         several_images=True, extra_streams=False, native_coordinates="normalized", bidirectional_views=True
     )
@@ -63,12 +64,16 @@ class Gemma3(Backbone):
         pixels = size["height"] * size["width"]
         merge = vision.image_size // vision.patch_size // self._tokens_per_side
         return VisionGeometry(
-            vision.patch_size, merge, pixels, pixels, pan if pan["do_pan_and_scan"] else {"do_pan_and_scan": False}
+            patch_size=vision.patch_size,
+            merge_size=merge,
+            min_pixels=pixels,
+            max_pixels=pixels,
+            rules=pan if pan["do_pan_and_scan"] else {"do_pan_and_scan": False},
         )
 
     @classmethod
     def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
-        """Without pan-and-scan, whose crops have as many tokens each."""
+        """The tokens of one view; each crop of pan-and-scan would add the same number."""
         return int(config.mm_tokens_per_image)
 
     @property
@@ -80,7 +85,7 @@ class Gemma3(Backbone):
         return str(self.tokenizer.boi_token)
 
     def image_text(self, visual: VisualTokens) -> str:
-        """Every view is a run of placeholders between two marks; crops are introduced by a sentence."""
+        """Each view as a run of placeholders between two marks, the crops after a sentence that introduces them."""
         whole, *crops = (
             f"\n\n{self.tokenizer.boi_token}{self.visual_token * view.num_tokens}{self.tokenizer.eoi_token}\n\n"
             for view in visual.grid.views
@@ -98,7 +103,7 @@ class Gemma3(Backbone):
             pixels["pixel_values"].to(self.device), return_dict=True
         ).pooler_output
         size, side = self.image_processor.size, self._tokens_per_side
-        per_image = features.split([1 + int(crops) for crops in pixels["num_crops"]])
+        per_image = features.split([1 + int(crops) for crops in pixels["num_crops"]])  # each (views, 256, hidden)
         return [
             VisualTokens(
                 views.flatten(0, 1),
@@ -109,23 +114,23 @@ class Gemma3(Backbone):
         ]
 
     def model_inputs(self, batch: PromptBatch) -> dict[str, Any]:
-        """Beside the common ones, where the visual tokens stand: the bidirectional part of the attention mask."""
-        is_visual = (batch.input_ids == self.visual_token_id) & batch.attention_mask.bool()
+        """The common arguments, and the places of the visual tokens for the bidirectional part of the mask."""
+        is_visual = (batch.input_ids == self.visual_token_id) & batch.attention_mask.bool()  # (B, T)
         return super().model_inputs(batch) | {"token_type_ids": is_visual.long()}
 
     @property
     def _tokens_per_side(self) -> int:
-        """Visual tokens along either side of a view."""
+        """Number of visual tokens along a side of a view."""
         return math.isqrt(self.model.config.mm_tokens_per_image)
 
     @property
     def _pan_and_scan(self) -> dict[str, int | float | bool]:
-        """Its settings in force."""
+        """The settings of pan-and-scan that apply."""
         given = {name: getattr(self.image_processor, name, None) for name in PAN_AND_SCAN}
         return PAN_AND_SCAN | {name: value for name, value in given.items() if value is not None}
 
     def _crops(self, image: Image.Image) -> list[Rect]:
-        """Rectangles of the crops that pan-and-scan cuts, read off images of column and of row numbers."""
+        """Rectangles of the crops, found by cutting images whose pixels are their column and row numbers."""
         settings = self._pan_and_scan
         if not settings.pop("do_pan_and_scan"):
             return []

@@ -1,12 +1,12 @@
 """InternVL3 and InternVL3.5 in their Hugging Face form: tiles of one image, then a thumbnail of the whole.
 
-What is peculiar: the image is stretched to the grid of tiles (448 px each) whose shape is nearest to its own, every
-tile is encoded alone, and pixel shuffle joins 2 x 2 patches into one token, 16 x 16 for a tile. Where there is more
-than one tile, the stretched whole image follows as a last view. So a box keeps tokens in its tile(s) and in the
-thumbnail. Stretching shifts no fraction of the image, so every tile's rectangle is exact.
+What sets them apart: the image is stretched to the grid of tiles (448 px each) whose shape is closest to its own. Each
+tile is encoded alone, and pixel shuffle joins 2 x 2 patches into one token: 16 x 16 tokens per tile. If there is more
+than one tile, the stretched whole image follows as a last view, so a box keeps tokens in its tiles and in the
+thumbnail. Stretching does not change fractions of the image, so the rectangle of each tile is exact.
 
-The processor of the library always cuts tiles, whatever `crop_to_patches` says in a checkpoint's image processor
-(the published ones say false); so does this one. `max_patches: 1` there turns tiles off.
+The library's processor always cuts tiles, whatever `crop_to_patches` is in a checkpoint's image processor (it is false
+in the published ones), and so does this one. `max_patches: 1` there turns tiles off.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from vitos.core.prompt import VisualTokens
 
 
 class InternVL(Backbone):
-    """`InternVLForConditionalGeneration` behind the package's protocol."""
+    """Backbone of `InternVLForConditionalGeneration`."""
 
+    model_types = ("internvl",)
     capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="per_mille")
 
     @property
@@ -46,7 +47,7 @@ class InternVL(Backbone):
 
     @classmethod
     def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
-        """12 tiles, the library's limit, and the thumbnail."""
+        """The tokens of 12 tiles, which is the library's limit, and of the thumbnail."""
         return 13 * int(config.image_seq_length)
 
     @property
@@ -54,7 +55,7 @@ class InternVL(Backbone):
         return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
 
     def image_text(self, visual: VisualTokens) -> str:
-        """All views of an image in one run of placeholders, the thumbnail last."""
+        """One run of placeholders for all views of an image, the thumbnail last."""
         return f"<img>{self.visual_token * visual.grid.num_tokens}</img>"
 
     def encode(self, images: Sequence[Image.Image]) -> list[VisualTokens]:
@@ -64,11 +65,11 @@ class InternVL(Backbone):
         features = self.model.model.get_image_features(
             pixels["pixel_values"].to(self.device), return_dict=True
         ).pooler_output
-        per_image = features.split([int(n) for n in pixels["num_patches"]])
+        per_image = features.split([int(n) for n in pixels["num_patches"]])  # each (views, tokens, hidden)
         return [self._visual(image, views) for image, views in zip(images, per_image, strict=True)]
 
     def _visual(self, image: Image.Image, features: torch.Tensor) -> VisualTokens:
-        """Name where the views (views, tokens, hidden) of an image look."""
+        """The features (views, tokens, hidden) of one image, with the rectangle that each view covers."""
         cols, rows = self._tiles(image)
         rects = [Rect(c / cols, r / rows, (c + 1) / cols, (r + 1) / rows) for r in range(rows) for c in range(cols)]
         if len(rects) > 1:
@@ -80,12 +81,12 @@ class InternVL(Backbone):
 
     @property
     def _tile(self) -> tuple[int, int]:
-        """Width and height of a tile in pixels."""
+        """Width and height of a tile, in pixels."""
         size = self.image_processor.size
         return size["width"], size["height"]
 
     def _tiles(self, image: Image.Image) -> tuple[int, int]:
-        """Columns and rows of tiles that the image processor cuts."""
+        """Number of columns and rows of tiles that the image processor cuts."""
         processor, (width, height) = self.image_processor, self._tile
         if processor.max_patches == 1:
             return 1, 1

@@ -1,8 +1,8 @@
-"""What the Qwen-VL families share: smart resize, one token per merged patch, M-RoPE.
+"""What the Qwen-VL families share: smart resize, one visual token per merged patch, M-RoPE.
 
-The image is resized to multiples of patch x merge pixels within a pixel budget (so the aspect ratio shifts a little,
-which fractions of the image do not notice). Positions have three axes (time, row, column), and text goes on after an
-image at the largest of them.
+The image is resized to multiples of patch x merge pixels within a pixel budget. This changes the aspect ratio a
+little, but not the place of a box in fractions of the image. Positions have three axes (time, row, column), and text
+continues after an image at the largest of them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ from vitos.core.prompt import PromptBatch, VisualTokens
 
 
 class QwenVL(Backbone):
-    """A `Qwen…VLForConditionalGeneration` behind the package's protocol; a family says what it has of its own."""
+    """Base of the Qwen-VL families: a family adds its capabilities and, if it has any, its extra streams."""
 
     @property
     def geometry(self) -> VisionGeometry:
         processor, size = self.image_processor, self.image_processor.size
-        return VisionGeometry(processor.patch_size, processor.merge_size, size["shortest_edge"], size["longest_edge"])
+        return VisionGeometry(
+            patch_size=processor.patch_size,
+            merge_size=processor.merge_size,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+        )
 
     @classmethod
     def most_visual_tokens(cls, config: Any, max_pixels: int | None = None) -> int:
         vision = config.vision_config
-        # 16384 tokens are the published checkpoints' limit: 12845056 pixels of 28 x 28, 16777216 of 32 x 32.
+        # The published checkpoints allow 16384 tokens: 12845056 pixels in cells of 28 x 28, 16777216 of 32 x 32.
         return max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2 if max_pixels else 16384
 
     @property
@@ -62,7 +67,7 @@ class QwenVL(Backbone):
     def encode_reduced(self, image: Image.Image) -> VisualTokens:
         (view,) = self.layout(image)[0].views
         rows, cols = max(1, view.rows // 2), max(1, view.cols // 2)
-        if 1 in (view.rows, view.cols):  # a row or column of cells: a quarter of its length
+        if 1 in (view.rows, view.cols):  # a single row or column of cells is cut to a quarter of its length
             rows, cols = (max(1, n // 4) if n > 1 else 1 for n in (view.rows, view.cols))
         side = self.geometry.patch_size * self.geometry.merge_size
         small = image.resize((cols * side, rows * side), self.image_processor.resample)
@@ -73,7 +78,7 @@ class QwenVL(Backbone):
         pixels = self.image_processor(images=[image], return_tensors="pt")
         merge = self.geometry.merge_size
         ((_, rows, cols),) = (pixels["image_grid_thw"] // torch.tensor([1, merge, merge])).tolist()
-        # The patches of one visual token lie together.
+        # The processor puts the patches of one visual token next to each other: (rows, cols, merge * merge, pixels).
         patches = pixels["pixel_values"].unflatten(0, (rows, cols, merge**2))
         parts = [patches[top:bottom, left:right].flatten(0, 2) for top, left, bottom, right in rectangles]
         grids = [(1, (bottom - top) * merge, (right - left) * merge) for top, left, bottom, right in rectangles]
@@ -81,21 +86,21 @@ class QwenVL(Backbone):
         return tuple(torch.cat(stream) for stream in zip(*(visual.tensors for visual in found), strict=True))
 
     def _visual(self, pixels: Tensor, grids: Tensor) -> list[VisualTokens]:
-        """Visual tokens of images given as patches, one row of `grids` (time, rows, columns of patches) for each."""
+        """Visual tokens of images given as patches; `grids` (images, 3) has time, rows and columns of patches."""
         features = self.model.model.get_image_features(pixels.to(self.device), grids.to(self.device), return_dict=True)
         deep = features.deepstack_features if self.capabilities.extra_streams else []
         streams = list(zip(*deep, strict=True)) if deep else [()] * len(grids)
         patch, merge = self.geometry.patch_size, self.geometry.merge_size
         return [
-            VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), (w * patch, h * patch), own)
+            VisualTokens(tokens, TokenGrid.single(h // merge, w // merge), resized=(w * patch, h * patch), streams=own)
             for tokens, own, (_, h, w) in zip(features.pooler_output, streams, grids.tolist(), strict=True)
         ]
 
     def encoder_attention(self, image: Image.Image) -> Attention:
-        """Mean over all patches of what they give, in the last block that attends over the whole image.
+        """Attention in the last block that attends over the whole image, mean over the patches that attend.
 
-        The encoder has no CLS token. A visual token is merge x merge patches: it receives their sum, and its keys are
-        their mean.
+        The encoder has no CLS token. A visual token is made of merge x merge patches: its attention is the sum of
+        theirs, its keys are the mean.
         """
         visual, vision = self.model.model.visual, self.model.config.vision_config
         pixels = self.image_processor(images=[image], return_tensors="pt")
@@ -109,14 +114,14 @@ class QwenVL(Backbone):
         seen = observe_attention(visual, block.attn, run, query=None)
         merged = vision.spatial_merge_size**2
         received, keys = seen.received.view(-1, merged).sum(1), seen.keys.view(-1, merged, seen.keys.shape[1]).mean(1)
-        if windowed:  # the encoder works window by window
+        if windowed:  # the encoder sorts the patches by window; put them back in the order of the image
             order, _ = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
             back = order.argsort().to(received.device)
             received, keys = received[back], keys[back]
         return Attention(received, keys)
 
     def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
-        """Text counts up on all three axes; an image spans (0, row, column) from where it starts."""
+        """Text counts up on all three axes; the tokens of an image are at (0, row, column) from where it starts."""
         parts: list[Tensor] = []
         position = start = 0
         device = is_visual.device
@@ -136,5 +141,5 @@ class QwenVL(Backbone):
 
     def encoder_output(self, batch: PromptBatch) -> Any:
         """The batch's visual tokens in the form in which the model's own encoder returns them."""
-        features: Any = (batch.embeddings,)  # the model joins a tensor per image; here they are joined already
+        features: Any = (batch.embeddings,)  # (V, hidden): the model joins one tensor per image, and here is just one
         return BaseModelOutputWithPooling(pooler_output=features)

@@ -1,9 +1,9 @@
-"""Qwen3-VL, dense and mixture of experts: 32 x 32 pixels a token, interleaved M-RoPE, DeepStack.
+"""Qwen3-VL, dense and mixture of experts: 32 x 32 pixels per visual token, interleaved M-RoPE, DeepStack.
 
-What is peculiar: features of earlier vision layers, merged like the last ones, are added to the visual tokens' hidden
-states behind the first layers of the language model. These extra streams are pruned with the embeddings' mask, and an
-outside token is fused into the same kept token with the same weight on every stream: the embeddings alone decide
-which. The family's own grounding skill is in 0..1000 of the image.
+What sets it apart: features of earlier vision layers, merged in the same way as the last ones, are added to the hidden
+states of the visual tokens after the first layers of the language model. These extra streams are pruned by the mask of
+the embeddings, and a dropped token is fused into the same kept token with the same weight on every stream. The
+embeddings alone decide which token and which weight. The family was trained to write boxes in 0..1000 of the image.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from vitos.core.prompt import PromptBatch
 
 
 class Qwen3VL(QwenVL):
-    """`Qwen3VLForConditionalGeneration` or `Qwen3VLMoeForConditionalGeneration` behind the package's protocol."""
+    """Backbone of `Qwen3VLForConditionalGeneration` and `Qwen3VLMoeForConditionalGeneration`."""
 
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     capabilities = Capabilities(
         several_images=True, extra_streams=True, native_coordinates="per_mille", any_resolution=True
     )
 
     def encoder_output(self, batch: PromptBatch) -> Any:
-        features: Any = (batch.embeddings,)
-        deep: Any = [(stream,) for stream in batch.streams]
+        features: Any = (batch.embeddings,)  # (V, hidden)
+        deep: Any = [(stream,) for stream in batch.streams]  # each (V, hidden)
         return BaseModelOutputWithDeepstackFeatures(pooler_output=features, deepstack_features=deep)

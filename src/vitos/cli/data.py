@@ -23,47 +23,65 @@ data_app = typer.Typer(help="Check, convert and make data sets.", no_args_is_hel
 
 @data_app.command("check")
 def check(
-    sources: Annotated[list[Path], typer.Argument(help="Record files, or folders of them.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Record files, folders of them, benchmark:NAME[@SPLIT][=FOLDER], or one recipe (.yaml)."),
+    ],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings, too.")] = False,
 ) -> None:
-    """Validate every record and image; exit 1 if training would refuse them."""
-    from vitos.data.check import check_dataset, render_check
+    """Validate every record and image, and find what splits share; exit 1 if training would refuse them."""
+    from vitos.data.check import render_check
+    from vitos.eval.sources import check_sources
 
-    failed = False
-    for source in sources:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(f"checking {source}", total=None)
-            report = check_dataset(source, progress=partial(advance, bar, task))
+    named, splits = check_inputs(sources)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("checking", total=None)
+        reports = check_sources(named, splits, partial(advance, bar, task))
+    for report in reports:
         console.print(render_check(report))
-        failed |= bool(report.of("error"))
-    if failed:
+    if any(report.of("error") or (strict and report.of("warning")) for report in reports):
         raise typer.Exit(1)
 
 
 @data_app.command("convert")
 def convert_data(
-    source: Annotated[str, typer.Argument(help="JSON/JSONL file, parquet file or folder, or hub:owner/name.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="JSON/JSONL file, parquet file or folder, hub:owner/name, or benchmark:NAME[@SPLIT][=FOLDER]."
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[Literal["json", "parquet"], typer.Option(help="Format to write.")] = "json",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first questions of each split, this many.")] = None,
 ) -> None:
     """Turn parquet shards or a hub data set into records with image files, or records into parquet."""
     from vitos.data.convert import convert
+    from vitos.eval.sources import convert_benchmark, is_benchmark
 
+    open_questions = 0
     with console.status(f"converting {source}"):
-        count = convert(source, target, to=to, limit=limit)
+        if not is_benchmark(source):
+            count = convert(source, target, to=to, limit=limit)
+        elif to == "json":
+            count, open_questions = convert_benchmark(source, target, limit)
+        else:
+            raise ValueError(f"{source}: convert it to json first, and the folder to parquet")
     console.print(f"{count} questions in {target}")
+    if open_questions:
+        console.print(f"{open_questions} open questions are left out: records for training have options")
 
 
 @data_app.command("cache")
 def cache_data(
-    model: Annotated[str, typer.Argument(help="A recipe (.yaml), or a checkpoint: folder, hub id or nano.")],
+    model: Annotated[str, typer.Argument(help="A recipe (.yaml or a name), or a checkpoint (folder, hub id, nano).")],
     data: Annotated[list[str] | None, typer.Option("--data", help="Record file; by default the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; by default the recipe's data.cache.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the encoder's own.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, however large it gets.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Compute the visual tokens of all images once, for training and evaluation; goes on where it was stopped."""
+    """Compute the visual tokens of all images once, for training and evaluation; a second call continues the first."""
     quiet()
     from vitos.scans.build import build_cache
 
@@ -83,36 +101,57 @@ def cache_data(
 
 @data_app.command()
 def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder for images and one JSON a split.")],
-    train: Annotated[int, typer.Option(help="Questions of the train split.")] = 2000,
-    val: Annotated[int, typer.Option(help="Questions of the validation split.")] = 256,
-    test: Annotated[int, typer.Option(help="Questions of the test split.")] = 600,
+    folder: Annotated[Path, typer.Argument(help="Folder for images and one JSON per split.")],
+    train: Annotated[int, typer.Option(help="Questions of the train split; 0: leave it as it is.")] = 2000,
+    val: Annotated[int, typer.Option(help="Questions of the validation split; 0: leave it as it is.")] = 256,
+    test: Annotated[int, typer.Option(help="Questions of the test split; 0: leave it as it is.")] = 600,
     seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side; nano was made for 128.")] = 128,
+    size: Annotated[int, typer.Option(min=32, help="Pixels per side; nano was made for 128.")] = 128,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace splits made with other settings.")] = False,
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
+    from vitos.data.phantom_files import Settings, refuse_others
 
-    for split, count in {"train": train, "val": val, "test": test}.items():
+    counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
+    if not overwrite:  # before anything is written
+        refuse_others(folder, {split: Settings(count, seed, size) for split, count in counts.items()})
+    for split, count in counts.items():
         with console.status(f"drawing {count} {split} questions"):
-            path = write_phantoms(folder, split, count, seed, size)
+            path = write_phantoms(folder, split, count, seed, size, overwrite=overwrite)
         console.print(f"{count} questions in {path}")
+
+
+def check_inputs(sources: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The sources to check, and the split of each, where a recipe says what is trained on; else None.
+
+    Raises:
+        ValueError: for a recipe among other sources, or a ConfigError from the recipe.
+    """
+    from vitos.config.recipe import load_recipe
+
+    if not any(source.endswith((".yaml", ".yml")) for source in sources):
+        return list(dict.fromkeys(sources)), None
+    if len(sources) > 1:
+        raise ValueError("give one recipe alone, or record files and folders")
+    data = load_recipe(sources[0]).data
+    return [*data.train, *data.eval], ["train"] * len(data.train) + ["eval"] * len(data.eval)
 
 
 def cache_inputs(
     model: str, data: Sequence[str], out: Path | None, overrides: Sequence[str]
 ) -> tuple[SparseVLM, list[Path], Path]:
-    """What `vitos data cache` is about: the model, the images and the folder, from a recipe or one by one.
+    """Model, images and folder of `vitos data cache`, from a recipe or from the options.
 
     Raises:
-        ValueError: if the images or the folder are named nowhere.
+        ValueError: if the images or the folder are named in neither.
     """
     from vitos.cli.run import load_policy, recipe_images
     from vitos.config.recipe import load_recipe
-    from vitos.data.readers import read_records
+    from vitos.eval.sources import read_set
     from vitos.policy.vlm import SparseVLM
 
-    if model.endswith((".yaml", ".yml")):
+    if is_recipe(model):
         recipe = load_recipe(model, overrides)
         policy, images = load_policy(recipe), [] if data else recipe_images(recipe)
         out = out or (Path(recipe.data.cache) if recipe.data.cache else None)
@@ -120,7 +159,7 @@ def cache_inputs(
         raise ValueError("--set changes a recipe; give one instead of a checkpoint")
     else:
         policy, images = SparseVLM.from_pretrained(model), []
-    images += [path for source in data for record in read_records(source) for path in record.image_paths]
+    images += [path for source in data for record in read_set(source).records for path in record.image_paths]
     if not images:
         raise ValueError("no images; name record files with --data")
     if out is None:
@@ -128,8 +167,17 @@ def cache_inputs(
     return policy, list(dict.fromkeys(images)), out
 
 
+def is_recipe(text: str) -> bool:
+    """Whether `text` names a recipe; the name of a folder or of an embedded model is a checkpoint."""
+    from vitos.config.shipped import recipe_names
+    from vitos.nano import NANO, NANO_REAL
+
+    named = text in recipe_names() and text not in (NANO, NANO_REAL) and not Path(text).is_dir()
+    return text.endswith((".yaml", ".yml")) or named
+
+
 def render_build(report: BuildReport) -> Table:
-    """The table at the end."""
+    """The report of a build as a table."""
     table = Table(title=str(report.folder), show_header=False, title_justify="left")
     rows = {
         "images": f"{report.images} distinct; {report.files} asked for",

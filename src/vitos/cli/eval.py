@@ -1,4 +1,4 @@
-"""`vitos bench`: each verb measures one thing and leaves its results in a folder."""
+"""`vitos bench`: compare models, benchmarks and token selectors, and make the tables again from stored answers."""
 
 from __future__ import annotations
 
@@ -9,61 +9,77 @@ import typer
 
 from vitos.cli.screen import console, quiet
 
-bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Compare models, benchmarks and token selectors at several budgets.", no_args_is_help=True
+)
 
 
 @bench_app.command("run")
 def bench_run(
     models: Annotated[list[str], typer.Argument(help="Checkpoints, as path or name=path.")],
-    out: Annotated[Path, typer.Option(help="Folder for answers and tables; a run that is there goes on.")],
-    data: Annotated[list[str] | None, typer.Option("--data", help="Record file, or name=file; repeatable.")] = None,
-    benchmark: Annotated[list[str] | None, typer.Option(help="name, name=folder or name=hub:owner/set.")] = None,
-    selector: Annotated[
-        list[str] | None, typer.Option(help="Token selector; by default all that a model can follow.")
+    out: Annotated[Path, typer.Option(help="Folder for answers and tables; an unfinished run in it is continued.")],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Record file, or name=file; may be repeated.")
     ] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; by default the five.")] = None,
-    looks: Annotated[bool, typer.Option(help="Also ask with changed pictures: does it look?")] = True,
-    protocol: Annotated[Literal["choice", "open"], typer.Option(help="Which questions are asked.")] = "choice",
-    base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each set.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of random tokens and shuffled images.")] = 0,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="Published benchmark, NAME[@SPLIT][=FOLDER]; may be repeated."),
+    ] = None,
+    selector: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a token selector; may be repeated; by default all that a model can follow."),
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the visual tokens, 0..1; may be repeated; by default five of them."),
+    ] = None,
+    looks: Annotated[
+        bool, typer.Option(help="Also ask with changed pictures, to see whether the model looks at them.")
+    ] = True,
+    protocol: Annotated[
+        Literal["choice", "open"], typer.Option(help="Questions to ask: with options only, or open ones as well.")
+    ] = "choice",
+    base: Annotated[str | None, typer.Option(help="Name of the model that accuracies are compared with.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of questions of each set, from its start.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Number of questions decoded together.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Largest number of tokens of a response.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of random tokens and shuffled images.")] = 0,
 ) -> None:
-    """Models x benchmarks x token selectors x budgets, then the tables. In several processes: accelerate launch -m."""
+    """Answer benchmarks with each model, token selector and budget, then write the tables.
+
+    For several processes: accelerate launch -m vitos bench run ...
+    """
     quiet()
-    from vitos.eval.command import read_sets, rescore
-    from vitos.eval.plan import BUDGETS, BenchPlan
-    from vitos.eval.run import is_first_process, iter_models, run_bench
+    from vitos.eval.bench import read_sets, rescore, run_bench
+    from vitos.eval.conditions import BUDGETS, Settings, bench_conditions
+    from vitos.eval.run import Share, named_models
     from vitos.eval.selectors import SELECTORS
 
-    plan = BenchPlan(
-        selectors=tuple(selector or SELECTORS),
-        insist=selector is not None,
-        budgets=tuple(budget or BUDGETS),
-        looks=looks,
+    conditions = bench_conditions(selector or tuple(SELECTORS), budget or BUDGETS, ablations=looks)
+    settings = Settings(
         protocol=protocol,
         batch_size=batch_size,
         max_localization_tokens=max_tokens,
         max_reasoning_tokens=max_tokens,
         seed=seed,
     )
-    named = dict(iter_models(models))
+    named = dict(named_models(models))
     if base is not None and base not in named:
-        raise typer.BadParameter(f"{base!r} is none of the models: {', '.join(named)}", param_hint="--base")
-    run_bench(named, read_sets(data or [], benchmark or [], limit), plan, out)
-    if is_first_process():
+        raise typer.BadParameter(f"{base!r} is not one of the models: {', '.join(named)}", param_hint="--base")
+    sets = read_sets(data or [], benchmark or [], limit)
+    run_bench(named, sets, conditions, settings, out, insist=selector is not None)
+    if Share.of_launcher().index == 0:
         rescore(out, base)
         console.print(f"Report: {out / 'report.html'}")
 
 
 @bench_app.command("rescore")
 def bench_rescore(
-    out: Annotated[Path, typer.Argument(help="Folder of a `vitos bench run`.")],
-    base: Annotated[str | None, typer.Option(help="Model that accuracies are related to.")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder of a `vitos bench run` or `vitos eval`.")],
+    base: Annotated[str | None, typer.Option(help="Name of the model that accuracies are compared with.")] = None,
 ) -> None:
-    """Make all figures and tables anew from the stored answers, without a model."""
-    from vitos.eval.command import rescore
+    """Make all figures and tables again from the stored answers, without a model."""
+    from vitos.eval.bench import rescore
 
     rescore(out, base)
     console.print(f"Report: {out / 'report.html'}")

@@ -1,26 +1,28 @@
-"""The command line: thin verbs over the library, errors in one line, pictures and tables where they help.
+"""The command line: verbs that call the library and print; an error is one line.
 
-    vitos train recipes/quickstart.yaml [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos train RECIPE [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos recipes [show NAME | copy NAME]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos serve [CHECKPOINT] [--port 8000]
     vitos demo [CHECKPOINT] [--port 7860]
     vitos data check|convert|cache|phantom …
     vitos bench run|rescore …
-    vitos doctor [--recipe recipe.yaml]
+    vitos doctor [--recipe RECIPE]
 
-`vitos VERB --help` says more of each.
+`vitos VERB --help` says more about each.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -29,7 +31,10 @@ from rich.table import Table
 
 from vitos.cli.data import data_app
 from vitos.cli.eval import bench_app
+from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
+from vitos.core.geometry import Box
+from vitos.core.registry import PLANS
 
 app = typer.Typer(
     help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
@@ -39,38 +44,60 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(recipes_app, name="recipes")
 
-PlanOption = Literal["two_pass", "gather", "coarse", "dense", "crop"]
+
+def _plan(name: str | None) -> str | None:
+    if name is not None and name not in PLANS.names():
+        close = difflib.get_close_matches(name, PLANS.names(), n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(PLANS.names())}{meant}")
+    return name
+
+
+PlanOption = Annotated[
+    str | None,
+    typer.Option(
+        callback=_plan, metavar="|".join(PLANS.names()), help="Plan to answer by; by default the checkpoint's."
+    ),
+]
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print every value, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that share the questions of an update.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print all values, stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that share an update's questions.")] = 1,
 ) -> None:
-    """Train a recipe in all its stages, evaluate the result and write the report."""
+    """Train all stages of a recipe, evaluate the result and write the report."""
     from vitos.config.recipe import dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
-        console.print(dump_recipe(loaded), markup=False, highlight=False, end="")
+        from vitos.policy.plans import check_recipe
+
+        check_recipe(loaded)
+        typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
         return
     if processes > 1:
         from vitos.cli import launch
 
         if not launch.launched():
-            launch.again(processes)
+            launch.relaunch(processes)
     quiet()
     from vitos.cli import run
 
     try:
         folder = run.train(loaded, resume=resume, console=console)
     except KeyboardInterrupt:
-        console.print(f"\nStopped. Complete checkpoints are in {loaded.output_dir}; go on with --resume.")
+        from vitos.rl.checkpoint import complete_checkpoints
+
+        found = complete_checkpoints(Path(loaded.output_dir))
+        where = f"{found[-1].name} in {loaded.output_dir} is complete" if found else "there is no checkpoint yet"
+        console.print(f"\nStopped; {where}. Go on with --resume.")
         raise typer.Exit(130) from None
     console.print(f"Model:  {folder / 'model'}")
 
@@ -78,30 +105,49 @@ def train(
 @app.command("eval")
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[list[str], typer.Option("--data", help="Record file; may be repeated.")],
-    base: Annotated[str | None, typer.Option(help="Model before training, to relate the accuracy to.")] = None,
+    data: Annotated[
+        list[str], typer.Option("--data", help="Record file or benchmark:NAME[@SPLIT][=FOLDER]; may be repeated.")
+    ],
+    base: Annotated[str | None, typer.Option(help="Model before training, to compare the accuracy with.")] = None,
     rl_dense: Annotated[str | None, typer.Option(help="Model trained without pruning, as a control.")] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="Share of tokens, 0..1; may be repeated.")] = None,
-    controls: Annotated[bool, typer.Option(help="Also answer from other tokens in the same number.")] = True,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each file.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions decoded together.")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the random controls.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; by default eval/ beside the model.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Embedding cache that fits all models.")] = None,
-    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Share of the visual tokens, 0..1; may be repeated.")
+    ] = None,
+    controls: Annotated[bool, typer.Option(help="Also answer from the same number of other tokens.")] = True,
+    limit: Annotated[int | None, typer.Option(help="Number of questions of each file, from its start.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Number of questions decoded together.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Largest number of tokens of a response.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the random controls.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; by default eval/ in the model's folder.")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder of an embedding cache that fits all models.")] = None,
+    plan: PlanOption = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
         raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {bad[0]}", param_hint="--budget")
     quiet()
-    from vitos.cli.run import Evaluation, evaluate
-    from vitos.eval.evaluate import EvaluationPlan
+    from vitos.eval.conditions import Settings
+    from vitos.eval.evaluate import Evaluation, evaluate
 
-    what = EvaluationPlan(controls, tuple(budget or ()), batch_size, max_tokens, max_tokens, seed)
-    name = Path(checkpoint).name
+    settings = Settings(
+        batch_size=batch_size, max_localization_tokens=max_tokens, max_reasoning_tokens=max_tokens, seed=seed
+    )
     evaluate(
-        Evaluation(name, checkpoint, tuple(data), what, base, rl_dense, limit, cache=cache, answer_by=plan),
+        Evaluation(
+            name=Path(checkpoint).name,
+            checkpoint=checkpoint,
+            data=tuple(data),
+            settings=settings,
+            base=base,
+            rl_dense=rl_dense,
+            controls=controls,
+            budgets=tuple(budget or ()),
+            limit=limit,
+            cache=cache,
+            plan=plan,
+        ),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )
@@ -111,18 +157,29 @@ def evaluate(
 def ask(
     checkpoint: Checkpoint,
     image: Annotated[
-        Path, typer.Argument(help="Image file; frame, slice, window or crop behind it, as in scan.dcm#frame=3.")
+        Path, typer.Argument(help="Image file, with an optional frame, slice, window or crop: scan.dcm#frame=3.")
     ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
-    overlay: Annotated[Path | None, typer.Option(help="Write the image with boxes and kept tokens drawn.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest response of each branch.")] = 256,
-    plan: Annotated[PlanOption | None, typer.Option(help="How to answer; by default the checkpoint's own.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="File for a picture of the image with boxes and kept tokens.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
+    plan: PlanOption = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="Evidence instead of the model's: x1,y1,x2,y2 in fractions of the image; may be repeated."),
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, 0..1.")] = None,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
+    boxes = [_box(text) for text in box or ()] or None
+    if budget is not None and not 0 < budget <= 1:
+        raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {budget}", param_hint="--budget")
     quiet()
     from vitos.core.stopwatch import Stopwatch
     from vitos.data.images import load_image, load_image_facts
     from vitos.data.picture import without_crop
+    from vitos.policy.plans import Limits
     from vitos.policy.vlm import SparseVLM
     from vitos.reports.overlay import draw_overlay
 
@@ -131,13 +188,15 @@ def ask(
         console.print(f"[yellow]warning:[/yellow] {warning}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
-    finding = vlm.ask(scan, question.replace("\\n", "\n"), max_tokens, plan=plan).with_encoding(watch)
+    limits = Limits(max_tokens=max_tokens, max_evidence_tokens=max_tokens)
+    text = question.replace("\\n", "\n")
+    finding = vlm.ask(scan, text, boxes=boxes, budget=budget, plan=plan, limits=limits).with_encoding(watch)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("image", facts.summary())
     table.add_row("answer", finding.answer or "no answer could be read")
     table.add_row("reasoning", finding.thought or "–")
     table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
-    kept = f"{finding.kept.sum()} of {finding.kept.size} ({finding.kept_ratio:.0%})"
+    kept = f"{finding.kept.count} of {finding.grid.num_tokens} ({finding.kept_ratio:.0%})"
     table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
     table.add_row("tokens kept", kept)
     table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
@@ -146,8 +205,17 @@ def ask(
     console.print("[dim]Research use only; not a medical device.[/dim]")
     if overlay is not None:
         whole = load_image(without_crop(image))
-        draw_overlay(whole, finding.grid, finding.kept, finding.boxes).save(overlay)
+        draw_overlay(whole, finding.grid, finding.kept.mask, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
+
+
+def _box(text: str) -> Box:
+    """`x1,y1,x2,y2` as a box."""
+    try:
+        return Box(*(float(edge) for edge in text.split(",")))
+    except (TypeError, ValueError) as error:
+        wanted = f"write x1,y1,x2,y2 in fractions of the image, such as 0.1,0.2,0.4,0.5; got {text!r} ({error})"
+        raise typer.BadParameter(wanted, param_hint="--box") from None
 
 
 @app.command()
@@ -156,10 +224,10 @@ def demo(
     data: Annotated[
         list[Path] | None, typer.Option(help="Record file whose questions are the examples; may be repeated.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
-    """Show in a browser what a model looks at: boxes, kept tokens, and answers beside dense and random ones."""
+    """Show in a browser what a model looks at: boxes, kept tokens, and answers from dense and random tokens."""
     quiet()
     with needs_extra("demo", "gradio"):
         from vitos.serve.demo.page import launch
@@ -175,25 +243,25 @@ def demo(
 @app.command()
 def serve(
     checkpoint: Checkpoint = "nano",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
     images: Annotated[Path | None, typer.Option(help="Folder whose files requests may name as file:NAME.")] = None,
-    max_running: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Questions in line; more get 429.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 32,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Until an answer must be there.")] = 120.0,
+    max_running: Annotated[int, typer.Option(min=1, help="Number of questions decoded together.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Number of waiting questions; more get status 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest size of a request, in megabytes.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Largest size of an image, in megapixels.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of an answer, in seconds.")] = 120.0,
 ) -> None:
-    """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
+    """Answer OpenAI's chat completions over HTTP. Clients need a bearer token if VITOS_TOKEN is set to one."""
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
-        from vitos.serve.api.app import Settings
+        from vitos.serve.api.app import ServerSettings
         from vitos.serve.api.launch import run_server
 
     run_server(
         checkpoint,
-        Settings(
+        ServerSettings(
             name=Path(checkpoint).name,
             token=os.environ.get("VITOS_TOKEN") or None,
             images=images,
@@ -212,18 +280,20 @@ def serve(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Processes of the run, one a device.")] = None,
-    device: Annotated[str | None, typer.Option(help='"H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Distinct training images, if they are known.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
-    """Say what this machine has, what is missing, and for what; or what a recipe needs. Exit 1 if it is not there."""
-    from vitos.doctor.machine import diagnose, is_ready, render
+    """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
+    from vitos.doctor.machine import checks_table, diagnose, is_ready
 
     if recipe is None:
-        findings = diagnose()
-        console.print(render(findings))
+        checks = diagnose()
+        console.print(checks_table(checks))
     else:
         quiet()
         from vitos.config.recipe import load_recipe
@@ -232,20 +302,20 @@ def doctor(
 
         on = find_device(device) if device else None
         diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
-        findings = list(diagnosis.findings)
+        checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
-    if not is_ready(findings):
+    if not is_ready(checks):
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """Entry point: what a user can mend is one line on stderr and exit code 1; a wrong call exits with 2."""
+    """Entry point. An error that a user can mend is one line on stderr with exit code 1; a wrong call exits with 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        # The package's refusals (DataError, ConfigError, CheckpointError …) say what to do. VITOS_TRACEBACK=1 shows
-        # where they come from.
+        # The package's errors (DataError, ConfigError, CheckpointError …) say what to do. VITOS_TRACEBACK=1 shows
+        # where they were raised.
         if os.environ.get("VITOS_TRACEBACK"):
             raise
         message = f"[bold red]error:[/bold red] {escape(str(error))}"

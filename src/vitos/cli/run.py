@@ -1,41 +1,34 @@
-"""From a recipe to a trained, evaluated and reported model: what `vitos train` and `vitos eval` do.
+"""From a recipe to a trained model with its evaluation and report: the work of `vitos train`.
 
-A run folder holds `recipe.yaml` (every value, defaults filled in), the trainer's files (see `DualStreamTrainer`), and
-after the evaluation `results.json`, `cases.jsonl`, `report.html` and the model card beside the final model. Each step
-leaves a complete folder or file behind, so `resume` goes on where a kill left off.
+A run folder contains `recipe.yaml` (all values, defaults filled in), the trainer's files (see `DualStreamTrainer`)
+and, after the evaluation, `results.json`, `cases.jsonl`, `report.html` and the model card in the final model's folder.
+Each step leaves a complete folder or file, so `resume` goes on after the last complete one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from tqdm.auto import tqdm
 
-from vitos import __version__
-from vitos.config.recipe import ModelSection, Recipe, dump_recipe
-from vitos.core.names import PlanName
+from vitos.cli.resume import WARM_START, begin_run, check_resumed, is_trained
+from vitos.config.recipe import ModelSection, Recipe
+from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
-from vitos.core.stopwatch import Stopwatch
-from vitos.data.check import check_dataset
-from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
-from vitos.data.readers import read_records
-from vitos.eval.evaluate import EvaluationPlan, run_policy
-from vitos.eval.results import summarize
+from vitos.data.readers import read_records, record_files
+from vitos.eval.conditions import Settings
+from vitos.eval.evaluate import Evaluation, evaluate
+from vitos.eval.sources import check_sources, is_benchmark, read_set
+from vitos.policy.plans import check_recipe
 from vitos.policy.vlm import SparseVLM
-from vitos.reports.card import model_card
-from vitos.reports.html import write_report
-from vitos.reports.table import results_table
+from vitos.reports.samples import draw_sample
 from vitos.rl.callbacks import METRICS_FILE, read_metrics
 from vitos.rl.checkpoint import complete_checkpoints, is_complete, staged_folder
 from vitos.rl.config import DualStreamConfig
@@ -45,80 +38,55 @@ from vitos.rl.trainer import FINAL, DualStreamTrainer
 from vitos.rl.user_rewards import load_reward
 from vitos.scans.cache import EmbeddingCache
 
-WARM_START = "warm_start"
-RESULTS, CASES, REPORT, RECIPE = "results.json", "cases.jsonl", "report.html", "recipe.yaml"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is compared with what.
-
-    Attributes:
-        checkpoint: the trained model.
-        data: record files, each a data set of its own.
-        base: the model before training, or None: no dense accuracy to relate to.
-        rl_dense: a model trained without pruning, or None.
-        limit: the first so many questions of each file.
-        load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
-        cache: folder of an embedding cache that fits the encoders of all models, or None.
-        answer_by: plan of `vitos.policy.plans` by which the models answer; None: the checkpoint's own.
-    """
-
-    name: str
-    checkpoint: str
-    data: tuple[str, ...]
-    plan: EvaluationPlan
-    base: str | None = None
-    rl_dense: str | None = None
-    limit: int | None = None
-    bootstrap_samples: int = 10_000
-    load: Mapping[str, Any] = field(default_factory=dict)
-    cache: str | None = None
-    answer_by: PlanName | None = None
-
-
 # --- training -------------------------------------------------------------------------------------------------------
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
-    """Check the data, start warm if asked to, train, evaluate; returns the run folder.
+    """Check the data, run the warm start if the recipe has one, train, evaluate; returns the run folder.
 
-    In several processes (`accelerate launch`) all of them train; the first alone starts warm, evaluates and writes.
+    In several processes (`accelerate launch`) all of them train; only the first one runs the warm start, evaluates and
+    writes.
+
+    Args:
+        recipe: the recipe.
+        resume: whether to go on with a run that is in `output_dir`.
+        console: the console to print to; None for standard output in the first process.
 
     Raises:
-        DataError, ConfigError, CheckpointError, CacheError: before anything is trained where that can be known.
+        DataError, ConfigError, CheckpointError, CacheError: before anything is trained, if it can be known then.
     """
+    check_recipe(recipe)
     run = Path(recipe.output_dir)
     config = DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer)
     processes = PartialState()
     console = console or Console(quiet=not processes.is_main_process)
     if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
-    for source in (*recipe.data.train, *recipe.data.eval):
-        check_dataset(source).raise_if_errors()
-    records = _read(recipe.data.train, recipe.data.limit_train)
+    _check_data(recipe, console)
+    read = _read(recipe.data.train, recipe.data.limit_train)
+    if resume:
+        check_resumed(run, recipe, read)
     # A model that is to be sharded need not fit on one device.
     device = torch.device("cpu") if config.fsdp else config.device
     policy = load_policy(recipe, device)
+    records = _fitting(policy, read, recipe, console)
     cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
-    run.mkdir(parents=True, exist_ok=True)
     if processes.is_main_process:
-        write_text_atomic(run / RECIPE, dump_recipe(recipe))
-
+        begin_run(run, recipe, read)
     base = recipe.model.path
     if recipe.warm_start is not None:
         base = str(run / WARM_START)
         with processes.main_process_first():
             if processes.is_main_process and not (resume and is_complete(run / WARM_START)):
                 console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
-                warm_start(policy, records, recipe.warm_start)
+                warm_start(policy, records, recipe.warm_start, recipe.train.unfrozen_parameters)
                 with staged_folder(run / WARM_START) as staging:
                     policy.save_pretrained(staging)
             else:
                 started = dataclasses.replace(recipe.model, path=base)
                 policy = load_policy(dataclasses.replace(recipe, model=started), device)
 
-    if not (resume and is_complete(run / FINAL)):
+    if not (resume and is_trained(run, recipe)):
         console.print(f"[bold]Dual stream[/bold]: {recipe.train.schedule}, {recipe.train.total_steps} updates")
         trainer = DualStreamTrainer(
             policy,
@@ -128,11 +96,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             reward_funcs=extra_rewards(recipe),
             lora=_lora(recipe),
             cache=cache,
+            draw=draw_sample,
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
         if processes.num_processes > 1 and config.device.type == "cpu":
-            torch.set_num_threads(os.cpu_count() or 1)  # the others are done
+            torch.set_num_threads(os.cpu_count() or 1)  # the other processes have finished
         evaluate(
             _evaluation(recipe, base),
             run,
@@ -144,29 +113,39 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 
 
 def _evaluation(recipe: Recipe, base: str) -> Evaluation:
-    """Of the recipe's final model beside `base`."""
+    """The evaluation of the recipe's final model, compared with `base`."""
     return Evaluation(
         name=recipe.name,
         checkpoint=str(Path(recipe.output_dir) / FINAL),
         data=recipe.data.eval,
-        base=base,
-        limit=recipe.data.limit_eval,
-        bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        load=load_options(recipe.model),
-        cache=recipe.data.cache,
-        plan=EvaluationPlan(
-            controls=recipe.evaluate.controls,
-            budgets=recipe.evaluate.budgets,
+        settings=Settings(
             batch_size=recipe.evaluate.batch_size,
             max_localization_tokens=recipe.train.max_localization_tokens,
             max_reasoning_tokens=recipe.train.max_reasoning_tokens,
             seed=recipe.seed,
         ),
+        base=base,
+        controls=recipe.evaluate.controls,
+        budgets=recipe.evaluate.budgets,
+        limit=recipe.data.limit_eval,
+        bootstrap_samples=recipe.evaluate.bootstrap_samples,
+        load=load_options(recipe.model) | ({"dtype": "auto"} if recipe.model.lora else {}),  # merged in float32
+        cache=recipe.data.cache,
     )
 
 
+def _fitting(policy: SparseVLM, records: list[Record], recipe: Recipe, console: Console) -> list[Record]:
+    """The training questions that are not longer than the model's context; the others are named and counted."""
+    longest, branches = max(recipe.train.max_localization_tokens, recipe.train.max_reasoning_tokens), policy.branches
+    left_out = {r.id: why for r in records if (why := branches.length_problem(r.question, r.kind, longest))}
+    if left_out:
+        first = next(iter(left_out))
+        console.print(f"{len(left_out)} training questions are left out: {first}: {left_out[first]}", markup=False)
+    return [record for record in records if record.id not in left_out]
+
+
 def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM:
-    """The recipe's model, with the recipe's sparsification in its spec; by default on the GPU if there is one."""
+    """The recipe's model with the recipe's sparsification in its spec; by default on the GPU if there is one."""
     model, sparse = recipe.model, recipe.sparsify
     policy = SparseVLM.from_pretrained(model.path, device=device, **load_options(model))
     return policy.with_spec(
@@ -179,28 +158,58 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
 
 
 def load_options(model: ModelSection) -> dict[str, Any]:
-    """How the recipe's models are loaded, for `SparseVLM.from_pretrained`."""
+    """Options with which `SparseVLM.from_pretrained` loads the recipe's models."""
     names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels")
     return {name: getattr(model, name) for name in names}
 
 
+def _check_data(recipe: Recipe, console: Console) -> None:
+    """Refuse data with errors, and say what is to be looked at, such as an image that is in two splits."""
+    data = recipe.data
+    if unread := [source for source in data.train if is_benchmark(source)]:
+        raise ValueError(f"data.train: {unread[0]} is a benchmark; write it as records: vitos data convert … FOLDER")
+    for source in (*data.train, *data.eval):
+        require_file(source)
+        if not is_benchmark(source):
+            record_files(source)  # found before anything is decoded
+    splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
+    for report in check_sources([*data.train, *data.eval], splits):
+        report.raise_if_errors()
+        if warnings := report.of("warning"):
+            console.print(f"{report.source}: {len(warnings)} warnings of `vitos data check`, first: {warnings[0]}")
+
+
+def require_file(source: str) -> None:
+    """Check that a record file exists if a shipped recipe names it; other sources are checked when they are read.
+
+    Raises:
+        FileNotFoundError: if it does not; the message says how to get the file.
+    """
+    if not is_benchmark(source) and not Path(source).exists() and (remedy := origin_of(source)):
+        raise FileNotFoundError(f"{source}: there is no such file; {remedy}")
+
+
 def recipe_images(recipe: Recipe) -> list[Path]:
-    """Every image that training and evaluation of a recipe open, each once, in the order of the files."""
+    """All images that training and evaluation of a recipe open, each once, in the order of the files."""
+    for source in (*recipe.data.train, *recipe.data.eval):
+        require_file(source)
     records = _read(recipe.data.train, recipe.data.limit_train)
     for source in recipe.data.eval:
-        records += read_records(source, limit=recipe.data.limit_eval)
+        records += read_set(source, recipe.data.limit_eval).records
     return list(dict.fromkeys(path for record in records for path in record.image_paths))
 
 
 def reward_weights(recipe: Recipe) -> RewardWeights:
-    """Weights of the built-in terms."""
+    """Weights of the recipe's built-in rewards."""
     rewards = recipe.rewards
-    return RewardWeights(rewards.format, rewards.iou, rewards.accuracy, rewards.feedback)
+    return RewardWeights(format=rewards.format, iou=rewards.iou, accuracy=rewards.accuracy, feedback=rewards.feedback)
 
 
 def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
-    """The user's rewards, imported from their files."""
-    return [ExtraReward(e.name, load_reward(e.function), e.weight, e.branch) for e in recipe.rewards.extra]
+    """The recipe's further rewards, imported from their files."""
+    return [
+        ExtraReward(e.name, load_reward(e.function), weight=e.weight, branch=e.branch) for e in recipe.rewards.extra
+    ]
 
 
 def _lora(recipe: Recipe) -> Any:
@@ -217,82 +226,8 @@ def _lora(recipe: Recipe) -> Any:
     )
 
 
-# --- evaluation -----------------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    evaluation: Evaluation,
-    out: Path,
-    *,
-    metrics: Sequence[Mapping[str, Any]] = (),
-    recipe: Recipe | None = None,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table."""
-    console = console or Console()
-    policy = SparseVLM.from_pretrained(evaluation.checkpoint, **evaluation.load)
-    policy = policy.with_spec(plan=evaluation.answer_by or policy.spec.plan)
-    base = rl_dense = None
-    if evaluation.base:
-        base = SparseVLM.from_pretrained(evaluation.base, spec=policy.spec, **evaluation.load)
-    if evaluation.rl_dense:
-        rl_dense = SparseVLM.from_pretrained(evaluation.rl_dense, **evaluation.load)
-    watch, base_watch = Stopwatch(), Stopwatch()
-    sets = {source: read_records(source, limit=evaluation.limit) for source in evaluation.data}
-    cases: list[dict[str, Any]] = []
-    with tqdm(total=sum(map(len, sets.values())), unit="question", desc="evaluate", dynamic_ncols=True) as bar:
-        for source, records in sets.items():
-            answered = run_policy(
-                policy,
-                records,
-                evaluation.plan,
-                base=base,
-                rl_dense=rl_dense,
-                watch=watch,
-                base_watch=base_watch,
-                progress=lambda done: bar.update(done),
-                cache=evaluation.cache,
-            )
-            cases += [{"dataset": source, **case.to_json()} for case in answered]
-    results = {
-        "name": evaluation.name,
-        "seed": evaluation.plan.seed,
-        "dataset": ", ".join(evaluation.data),
-        "checkpoint": evaluation.checkpoint,
-        "base": evaluation.base,
-        "plan": policy.spec.plan,
-        "vitos_version": __version__,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        **summarize(cases, bootstrap_samples=evaluation.bootstrap_samples, seed=evaluation.plan.seed),
-        "seconds_by_stage": _seconds(watch, base_watch if base else None, len(cases)),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        case["image"] = os.path.relpath(case["image"], out)
-    with atomic_write(out / CASES) as path:
-        path.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
-    write_json_atomic(out / RESULTS, results)
-    write_report(out, results, cases, metrics)
-    if recipe is not None:
-        card = model_card(results, dataclasses.asdict(recipe), evaluation.base or recipe.model.path)
-        write_text_atomic(Path(evaluation.checkpoint) / "README.md", card)
-    console.print(results_table(results))
-    console.print(f"Report: {out / REPORT}")
-    return results
-
-
-def _seconds(watch: Stopwatch, base: Stopwatch | None, questions: int) -> dict[str, float | None]:
-    """Seconds per question of every stage of the two passes, their total, and the base model's dense pass."""
-    branches = ("localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
-    names = ("vision", "prefix", *branches)
-    seconds: dict[str, float | None] = {name: watch.seconds.get(name, 0.0) / questions for name in names}
-    seconds["total"] = sum(value for value in seconds.values() if value is not None)
-    seconds["dense_total"] = sum(base.seconds.values()) / questions if base is not None else None
-    return seconds
-
-
 def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
-    """Records of several files; ids get their file in front, since two files may use the same ones."""
+    """Records of several files; each id is prefixed with its file, since two files may use the same ids."""
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: where they print, their progress bars, and what an extra brings."""
+"""Shared by the verbs of the command line: the console, progress bars, and errors about a missing extra."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ console = Console()
 
 
 def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    """Show how much of a task is done."""
     bar.update(task, completed=done, total=total)
 
 
 def quiet() -> None:
-    """Leave the screen to our own bars and tables; transformers' errors still show."""
+    """Silence the bars and messages of other packages; errors of transformers still show."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which measures memory, announces itself
     from transformers.utils import logging as transformers_logging
@@ -28,13 +29,14 @@ def quiet() -> None:
 
 @contextmanager
 def needs_extra(name: str, *modules: str) -> Iterator[None]:
-    """Import inside what an extra of the package brings.
+    """Turn the failing import of an extra's module into an error that says how to install the extra.
 
     Args:
-        modules: those of the extra; what else is missing is a fault of the installation and raised as it is.
+        name: name of the extra.
+        modules: the modules of the extra; if another one is missing, its error is raised unchanged.
 
     Raises:
-        RuntimeError: one of the modules is not installed; says how to.
+        RuntimeError: if one of the modules is not installed.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""The knobs of the dual-stream training, and the field types that every section of a recipe is made of.
+"""The options of the dual-stream training, and the field types from which the sections of a recipe are built.
 
-Apart from `vitos.config.recipe`, because the trainer's configuration inherits `DualStreamOptions`. Importable without
+They have a module to themselves because the trainer's configuration inherits `DualStreamOptions`. Importable without
 torch.
 """
 
@@ -43,15 +43,17 @@ def _name_or_names(value: object) -> str | list[str]:
 
 
 def _apply_rules(section: Any) -> Any:
-    """Run a section's own rules inside pydantic, so that they are reported together with all other problems."""
+    """Run a section's rules inside pydantic, so that they are reported together with all other problems."""
     if found := list(section.problems()):
         raise PydanticCustomError(RULES, RULES, {"problems": found})
     return section
 
 
-Bool = Annotated[bool, Strict()]  # 1 and "yes please" are no booleans
-Int = Annotated[int, Strict()]  # true and "16" are no integers
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]  # "2e-6" is one (YAML 1.1 text)
+Bool = Annotated[bool, Strict()]  # not 1, not "yes please"
+Int = Annotated[int, Strict()]  # not true, not "16"
+Number = Annotated[
+    float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)
+]  # "2e-6" too, which YAML 1.1 reads as text
 Count = Annotated[Int, Field(ge=1)]
 CountOrZero = Annotated[Int, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -63,58 +65,64 @@ FORBID_UNKNOWN = ConfigDict(extra="forbid")
 
 @dataclass
 class DualStreamOptions:
-    """What the dual-stream trainer does; its `DualStreamConfig` inherits these fields, and their defaults live here.
+    """Options of the dual-stream trainer, with their defaults. Its `DualStreamConfig` inherits the fields.
 
-    Not frozen, because `transformers.TrainingArguments` is not. Steps are optimizer updates.
+    The class is not frozen, because `transformers.TrainingArguments` is not. A step is an optimizer update.
 
     Attributes:
-        schedule: "staged" trains localization, then reasoning (paper). The rest are ablations: "reversed" order,
-            "alternating" branches by step, "joint" sum of both losses, one branch only, and "dense": RL without
-            pruning, both streams see all tokens.
-        localization_steps, reasoning_steps: updates given to each branch. "localization-only" and "reasoning-only"
-            run their own number, all other schedules the sum (`total_steps`).
+        schedule: "staged" trains localization, then reasoning (paper). The others are ablations: "reversed" order,
+            "alternating" branches by step, "joint" sum of both losses, one branch only, and "dense", RL without
+            pruning, in which both streams see all tokens.
+        localization_steps, reasoning_steps: number of updates for each branch. "localization-only" and
+            "reasoning-only" run one of the two numbers, all other schedules their sum (`total_steps`).
 
-        questions_per_step: questions of one update, all processes together.
-        num_localizations: G, localization rollouts of a question.
-        num_reasonings: K, reasoning rollouts of each localization.
-        stage1_num_localizations, stage1_num_reasonings: G and K of the updates that train localization alone, whose
-            reasonings only tell what a box is worth; None: as the others.
-        temperature: of sampling and scoring, > 0.
-        max_localization_tokens, max_reasoning_tokens: longest response, in training and evaluation.
+        questions_per_step: number of questions per update, over all processes.
+        num_localizations: G, number of localization rollouts per question.
+        num_reasonings: K, number of reasoning rollouts per localization.
+        stage1_num_localizations, stage1_num_reasonings: G and K in updates that train localization alone, in which
+            reasoning rollouts only measure the worth of a box; None: the same as in the others.
+        temperature: temperature of sampling and scoring, > 0.
+        max_localization_tokens, max_reasoning_tokens: length limit of a response, in training and evaluation.
 
-        advantage_group: baseline over all G x K pairs of a question (paper), or over the K pairs of one localization
-            ("evidence"; λ·acc(O_i) then cancels in the reasoning branch).
-        scale_advantages: divide by the group's standard deviation.
-        advantage_std_floor: least divisor.
-        skip_equal_outcomes: leave out groups whose answers are all right or all wrong.
-        oversampling_rounds: times that an update asks further questions in the place of those left out everywhere, as
-            many as are lacking (DAPO's dynamic sampling, bounded). 0: none.
+        advantage_group: the group whose mean is the baseline: all G x K pairs of a question ("pair", paper), or the K
+            pairs of one localization ("evidence"; λ·acc(O_i) then cancels in the reasoning branch).
+        scale_advantages: whether advantages are divided by the group's standard deviation.
+        advantage_std_floor: ε, added to the standard deviation.
+        token_mean: what the token mean of the loss runs over: completions of the groups that are "kept", as if the
+            others had not been asked (DAPO), or of "all" groups, so that skipping groups makes the gradient smaller.
+        mask_truncated: whether completions that were cut off by their length limit are left out of the loss. Otherwise
+            they count like any other, usually with the reward of an unreadable answer.
+        skip_equal_outcomes: whether groups are left out whose answers are all right or all wrong.
+        oversampling_rounds: number of times that an update replaces the questions that it leaves out altogether by
+            new ones (DAPO's dynamic sampling, bounded). 0: never.
 
-        sampler: what writes the rollouts: "torch", the trained model itself, or "vllm" beside it, whose weights are
-            pushed before every update.
+        sampler: the engine that writes the rollouts: "torch", which is the trained model, or "vllm", an engine that
+            gets the weights before each update.
         sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
         importance_cap: largest weight of a token that another engine sampled (truncated importance sampling), >= 1.
 
-        clip_low, clip_high: the ratio is clipped to 1 - clip_low .. 1 + clip_high.
-        kl_beta: weight of the k3 KL to the initial model; 0 holds no second model.
+        clip_low, clip_high: limits of the ratio, which is clipped to 1 - clip_low .. 1 + clip_high.
+        kl_beta: weight of the k3 KL to the initial model; with 0 no second model is held.
 
         localization_kl: guard of stage 2: weight of the KL to the stage-1 policy on localization prompts.
-        localization_share: guard of stage 2: share of the localization loss mixed in, 0 <= share < 1.
-        frozen_boxes: guard of stage 2: boxes come from the frozen stage-1 weights.
+        localization_share: guard of stage 2: share of the localization loss in the sum, 0 <= share < 1.
+        frozen_boxes: guard of stage 2: whether boxes come from the frozen stage-1 weights.
 
-        unfrozen_parameters: regular expressions; only weights whose name holds a match of one of them are trained, of
-            those that train at all (the vision encoder never does). None: all.
+        unfrozen_parameters: regular expressions; only weights whose name contains a match are trained (the vision
+            encoder never is). None: all.
         learning_rate, weight_decay, adam_beta2, max_grad_norm, lr_scheduler_type, warmup_steps, seed, bf16:
-            as in `transformers.TrainingArguments`.
+            the fields of `transformers.TrainingArguments`.
         stage1_learning_rate: peak learning rate of the stage that trains localization alone; None: `learning_rate`.
-        micro_batch_tokens: padded tokens of one forward pass when sampling and scoring; lower it to save memory.
-        max_skipped_updates: updates in a row that may be left out because their loss or gradient is not finite; one
-            more stops the run. 0: the first one does.
+        micro_batch_tokens: number of padded tokens in one forward pass when sampling and scoring; a lower one saves
+            memory.
+        max_skipped_updates: number of consecutive updates that may be skipped because their loss or gradient is not
+            finite; the next one stops the run.
 
-        logging_steps, save_steps, save_total_limit, report_to: as in `transformers.TrainingArguments`.
-        log_gradient_cosine_steps: every so many updates log the cosine between the two branches' gradients (costs
-            one more backward pass). 0: only under `schedule: joint`, there at every update.
-        log_samples_steps, log_samples: every so many updates write so many questions with all their texts; 0: never.
+        logging_steps, save_steps, save_total_limit, report_to: the fields of `transformers.TrainingArguments`.
+        log_gradient_cosine_steps: number of updates between two measurements of the cosine of the branches' gradients
+            (each costs one more backward pass). 0: only under `schedule: joint`, there at each update.
+        log_samples_steps: number of updates between two samples in the log; 0: none.
+        log_samples: number of questions in a sample, each with all its texts.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -138,6 +146,8 @@ class DualStreamOptions:
     scale_advantages: Bool = True
     advantage_std_floor: Positive = 1e-4
     skip_equal_outcomes: Bool = True
+    token_mean: Literal["kept", "all"] = "kept"
+    mask_truncated: Bool = False
     oversampling_rounds: CountOrZero = 0
 
     sampler: Literal["torch", "vllm"] = "torch"
@@ -175,7 +185,7 @@ class DualStreamOptions:
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates in the run."""
         if self.schedule == "localization-only":
             return self.localization_steps
         if self.schedule == "reasoning-only":
@@ -183,7 +193,7 @@ class DualStreamOptions:
         return self.localization_steps + self.reasoning_steps
 
     def group_size(self, localization_alone: bool) -> tuple[int, int]:
-        """G and K of an update."""
+        """G and K of an update, which trains localization alone or not."""
         if not localization_alone:
             return self.num_localizations, self.num_reasonings
         return (
@@ -192,31 +202,31 @@ class DualStreamOptions:
         )
 
     def problems(self) -> Iterator[Problem]:
-        """Rules between fields; the range of each field alone is in its annotation."""
+        """Broken rules between fields. The range of a single field is in its annotation."""
         pairs = self.num_localizations * self.num_reasonings
         if self.advantage_group == "pair" and pairs < 2:
             yield (
                 "num_localizations",
-                "one pair is no group to compare; num_localizations x num_reasonings must be >= 2",
+                "one pair has nothing to be compared with; num_localizations x num_reasonings must be >= 2",
             )
         for name in ("stage1_num_localizations", "stage1_num_reasonings"):
             if getattr(self, name) and self.schedule not in ("staged", "reversed", "localization-only", "alternating"):
-                yield name, f"no update of train.schedule: {self.schedule} trains localization alone; leave it out"
+                yield name, f"train.schedule: {self.schedule} never trains localization alone; leave it out"
         if self.stage1_learning_rate and self.schedule not in ("staged", "reversed"):
-            yield "stage1_learning_rate", f"train.schedule: {self.schedule} has one rate; leave it out"
+            yield "stage1_learning_rate", f"train.schedule: {self.schedule} has one learning rate; leave it out"
         if self.advantage_group == "evidence" and self.num_reasonings < 2:
             yield "num_reasonings", "must be >= 2 with train.advantage_group: evidence, got 1"
         if self.sampler_options and self.sampler != "vllm":
-            yield "sampler_options", "are arguments of vLLM; set train.sampler: vllm, or leave them out"
+            yield "sampler_options", "are passed to vLLM only; set train.sampler: vllm, or leave them out"
         if self.oversampling_rounds and not self.skip_equal_outcomes:
-            yield "oversampling_rounds", "has no effect with train.skip_equal_outcomes: false, which leaves none out"
+            yield "oversampling_rounds", "has no effect with train.skip_equal_outcomes: false, which skips no question"
         for name in ("localization_kl", "localization_share", "frozen_boxes"):
             if getattr(self, name) and self.schedule != "staged":
                 yield name, f"guards stage 2 of train.schedule: staged; leave it out with {self.schedule}"
         if self.kl_beta and self.localization_kl:
             yield (
                 "localization_kl",
-                "pulls to the stage-1 policy where train.kl_beta pulls to the initial one; set one of them to 0",
+                "pulls towards the stage-1 policy, but train.kl_beta towards the initial one; set one of them to 0",
             )
         unused = {"localization-only": "reasoning_steps", "reasoning-only": "localization_steps"}.get(self.schedule)
         for name, branch in (("localization_steps", "reasoning-only"), ("reasoning_steps", "localization-only")):
@@ -228,10 +238,12 @@ class DualStreamOptions:
             yield "warmup_steps", f"must not exceed the {self.total_steps} steps of the run, got {self.warmup_steps}"
 
     def validate(self) -> None:
-        """Check ranges and rules of an instance built in code (`TrainingArguments` rewrites some: call it before).
+        """Check the ranges and rules of an instance that was built in code.
+
+        Call it before `TrainingArguments.__post_init__`, which changes some fields.
 
         Raises:
-            ConfigError: with all problems.
+            ConfigError: if something is wrong; lists all problems.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(DualStreamOptions)}
         try:

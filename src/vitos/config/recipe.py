@@ -2,10 +2,10 @@
 
 A recipe is a YAML file whose keys are the fields of `Recipe`. `load_recipe` reads it, applies `--set` overrides and
 reports all problems at once, each with its dotted key; `dump_recipe` writes it back with every default filled in.
-Paths stay as written: relative ones are relative to the current directory, not to the recipe.
+Paths are kept as written: relative ones are relative to the current directory, not to the recipe.
 
-Building a dataclass in code checks nothing. The ranges in the annotations and the rules in `problems` hold for what
-came through `load_recipe` or `DualStreamOptions.validate`.
+A dataclass that is built in code is not checked. The ranges in the annotations and the rules in `problems` are applied
+by `load_recipe` and by `DualStreamOptions.validate`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from vitos.config.options import (
     Positive,
     Problem,
 )
+from vitos.config.shipped import find_recipe
 from vitos.config.yaml_file import RULES, ConfigError, dump_yaml, explain, override, parse_yaml
+from vitos.core.registry import PLANS
 
 __all__ = [
     "ConfigError",
@@ -77,7 +79,7 @@ class LoraSection:
     Attributes:
         r: rank, >= 1.
         alpha: scale; the adapter's output is multiplied by alpha / r.
-        dropout: 0 <= dropout < 1, on the adapter's input.
+        dropout: dropout rate on the adapter's input, 0 <= dropout < 1.
         target_modules: names of linear layers, or "all-linear"; the vision encoder is never adapted.
     """
 
@@ -95,15 +97,15 @@ class ModelSection:
 
     Attributes:
         path: "nano" (the model inside the package), a folder or a hub id.
-        dtype: of the weights; "auto" takes the checkpoint's.
-        attn_implementation: as in transformers; "sdpa" needs nothing installed.
-        trust_remote_code: run Python code that comes with the checkpoint.
+        dtype: number format of the weights; "auto" is the checkpoint's.
+        attn_implementation: name of an attention function of transformers; "sdpa" needs no other package.
+        trust_remote_code: whether Python code that comes with the checkpoint may run.
 
-        coordinates: how boxes are written in text: fractions with two decimals, pixels of the resized image, or
-            0..1000. None: what the checkpoint says.
-        min_pixels, max_pixels: bounds of the resized image's area, in pixels. None: what the checkpoint says.
+        coordinates: form of boxes in text: fractions with two decimals, pixels of the resized image, or 0..1000.
+            None: the checkpoint's.
+        min_pixels, max_pixels: limits of the resized image's area, in pixels. None: the checkpoint's.
 
-        lora: train adapters instead of the weights. None: train the weights.
+        lora: adapters to train instead of the weights. None: train the weights.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -126,12 +128,12 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class SparsifySection:
-    """From boxes to the visual tokens that the reasoning stream sees (algorithm.md §2-4).
+    """From boxes to the visual tokens that the reasoning stream sees (docs/method.md, sections 2 to 4).
 
     Attributes:
-        margin: cells by which every box is widened, >= 0.
+        margin: number of cells by which each box is widened, >= 0.
         min_tokens: least number of kept tokens, >= 1.
-        fusion: how tokens outside the boxes are merged into kept ones.
+        fusion: the way in which tokens outside the boxes are merged into kept ones.
         beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
         positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
         plan: what reasoning is trained and evaluated on: a prompt of the kept tokens ("two_pass", the paper), or the
@@ -146,11 +148,11 @@ class SparsifySection:
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
-    plan: Literal["two_pass", "gather", "coarse"] = "two_pass"
+    plan: str = "two_pass"
 
     def problems(self) -> Iterator[Problem]:
-        if self.plan == "gather" and self.positions == "renumber":
-            yield "positions", "has no effect with sparsify.plan: gather, whose keys are written already; use keep"
+        if self.plan not in PLANS.names():
+            yield "plan", f"must be one of {', '.join(PLANS.names())}, got {self.plan!r}"
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,12 @@ class DataSection:
     """Record files (JSON or JSONL), one path or a list; relative paths are relative to the current directory.
 
     Attributes:
-        train: questions to train on.
-        eval: questions of the evaluation after training, one data set each; empty: none.
-        limit_train, limit_eval: use only the first so many questions (of each eval file).
-        cache: folder that `vitos data cache` made of these files with this model's encoder; None: encode as they come.
+        train: files with the questions to train on.
+        eval: files with the questions of the evaluation after training, one data set each; empty: no evaluation.
+        limit_train: number of training questions to use, from the first one on; None: all.
+        limit_eval: number of questions to use of each evaluation file; None: all.
+        cache: folder that `vitos data cache` made from these files with this model's encoder; None: encode each image
+            when it is needed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -178,20 +182,21 @@ class DataSection:
         for name in ("train", "eval"):
             paths = getattr(self, name)
             for path in sorted({p for p in paths if paths.count(p) > 1}):
-                yield name, f"lists {path} more than once; list every file once"
+                yield name, f"lists {path} more than once; list each file once"
 
 
 @dataclass(frozen=True)
 class WarmStartSection:
-    """Supervised start on the training records, before RL: gold boxes and answers in the format of section 5.
+    """Supervised start on the training records, before RL: gold boxes and answers (docs/method.md, section 5).
 
     Attributes:
-        steps: updates, >= 1 (no warm start: `warm_start: null`).
-        batch_size: examples of one update.
-        learning_rate: peak of the schedule.
-        weight_decay: of AdamW.
+        steps: number of updates, >= 1 (no warm start: `warm_start: null`).
+        batch_size: number of examples per update.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of AdamW.
         warmup_share: share of the steps with a rising learning rate, 0 <= share < 1.
-        seed: of the order of the examples.
+        seed: seed of the order of the examples.
+        train_encoder: also train the vision encoder, which the training itself leaves as it is.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -202,16 +207,17 @@ class WarmStartSection:
     weight_decay: NotNegative = 0.01
     warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.06
     seed: CountOrZero = 0
+    train_encoder: bool = False
 
 
 @dataclass(frozen=True)
 class ExtraRewardSection:
-    """One reward of the user's own.
+    """A reward that the user wrote.
 
     Attributes:
-        function: "file.py:name"; the file is relative to the current directory.
+        function: the function, as "file.py:name"; the file is relative to the current directory.
         weight: factor of the reward, any finite number.
-        branch: whose responses it judges.
+        branch: the branch whose responses it judges.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -228,14 +234,14 @@ class ExtraRewardSection:
 
 @dataclass(frozen=True)
 class RewardsSection:
-    """Weights of the reward terms (algorithm.md §6; the terms are the paper's, the weights ours), all >= 0.
+    """Weights of the reward terms, all >= 0 (docs/method.md, section 7; the terms are the paper's, the weights ours).
 
     Attributes:
-        format: w_f, the response has exactly the asked-for form.
-        iou: w_iou, matched IoU of the evidence boxes; localization only, abstains without gold boxes.
-        accuracy: w_a, the response's own answer.
-        feedback: λ, the answer of the partner in the other branch.
-        extra: rewards of the user's own.
+        format: w_f, weight of exactly the format that was asked for.
+        iou: w_iou, weight of the evidence boxes' matched IoU; localization only, abstains without gold boxes.
+        accuracy: w_a, weight of a right answer.
+        feedback: λ, weight of a right answer of the partner in the other branch.
+        extra: rewards that the user wrote.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -248,7 +254,7 @@ class RewardsSection:
 
     def problems(self) -> Iterator[Problem]:
         if not any((self.format, self.iou, self.accuracy, self.feedback, *(e.weight for e in self.extra))):
-            yield "accuracy", "all weights are 0, so nothing would be learned; give at least one a weight"
+            yield "accuracy", "all weights are 0, so nothing would be learned; set at least one of them"
         names = ["format", "iou", "accuracy", *(e.name for e in self.extra)]
         for name in sorted({n for n in names if names.count(n) > 1}):
             yield "extra", f"two rewards would be logged as {name}; rename the function of one"
@@ -256,13 +262,14 @@ class RewardsSection:
 
 @dataclass(frozen=True)
 class EvaluateSection:
-    """The evaluation after training; responses are as long as in training.
+    """The evaluation after training. The length limits of responses are those of training.
 
     Attributes:
         budgets: shares of visual tokens, 0 < budget <= 1, at which evidence and controls are compared.
-        controls: also run random, centre, inverted and oracle boxes at the same number of tokens.
-        batch_size: questions decoded together.
-        bootstrap_samples: of the paired intervals.
+        controls: whether questions are also answered from random, centre, inverted, shifted and oracle tokens in the
+            same number.
+        batch_size: number of questions that are decoded together.
+        bootstrap_samples: number of resamples of the paired intervals.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -273,7 +280,7 @@ class EvaluateSection:
     bootstrap_samples: Count = 10_000
 
 
-# TrainingArguments that follow from other keys of the recipe, with the key to set instead.
+# Fields of TrainingArguments that follow from other keys of the recipe, with the key to set instead.
 _OWNED = {
     "output_dir": "output_dir",
     "max_steps": "train.localization_steps and train.reasoning_steps",
@@ -294,18 +301,18 @@ class Recipe:
     """One run from the data to the report.
 
     Attributes:
-        name: of the run, in tables and reports.
-        output_dir: run folder; relative to the current directory.
+        name: name of the run in tables and reports.
+        output_dir: run folder, relative to the current directory.
         data: record files.
-        seed: of everything without a seed of its own; `train.seed` and `warm_start.seed` take it when left out.
-        model: checkpoint.
-        sparsify: keep rule and fusion.
-        warm_start: supervised start; None: none.
-        rewards: weights.
-        train: the reinforcement learning.
-        trainer: any other field of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
+        seed: seed of the evaluation, and of `train` and `warm_start` unless they set one.
+        model: the checkpoint and how it is loaded.
+        sparsify: keep rule, fusion and plan.
+        warm_start: supervised start; None: no such start.
+        rewards: weights of the reward terms.
+        train: options of the reinforcement learning.
+        trainer: other fields of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
             trainer is built.
-        evaluate: the evaluation.
+        evaluate: options of the evaluation after training.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -328,21 +335,11 @@ class Recipe:
                 "train.unfrozen_parameters",
                 "has no effect with model.lora, which freezes all weights; leave one out",
             )
-        if self.data.cache is not None and self.warm_start is not None:
+        if self.data.cache is not None and self.warm_start is not None and self.warm_start.train_encoder:
             yield (
                 "data.cache",
-                "holds what the encoder said before the warm start, which trains it; leave one of them out",
+                "holds the output of the encoder before the warm start trains it; leave out warm_start.train_encoder",
             )
-        if self.sparsify.plan == "coarse":
-            why = "sparsify.plan: coarse looks at a reduced image, then at its evidence"
-            if self.data.cache is not None:
-                yield "data.cache", f"holds whole images, but {why}; leave it out"
-            if self.train.schedule == "dense":
-                yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
-            if self.train.sampler == "vllm":
-                yield "train.sampler", f"vllm is given whole images, but {why}; use torch"
-            if self.evaluate.budgets:
-                yield "evaluate.budgets", f"choose among the tokens of one look, but {why}; set them to []"
 
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])
@@ -351,18 +348,24 @@ _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Checked])
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, set `overrides` in it ("train.learning_rate=2e-6", the value is YAML) and validate the result.
 
+        >>> load_recipe("quickstart", ["train.num_reasonings=8"]).train.num_reasonings
+        8
+
+    Args:
+        path: YAML file, or the name of a recipe that comes with vitos, such as "quickstart".
+
     Raises:
-        ConfigError: for a file that cannot be read or is no mapping, and with all problems of a recipe at once.
+        ConfigError: if the file cannot be read or is not a mapping, or if the recipe has problems; lists all of them.
     """
     source = str(path)
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(find_recipe(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(source, [f"cannot be read ({error}); give the path of a recipe file"]) from error
+        raise ConfigError(source, [f"cannot be read: {error}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError(source, [f"is not valid YAML: {error}"]) from error
     if not isinstance(values, dict):
-        raise ConfigError(source, ["holds no mapping; a recipe is lines such as `name: my-run`"])
+        raise ConfigError(source, ["does not hold a mapping; a recipe has lines such as `name: my-run`"])
     problems = [line for text in overrides for line in override(values, text)]
     if "seed" in values:
         values.setdefault("train", {})
@@ -379,5 +382,5 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default filled in; `load_recipe` of it gives an equal recipe."""
+    """The recipe as YAML with every default filled in. `load_recipe` of it gives an equal recipe."""
     return dump_yaml(dataclasses.asdict(recipe))

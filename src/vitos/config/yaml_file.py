@@ -1,6 +1,6 @@
 """The file of a recipe: a strict YAML dialect, `--set` overrides, and every problem as one plain line.
 
-Knows nothing of what a recipe holds; `vitos.config.recipe` does. Importable without torch, transformers or NumPy.
+The keys of a recipe are defined in `vitos.config.recipe`. Importable without torch, transformers or NumPy.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic_core import ErrorDetails
 
-# The error type under which a dataclass's own rules report; its context holds `problems`, (field, message) pairs.
+# Type of the pydantic error that reports a dataclass's rules; its context holds `problems`, (field, message) pairs.
 RULES = "rules"
 
 
 class ConfigError(ValueError):
-    """A recipe that cannot be used; `problems` holds one line for each problem, starting with its dotted key."""
+    """A recipe cannot be used. `problems` holds one line per problem, which begins with its dotted key."""
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -29,10 +29,10 @@ class ConfigError(ValueError):
 
 
 def parse_yaml(text: str) -> Any:
-    """One YAML document, safe types only; a key given twice is an error and `2e-6` is a number.
+    """Read one YAML document, safe types only. A key given twice is an error, and `2e-6` is a number.
 
     Raises:
-        yaml.YAMLError: naming line and column.
+        yaml.YAMLError: for anything else; names line and column.
     """
     loader = _Loader(text)
     try:
@@ -42,12 +42,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain containers (tuples as lists) as YAML in the given order; `parse_yaml` of it gives them back."""
+    """Plain containers as YAML, in the given order, tuples as lists. `parse_yaml` of it gives them back."""
     return yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=119)
 
 
 def override(values: dict[str, Any], text: str) -> Iterator[str]:
-    """Set one "dotted.key=value" in `values`, the value being YAML; yields what is wrong with it."""
+    """Set one "dotted.key=value" in `values`; the value is YAML. Yields what is wrong with it."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -58,7 +58,7 @@ def override(values: dict[str, Any], text: str) -> Iterator[str]:
         inner = section.get(part)
         inner = {} if inner is None else inner
         if not isinstance(inner, dict):
-            yield f"--set {text}: {'.'.join(parts[: i + 1])} has no keys of its own; set it as a whole"
+            yield f"--set {text}: {'.'.join(parts[: i + 1])} is a single value without keys; set it as a whole"
             return
         section[part] = section = inner
     try:
@@ -71,9 +71,9 @@ def explain(errors: Iterable[ErrorDetails], root: type, prefix: tuple[str, ...] 
     """Pydantic's errors as lines "dotted.key: what is wrong and what to do".
 
     Args:
-        errors: as `ValidationError.errors()` gives them.
-        root: the dataclass of the whole recipe, whose keys are suggested for unknown ones.
-        prefix: keys from `root` down to what was validated.
+        errors: the list that `ValidationError.errors()` gives.
+        root: dataclass of the recipe; its keys are suggested for unknown ones.
+        prefix: keys from `root` down to the part that was validated.
     """
     return [line for error in errors for line in _explain(error, root, prefix)]
 
@@ -90,18 +90,18 @@ def _explain(error: ErrorDetails, root: type, prefix: tuple[str, ...]) -> Iterat
     elif kind == "unexpected_keyword_argument":
         yield f"{key}: unknown key{_suggest(key, root)}"
     elif kind == "invalid_key":
-        yield f"{key}: keys must be text; put quotes around it if it is meant"
+        yield f"{key}: keys must be text; put it in quotes"
     elif kind in ("dataclass_type", "dict_type"):
-        yield f"{key}: must hold keys of its own, {got}"
+        yield f"{key}: must be a mapping of keys to values, {got}"
     else:
         message = error["msg"].removeprefix("Value error, ").replace("Input should ", "must ")
         yield f"{key}: {message.replace('String should ', 'must ')}, {got}"
 
 
 def _suggest(unknown: str, root: type) -> str:
-    """What to write for an unknown dotted key: the same name in another section, or the nearest name."""
+    """The end of a message about an unknown key: the same name in another section, or the nearest name."""
     parent, _, leaf = re.sub(r"\[\d+\]", "[]", unknown).rpartition(".")
-    # First `train`, which holds most of what people set.
+    # `train` first: it has most of the keys that people set.
     keys = sorted(_all_keys(root), key=lambda key: not key.startswith("train."))
     leaves = {key: key.rpartition(".")[2] for key in keys}
     siblings = {key: name for key, name in leaves.items() if key.rpartition(".")[0] == parent}
@@ -116,7 +116,7 @@ def _suggest(unknown: str, root: type) -> str:
 
 
 def _all_keys(section: type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key below a dataclass; `[]` stands for an index."""
+    """Every dotted key below a dataclass, with `[]` for an index."""
     hints = get_type_hints(section)
     for name in (f.name for f in dataclasses.fields(section)):
         yield prefix + name
@@ -152,7 +152,7 @@ class _Dumper(yaml.SafeDumper):
         return True  # no anchors for a value that occurs twice
 
 
-# YAML 1.1 takes 2e-6 for text, since it has no dot; everybody means a number.
+# YAML 1.1 reads 2e-6 as text, because it has no dot; whoever writes it means a number.
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")

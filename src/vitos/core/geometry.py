@@ -3,9 +3,9 @@
 One coordinate convention for the whole package: a `Box` is in fractions (0..1) of the *original* image, x to the
 right, y down. Pixels of a resized image, per-mille and padded squares exist only inside one backbone.
 
-A backbone lays its visual tokens over the image as an ordered list of `View`s (algorithm.md §2): Qwen2.5-VL has one
-view of the whole image; LLaVA one view of the padded square, whose rectangle reaches outside 0..1; tiled models a
-thumbnail and one view per tile. `TokenGrid` is that list, its tokens numbered view by view, row by row.
+A backbone lays its visual tokens over the image as an ordered list of `View`s (docs/method.md, section 1): Qwen2.5-VL
+has one view of the whole image; LLaVA one view of the padded square, whose rectangle reaches outside 0..1; tiled
+models a thumbnail and one view per tile. `TokenGrid` is that list, its tokens numbered view by view, row by row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 BoolArray = NDArray[np.bool_]
+
+EDGE_TOLERANCE = 1e-5
+"""How far an edge may lie outside of the image before it is an error: what float32 and five decimals leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,10 @@ class Rect:
 class Box(Rect):
     """Evidence: a rectangle inside the original image, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1.
 
+    >>> left, middle = Box(0, 0, 0.5, 1), Box(0.25, 0, 0.75, 1)
+    >>> left.area, round(left.iou(middle), 3)
+    (0.5, 0.333)
+
     Raises:
         ValueError: if it is inverted, empty, not finite or reaches outside 0..1.
     """
@@ -63,6 +70,21 @@ class Box(Rect):
         Rect.__post_init__(self)
         if min(self.as_tuple()) < 0 or max(self.as_tuple()) > 1:
             raise ValueError(f"a box must lie in 0..1 of the image, got {self.as_tuple()}")
+
+    @classmethod
+    def snapped(cls, x1: float, y1: float, x2: float, y2: float) -> Box:
+        """A box whose edges may miss 0..1 by what rounding does to a fraction (1e-5), put onto the image's edge.
+
+        Raises:
+            ValueError: as for `Box`.
+
+        >>> Box.snapped(-1e-9, 0, 1.0000001, 0.5)
+        Box(x1=0.0, y1=0, x2=1.0, y2=0.5)
+        """
+        edges = (
+            0.0 if -EDGE_TOLERANCE <= v < 0 else 1.0 if 1 < v <= 1 + EDGE_TOLERANCE else v for v in (x1, y1, x2, y2)
+        )
+        return cls(*edges)
 
     def iou(self, other: Box) -> float:
         """Intersection over union with another box, 0..1."""
@@ -110,17 +132,18 @@ class View:
         return np.outer(_widen(rows, margin), _widen(cols, margin))
 
     def cell_boxes(self) -> list[Rect]:
-        """The rectangle of every cell, in token order."""
+        """The rectangle of each cell, in token order."""
         x, y = self.edges()
         return [Rect(x[c], y[r], x[c + 1], y[r + 1]) for r in range(self.rows) for c in range(self.cols)]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """All visual tokens of one image: `views` in the order of the tokens.
+    """All visual tokens of one image.
 
     Attributes:
-        shown: the part of the image that the encoder was given, smaller than the whole where it was cropped. Cells
+        views: the views, in the order of the tokens.
+        shown: the part of the image that the encoder was given, smaller than the whole if the image was cropped. Cells
             outside of it look at padding, even where the image goes on.
     """
 
@@ -133,7 +156,7 @@ class TokenGrid:
         return cls((View(rect, rows, cols),))
 
     def within(self, crop: Rect) -> TokenGrid:
-        """The grid of a cropped picture, laid over the image that it was cut from; `crop` is its rectangle there."""
+        """The grid of a cropped picture, laid over the image that it was cut from; `crop` is the cropped rectangle."""
         views = tuple(View(Rect(*_placed(view.rect, crop)), view.rows, view.cols) for view in self.views)
         return TokenGrid(views, Rect(*_placed(self.shown, crop)))
 
@@ -144,7 +167,7 @@ class TokenGrid:
     def overlapping(self, boxes: Iterable[Box], margin: int = 0) -> BoolArray:
         """Tokens whose cell overlaps any of `boxes` by a positive area, shape (num_tokens,).
 
-        A box that only touches a cell's edge does not keep it. `margin` widens every box by that many cells.
+        A box that only touches a cell's edge does not keep it. `margin` widens each box by that many cells.
         """
         mask = np.zeros(self.num_tokens, dtype=bool)
         for box in boxes:
@@ -153,7 +176,7 @@ class TokenGrid:
         return mask
 
     def centres(self) -> NDArray[np.float64]:
-        """Centre (x, y) of every cell in image fractions, shape (num_tokens, 2)."""
+        """Centre (x, y) of each cell in image fractions, shape (num_tokens, 2)."""
         return np.array(
             [((r.x1 + r.x2) / 2, (r.y1 + r.y2) / 2) for view in self.views for r in view.cell_boxes()],
             dtype=np.float64,
@@ -167,8 +190,8 @@ def enclosing(rects: Sequence[Rect]) -> Rect:
 
 
 def touched_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """The pixels of an image that some part of a box covers: left, top, right, bottom, ends not included."""
-    tiny = 1e-6  # of a pixel: what a decimal fraction may be off
+    """The pixels of an image that a box covers at least in part: left, top, right, bottom, ends not included."""
+    tiny = 1e-6  # rounding error of a decimal fraction, in pixels
     left = min(math.floor(box.x1 * width + tiny), width - 1)
     top = min(math.floor(box.y1 * height + tiny), height - 1)
     right, bottom = math.ceil(box.x2 * width - tiny), math.ceil(box.y2 * height - tiny)
@@ -176,7 +199,7 @@ def touched_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, in
 
 
 def cut(box: Box, part: Rect) -> Box | None:
-    """What of a box lies inside `part` of the image; None if that has no area."""
+    """The part of a box that lies inside `part` of the image; None if it has no area."""
     x1, y1, x2, y2 = box.as_tuple()
     corners = max(x1, part.x1), max(y1, part.y1), min(x2, part.x2), min(y2, part.y2)
     return Box(*corners) if corners[0] < corners[2] and corners[1] < corners[3] else None
@@ -189,15 +212,15 @@ def out_of_crop(rect: Rect, crop: Rect) -> Box:
         ValueError: if it does not lie inside the picture, or rounding leaves it without area.
     """
     x1, y1, x2, y2 = _placed(Box(*rect.as_tuple()), crop)
-    # Rounding must not carry an edge over the crop's own.
+    # Rounding must not carry an edge over the edge of the crop.
     return Box(x1, y1, min(x2, crop.x2), min(y2, crop.y2))
 
 
 def into_crop(box: Box, crop: Rect) -> Box:
-    """The inverse of `out_of_crop`; what lies outside the crop is cut off.
+    """The inverse of `out_of_crop`; the part of the box outside the crop is cut off.
 
     Raises:
-        ValueError: if nothing of the box lies inside the crop.
+        ValueError: if no part of the box lies inside the crop.
     """
     seen = cut(box, crop)
     if seen is None:
@@ -219,10 +242,11 @@ def _placed(rect: Rect, crop: Rect) -> tuple[float, float, float, float]:
 
 
 def matched_iou(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
-    """Mean IoU over the optimal one-to-one matching; unmatched boxes on either side count 0 (algorithm.md §6).
+    """Mean IoU over the optimal one-to-one matching, 0..1 (docs/method.md, section 7).
 
+    Unmatched boxes on either side count 0.
     The mean runs over max(len(predicted), len(gold)) pairs, so neither a spray of boxes nor one box over the whole
-    image pays. 0 if either side is empty.
+    image earns a high reward. 0 if either side is empty.
     """
     if not predicted or not gold:
         return 0.0
@@ -232,7 +256,7 @@ def matched_iou(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
 
 
 def _widen(flags: BoolArray, margin: int) -> BoolArray:
-    """Grow every run of True by `margin` on both sides."""
+    """Grow the run of True by `margin` on both sides."""
     index = np.flatnonzero(flags)
     if margin == 0 or index.size == 0:
         return flags

@@ -1,11 +1,12 @@
-"""Keep masks that compare evidence with its alternatives at the same token budget (algorithm.md §9).
+"""Keep masks that compare evidence with its alternatives at the same token budget (docs/method.md, section 11).
 
-At 77 % of the tokens a random choice loses almost nothing, so an accuracy at some budget says little without the
-accuracy of other tokens at that budget. Every mask here is bool, shape (num_tokens,), in token order, and keeps at
+At 77 % of the tokens a random choice loses almost nothing, so the accuracy at a budget says little without the
+accuracy of other tokens at the same budget. Each mask here is bool, shape (num_tokens,), in token order, and keeps at
 least one token.
 
 Distances are in image fractions, between cell centres, over the tokens of all views. Cells that see only padding
-(LLaVA's padded square) are chosen last: a control that spends its budget on padding would flatter the evidence.
+(LLaVA's padded square) are chosen last: a control that spends its budget on padding would make the evidence look
+better than it is.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolAr
 
 
 def centre_mask(grid: TokenGrid, count: int) -> BoolArray:
-    """The `count` tokens nearest to the centre of what is shown of the image; of equally near ones the first.
+    """The `count` tokens nearest to the centre of the part of the image that is shown; of equally near ones the first.
 
     Raises:
         ValueError: if `count` is not in 1..num_tokens.
@@ -44,9 +45,11 @@ def inverted_mask(
     """`count` random tokens out of those that `mask` drops.
 
     Args:
+        grid: the grid of the image.
         mask: the tokens kept as evidence.
-        count: by default as many as `mask` keeps or, where fewer lie outside it, all of these. Evidence over more
-            than half of the image has no inverse at equal budget: compare the masks' sums.
+        rng: the source of randomness.
+        count: number of tokens; None for as many as `mask` keeps or, if fewer lie outside it, all of these. Evidence
+            over more than half of the image has no inverse at equal budget: compare the masks' sums.
 
     Raises:
         ValueError: if `mask` does not fit the grid or drops no token, or `count` is not in 1..dropped tokens.
@@ -76,11 +79,14 @@ def shifted_mask(
     The pattern moves by whole cells to the place within the grid where it shares the fewest tokens with the original
     (and with padding); of several such places one is drawn. Evidence too large to move away keeps part of itself, and
     a pattern as large as the grid stays where it is: measure the overlap with the original before concluding anything.
-    Every view moves on its own, since one view's cell is no whole number of another's.
+    Each view moves by itself, since a cell of one view is not a whole number of cells of another.
 
     Args:
-        margin: cells by which the boxes are widened, as in the keep rule; only without `count`.
-        count: move `fit_budget(grid, boxes, count)` instead.
+        grid: the grid of the image.
+        boxes: the evidence.
+        rng: the source of randomness.
+        margin: number of cells by which the boxes are widened, as in the keep rule; only without `count`.
+        count: number of tokens; the pattern is then `fit_budget(grid, boxes, count)`.
 
     Raises:
         ValueError: if there is no box, `margin` is given with `count`, or `count` is not in 1..num_tokens.
@@ -109,8 +115,9 @@ def oracle_mask(grid: TokenGrid, gold_boxes: Sequence[Box], margin: int = 0) -> 
 def fit_budget(grid: TokenGrid, boxes: Sequence[Box], count: int) -> BoolArray:
     """Evidence cut or widened to exactly `count` tokens.
 
-    Tokens are taken in one fixed order, so that a smaller budget is always part of a larger one: those that overlap
-    a box, nearest to a box's centre first; then the others, nearest to a box first. Of equally near tokens the first.
+    Tokens are taken in one fixed order, so that a smaller budget is always part of a larger one: first those that
+    overlap a box, the nearest to a box's centre first; then the others, the nearest to a box first. Of equally near
+    tokens the first is taken.
 
     Raises:
         ValueError: if there is no box, or `count` is not in 1..num_tokens.
@@ -138,13 +145,13 @@ def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:
 
 
 def _distance(grid: TokenGrid, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from every cell's centre to the nearest of `points`, shape (k, 2)."""
+    """Distance from each cell's centre to the nearest of `points`, shape (k, 2)."""
     offsets = grid.centres()[:, None] - points[None]
     return _rounded(np.hypot(offsets[..., 0], offsets[..., 1]).min(axis=1))
 
 
 def _rounded(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without the last digits, in which cells that mirror each other differ by rounding errors."""
+    """The distance without its last digits, in which cells that mirror each other differ by rounding errors."""
     return np.round(distance, 9)
 
 
@@ -162,7 +169,7 @@ def _evidence(grid: TokenGrid, boxes: Sequence[Box], margin: int) -> BoolArray:
 
 
 def _moved(pattern: BoolArray, avoid: BoolArray, rng: np.random.Generator) -> BoolArray:
-    """`pattern` moved by whole cells within its grid to where it meets the fewest cells of `avoid`; (rows, cols)."""
+    """`pattern` moved by whole cells within its grid to where it covers the fewest cells of `avoid`; (rows, cols)."""
     rows, cols = np.nonzero(pattern)
     if rows.size == 0:
         return pattern

@@ -1,12 +1,13 @@
 """A prompt as token ids, position ids and visual embeddings; dropping visual tokens from it; padding a batch.
 
-Everything here is plain tensors: what a family's placeholders and positions look like is decided in its backbone.
+Everything here is plain tensors: the backbone of a family decides what its placeholders and positions look like.
+Axes: T tokens of a prompt, V visual tokens among them, N visual tokens of one image, B prompts of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,14 +21,15 @@ class VisualTokens:
     """The visual tokens of one whole image, after the encoder and its merger, as the language model would see them.
 
     Attributes:
-        embeddings: shape (N, hidden).
-        grid: where in the image each token looks, N cells.
-        resized: width and height in pixels of the image the encoder saw, for native pixel coordinates.
+        embeddings: the tokens, shape (N, hidden).
+        grid: the cell of the image that each token looks at, N cells.
+        resized: width and height in pixels of the image that the encoder saw, for native pixel coordinates.
         streams: extra visual streams into early layers (DeepStack), each (N, hidden).
     """
 
     embeddings: Tensor
     grid: TokenGrid
+    _: KW_ONLY
     resized: tuple[int, int]
     streams: tuple[Tensor, ...] = ()
 
@@ -42,23 +44,23 @@ class VisualTokens:
         return (self.embeddings, *self.streams)
 
     def within(self, crop: Rect) -> VisualTokens:
-        """The same tokens, laid over the image that the encoder's picture was cut from (`crop` of it)."""
+        """The same tokens, laid over the image that the encoder's picture was cut from; `crop` is the cropped part."""
         return replace(self, grid=self.grid.within(crop))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Prompt:
-    """One prompt, ready for the language model.
+    """One prompt, ready for the language model. Two prompts are equal only if they are the same object.
 
     Attributes:
-        input_ids: shape (T,), with one placeholder for every visual token.
-        position_ids: shape (axes, T); 3 axes for M-RoPE, 1 otherwise.
-        is_visual: bool, shape (T,), where the placeholders stand.
-        embeddings: shape (V, hidden), V = is_visual.sum(), in the order of the placeholders.
+        input_ids: token ids with one placeholder per visual token, shape (T,).
+        position_ids: position of each token, shape (axes, T); 3 axes for M-RoPE, 1 otherwise.
+        is_visual: True at the placeholders, bool, shape (T,).
+        embeddings: the visual tokens in the order of the placeholders, shape (V, hidden), V = is_visual.sum().
+        next_position: position of the first generated token, the same on all axes.
         streams: extra visual streams, each (V, hidden).
-        next_position: position, on every axis, of the first generated token.
-        hidden: bool, shape (T,): visual tokens that nothing behind the last visual token may look at (the `gather`
-            plan); None hides nothing.
+        hidden: True at visual tokens that no token behind the last visual token may look at (the `gather` plan), bool,
+            shape (T,); None hides nothing.
     """
 
     input_ids: Tensor
@@ -74,16 +76,16 @@ class Prompt:
 
     @property
     def prefix_length(self) -> int:
-        """Tokens up to the last visual one, which later questions about the same image may share; 0 without images."""
+        """Number of tokens up to the last visual one, which questions about the same image share; 0 without images."""
         return int(self.is_visual.nonzero()[-1]) + 1 if len(self.embeddings) else 0
 
     @property
     def cached_length(self) -> int:
-        """Tokens whose keys and values a sampler holds: all but the hidden ones."""
+        """Number of tokens whose keys and values a sampler holds: all but the hidden ones."""
         return len(self) - (0 if self.hidden is None else int(self.hidden.sum()))
 
     def head(self, length: int) -> Prompt:
-        """The first `length` tokens, which must hold all visual tokens; generation goes on where the rest began."""
+        """The first `length` tokens, which must hold all visual tokens; generation goes on at the next position."""
         if bool(self.is_visual[length:].any()):
             raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
         if self.hidden is not None and length > self.prefix_length:
@@ -115,20 +117,21 @@ class Prompt:
     def sparse(self, masks: Sequence[Tensor], fusion: Fusion = Fusion(), renumber: bool = False) -> Prompt:
         """This prompt with only the visual tokens of `masks`, the others fused into them.
 
-        Kept tokens, later text and generated tokens stay at their dense positions (algorithm.md §4).
+        Kept tokens, later text and generated tokens stay at their dense positions (docs/method.md, section 4).
 
         Args:
-            masks: one bool mask for every image in the prompt, each (N_k,), together V.
-            renumber: ablation: text-like consecutive positions instead; destroys grounding.
+            masks: one bool mask for each image in the prompt, each (N_k,), together V.
+            fusion: how the dropped tokens enter the kept ones.
+            renumber: an ablation: consecutive positions as in text; destroys grounding.
         """
-        keep = self._keep(masks)
+        keep = self._keep(masks)  # (T,)
         sources, start, parts = (self.embeddings, *self.streams), 0, []
         for mask in masks:
             part = slice(start, start := start + len(mask))
-            parts.append(fuse([source[part] for source in sources], mask.to(keep.device), fusion))
-        embeddings, *streams = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+            parts.append(fuse([source[part] for source in sources], mask.to(keep.device), fusion))  # (n_k, hidden)
+        embeddings, *streams = (torch.cat(pieces) for pieces in zip(*parts, strict=True))  # (n, hidden)
         dropped = int((~keep).sum())
-        positions = self.position_ids[:, keep]
+        positions = self.position_ids[:, keep]  # (axes, T - dropped)
         if renumber:
             positions = torch.arange(positions.shape[1], device=keep.device).expand(positions.shape[0], -1)
         return replace(
@@ -144,36 +147,37 @@ class Prompt:
     def gather(self, masks: Sequence[Tensor]) -> Prompt:
         """This prompt with the visual tokens outside of `masks` hidden from all that follows the image.
 
-        The visual tokens themselves still see one another: that is what a sampler gets that runs system text and
-        image densely and then keeps the keys and values of the kept tokens only.
+        The visual tokens still see one another. This is the prompt of a sampler that runs system text and image
+        densely and then keeps the keys and values of the kept tokens only.
 
         Args:
-            masks: one bool mask for every image in the prompt, each (N_k,), together V.
+            masks: one bool mask for each image in the prompt, each (N_k,), together V.
         """
         keep = self._keep(masks)
         return self if bool(keep.all()) else replace(self, hidden=~keep)
 
     def _keep(self, masks: Sequence[Tensor]) -> Tensor:
-        """Bool (T,): text, and the visual tokens of `masks`."""
+        """True at text and at the visual tokens of `masks`, bool, shape (T,)."""
         if sum(len(m) for m in masks) != len(self.embeddings):
             raise ValueError(
                 f"keep masks for {sum(len(m) for m in masks)} visual tokens do not fit a prompt with "
-                f"{len(self.embeddings)}; pass one mask for every image of the dense prompt"
+                f"{len(self.embeddings)}; pass one mask for each image of the dense prompt"
             )
         keep = torch.ones_like(self.is_visual)
         keep[self.is_visual] = torch.cat(list(masks)).to(keep.device)
         return keep
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBatch:
     """Prompts padded to one length.
 
     Attributes:
-        input_ids, attention_mask: shape (B, T).
-        position_ids: shape (axes, B, T), 0 on padding.
-        embeddings: all visual embeddings, in the order of the batch, (sum of V, hidden).
-        next_positions: shape (B,).
+        input_ids, attention_mask: the tokens, and 1 where they are not padding, shape (B, T).
+        position_ids: the positions, 0 on padding, shape (axes, B, T).
+        embeddings: all visual tokens, in the order of the batch, shape (sum of V, hidden).
+        streams: extra visual streams, each shaped like `embeddings`.
+        next_positions: position of the first generated token of each prompt, shape (B,).
     """
 
     input_ids: Tensor
@@ -185,7 +189,7 @@ class PromptBatch:
 
     @property
     def lengths(self) -> Tensor:
-        """True lengths, shape (B,)."""
+        """Lengths without padding, shape (B,)."""
         return self.attention_mask.sum(-1)
 
 
@@ -197,9 +201,9 @@ def pad_prompts(prompts: Sequence[Prompt], pad_token_id: int, side: str = "left"
         raise ValueError(f"side must be left or right, got {side!r}")
     width = max(len(p) for p in prompts)
     axes, device = prompts[0].position_ids.shape[0], prompts[0].input_ids.device
-    ids = torch.full((len(prompts), width), pad_token_id, device=device)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-    positions = torch.zeros(axes, len(prompts), width, dtype=torch.long, device=device)
+    ids = torch.full((len(prompts), width), pad_token_id, device=device)  # (B, T)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long, device=device)  # (B, T)
+    positions = torch.zeros(axes, len(prompts), width, dtype=torch.long, device=device)  # (axes, B, T)
     for row, prompt in enumerate(prompts):
         place = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
         ids[row, place] = prompt.input_ids

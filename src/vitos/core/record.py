@@ -21,6 +21,12 @@ AnswerKind = Literal["letter", "word", "text"]
 class Record:
     """A question with its image(s), its answer and, where known, the boxes of its evidence.
 
+    >>> from pathlib import Path
+    >>> from vitos import Record
+    >>> question = "<image>What is shown?\\nA. cyst\\nB. nodule"
+    >>> Record("r1", (Path("/data/r1.png"),), question, "B", boxes=(Box(0.1, 0.2, 0.3, 0.4),)).options
+    {'A': 'cyst', 'B': 'nodule'}
+
     Attributes:
         id: unique within its data set; named in every error about the record.
         image_paths: absolute paths, all below the data set's root, with a selector (`scan.dcm#frame=3`) where the

@@ -1,4 +1,7 @@
-"""From boxes to a sparse set of visual tokens: which are kept, and what becomes of the rest (algorithm.md §2, §3)."""
+"""From boxes to a sparse set of visual tokens: which are kept, and what becomes of the rest.
+
+docs/method.md, sections 2 and 3.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ class KeepRule:
     """Which visual tokens a set of boxes keeps (ours).
 
     Attributes:
-        margin: cells by which every box is widened on all sides.
-        min_tokens: the least number of tokens kept; the cells nearest to the boxes fill it up.
+        margin: number of cells by which each box is widened on all sides.
+        min_tokens: smallest number of tokens to keep; the cells nearest to the boxes make it up.
     """
 
     margin: int = 0
@@ -48,40 +51,69 @@ class Fusion:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """The tokens of one image that are kept.
+class Kept:
+    """The visual tokens of one image that the reasoning branch answers from.
 
     Attributes:
-        mask: bool, shape (num_tokens,), at least one True.
-        fallback: the boxes named nothing, so the whole image is used; always counted, never hidden.
+        grid: the cell that each token looks at.
+        mask: True at kept tokens, bool, shape (num_tokens,), at least one True.
+        why_not: reason why the boxes could not be followed, and what was done instead; always counted, never hidden.
+            Empty if the boxes were followed.
     """
 
+    grid: TokenGrid
     mask: BoolArray
-    fallback: bool = False
+    why_not: str = ""
+
+    @classmethod
+    def everything(cls, grid: TokenGrid, why_not: str = "") -> Kept:
+        """The whole image."""
+        return cls(grid, np.ones(grid.num_tokens, dtype=bool), why_not)
 
     @property
-    def kept_ratio(self) -> float:
-        """Share of the visual tokens kept, in (0, 1]."""
+    def fallback(self) -> bool:
+        """Whether the boxes could not be followed."""
+        return bool(self.why_not)
+
+    @property
+    def all(self) -> bool:
+        """Whether no token is dropped."""
+        return bool(self.mask.all())
+
+    @property
+    def count(self) -> int:
+        """Number of tokens kept."""
+        return int(self.mask.sum())
+
+    @property
+    def ratio(self) -> float:
+        """Share of the visual tokens that are kept, in (0, 1]."""
         return float(self.mask.mean())
 
 
-def select(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule = KeepRule()) -> Selection:
-    """Keep the tokens whose cells overlap a box; without any box, the whole image (`fallback`).
+NO_BOX = "no box could be read; the whole image was used"
 
-    A box that lies in no cell, as on the seam of a tiled model that drops a border, keeps the nearest `min_tokens`.
+
+def select(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule = KeepRule()) -> Kept:
+    """Keep the tokens whose cells overlap a box; without any box, the whole image (a counted fallback).
+
+    >>> select(TokenGrid.single(2, 2), [Box(0.6, 0, 0.9, 0.3)]).mask
+    array([False,  True, False, False])
+
+    A box that overlaps no cell, as on the seam of a tiled model that drops a border, keeps the nearest `min_tokens`.
     """
     if not boxes:
-        return Selection(np.ones(grid.num_tokens, dtype=bool), fallback=True)
+        return Kept.everything(grid, NO_BOX)
     mask = grid.overlapping(boxes, rule.margin)
     missing = min(rule.min_tokens, grid.num_tokens) - int(mask.sum())
     if missing > 0:
         distance = np.where(mask, np.inf, distance_to_boxes(grid, boxes))
         mask[np.argsort(distance, kind="stable")[:missing]] = True
-    return Selection(mask)
+    return Kept(grid, mask)
 
 
 def distance_to_boxes(grid: TokenGrid, boxes: Sequence[Box]) -> np.ndarray:
-    """Distance from every cell's centre to the nearest box, in image fractions, shape (num_tokens,); 0 inside."""
+    """Distance from each cell's centre to the nearest box, in image fractions, shape (num_tokens,); 0 inside a box."""
     centres = grid.centres()
     low = np.array([(b.x1, b.y1) for b in boxes])[:, None]
     high = np.array([(b.x2, b.y2) for b in boxes])[:, None]
@@ -91,11 +123,14 @@ def distance_to_boxes(grid: TokenGrid, boxes: Sequence[Box]) -> np.ndarray:
 
 
 def cell_rectangles(grid: TokenGrid, mask: BoolArray) -> list[tuple[int, int, int, int]]:
-    """The fewest cells in rectangles that touch nowhere and hold all of `mask`: (top, left, bottom, right), ends out.
+    """Rectangles of cells that contain all of `mask`, share no edge or corner, and have the fewest cells in all.
 
     Args:
-        grid: of one view.
-        mask: bool, shape (num_tokens,).
+        grid: a grid with one view.
+        mask: the cells to contain, bool, shape (num_tokens,).
+
+    Returns:
+        (top, left, bottom, right) of each rectangle, ends not included.
     """
     (view,) = grid.views
     cells = mask.reshape(view.rows, view.cols)
@@ -111,32 +146,34 @@ def cell_rectangles(grid: TokenGrid, mask: BoolArray) -> list[tuple[int, int, in
 
 
 def fusion_matrix(tokens: Tensor, mask: Tensor, fusion: Fusion = Fusion()) -> Tensor:
-    """Mixing weights that turn all tokens of an image into the kept ones; every row sums to 1.
+    """Mixing weights that turn all tokens of an image into the kept ones; each row sums to 1.
 
-    Each outside token d is assigned to the kept token k of highest cosine similarity; S_k are those of k, and
+    Each outside token d is assigned to the kept token k of highest cosine similarity. With S_k the tokens assigned to
+    k, the new token is
 
     - `mean`: k' = (k + Σ d) / (1 + |S_k|)
     - `weighted`: k' = (1 − β) k + β Σ w_d d / Σ w_d with w_d = max(cos(d, k), 0); k' = k where Σ w_d = 0.
 
     Args:
         tokens: visual embeddings as the language model would see them, shape (N, hidden).
-        mask: bool, shape (N,), n of them True.
+        mask: True at the kept tokens, bool, shape (N,), n of them True.
+        fusion: mode and strength.
 
     Returns:
-        Shape (n, N), float32, on the tokens' device. Multiply every visual stream by it.
+        The weights, float32, shape (n, N), on the tokens' device. Multiply each visual stream by them.
     """
     _check_mask(tokens, mask)
-    kept, outside = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+    kept, outside = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]  # (n,), (N - n,)
     rows = torch.arange(len(kept), device=tokens.device)
-    matrix = torch.zeros(len(kept), len(tokens), device=tokens.device)
+    matrix = torch.zeros(len(kept), len(tokens), device=tokens.device)  # (n, N)
     matrix[rows, kept] = 1.0
     if fusion.mode == "none" or len(outside) == 0:
         return matrix
     unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
-    cosine, owner = (unit[outside] @ unit[kept].T).max(-1)
+    cosine, owner = (unit[outside] @ unit[kept].T).max(-1)  # (N - n,), (N - n,)
     weight = torch.ones_like(cosine) if fusion.mode == "mean" else cosine.clamp(min=0)
     matrix[owner, outside] = weight
-    absorbed = matrix.sum(-1, keepdim=True) - 1  # Σ w_d of every row
+    absorbed = matrix.sum(-1, keepdim=True) - 1  # (n, 1): Σ w_d of each row
     if fusion.mode == "mean":
         return matrix / (1 + absorbed)
     share = torch.where(absorbed > 0, fusion.beta / absorbed.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
@@ -146,14 +183,16 @@ def fusion_matrix(tokens: Tensor, mask: Tensor, fusion: Fusion = Fusion()) -> Te
 
 
 def fuse(streams: Sequence[Tensor], mask: Tensor, fusion: Fusion = Fusion()) -> tuple[Tensor, ...]:
-    """The kept tokens of every visual stream, with the outside ones fused in.
+    """The kept tokens of each visual stream, with the outside ones fused in.
 
     Args:
-        streams: the embeddings (N, hidden), which decide who is fused into whom, then any extra visual streams.
-        mask: bool, shape (N,), n of them True.
+        streams: the embeddings (N, hidden), which decide which token is fused into which, then any extra visual
+            streams.
+        mask: True at the kept tokens, bool, shape (N,), n of them True.
+        fusion: mode and strength.
 
     Returns:
-        One (n, hidden) tensor for every stream, in its dtype; exactly the kept rows where nothing is fused.
+        One (n, hidden) tensor per stream, in its dtype; exactly the kept rows if nothing is fused.
     """
     _check_mask(streams[0], mask)
     if fusion.mode == "none" or bool(mask.all()):

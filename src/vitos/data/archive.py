@@ -1,8 +1,8 @@
-"""Zip archives read file by file, by the names that a data set gives; nothing is unpacked under a name of its own.
+"""Zip archives read file by file, by the names that a data set gives; nothing is unpacked into a folder.
 
-What an archive may be is decided from its list of contents, before anything is decompressed: a name that leaves the
-folder it would be unpacked into, a symbolic link or an encrypted file, and the archive is refused. What a file
-unpacks to is limited by itself and, against many names for the same bytes, for all files of an archive together.
+What an archive may be is decided from its list of contents, before anything is decompressed. It is refused for a name
+that leaves the folder it would be unpacked into, for a symbolic link and for an encrypted file. The unpacked size is
+limited for each file and, against many names for the same bytes, for all files of an archive together.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import Lock
 from types import TracebackType
+from unicodedata import normalize
 
 from vitos.data.images import DataError
 
 MAX_FILE_BYTES = 512 << 20
-# Images hardly shrink in a zip; a bitmap of one colour does, so an archive may grow by this and a little more.
+# Images hardly shrink in a zip, but a bitmap of one colour does; so an archive may grow this many times and a bit more
 MAX_GROWTH = 20
 FREE_BYTES = 1 << 30
 MAX_FILES = 2_000_000
@@ -51,6 +52,8 @@ class Archive:
         except DataError:
             self._zip.close()
             raise
+        # An archive that was packed on a Mac spells names in another way than the data set does.
+        self._spelled = {normalize("NFC", name): name for name in self._files if not name.isascii()}
 
     def __enter__(self) -> Archive:
         return self
@@ -65,15 +68,15 @@ class Archive:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files in it, folders left out, in its order."""
+        """Names of the files in it, without folders, in the order of the archive."""
         return tuple(self._files)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return self._own_name(name) in self._files
 
     def key(self, name: str) -> str:
-        """What identifies a file's content without reading it: its check sum and size."""
-        info = self._files[name]
+        """What identifies the content of a file without reading it: its check sum and size."""
+        info = self._files[self._own_name(name)]
         return f"{info.CRC:08x}-{info.file_size}"
 
     def read(self, name: str) -> bytes:
@@ -83,7 +86,7 @@ class Archive:
             DataError: if it is damaged, or unpacks to more than it may.
             KeyError: if there is none of this name.
         """
-        info = self._files[name]
+        info = self._files[self._own_name(name)]
         with self._lock:
             if info.file_size > self._max_file_bytes:
                 self._refuse(name, f"unpacks to {info.file_size} bytes, more than {self._max_file_bytes}")
@@ -99,6 +102,10 @@ class Archive:
             if self._budget < 0:
                 raise DataError(f"{self.path}: unpacks to more than {MAX_GROWTH} times its size; it is a zip bomb")
         return data
+
+    def _own_name(self, name: str) -> str:
+        """A name as the archive spells it."""
+        return name if name in self._files else self._spelled.get(normalize("NFC", name), name)
 
     def _refuse(self, name: str, reason: str) -> None:
         raise DataError(f"{self.path.name}/{name}: {reason}")

@@ -7,7 +7,7 @@
 | `bbox`: list<list<float64>>, null if unknown | `bbox` |
 | any other column of text, numbers or truth values | a text in `meta`, if not null |
 
-Image bytes are copied, never encoded again; a file is named by the SHA-256 of its content, so an image of many
+Image bytes are copied and never encoded again. A file is named by the SHA-256 of its content, so an image with many
 questions is stored once. Splits keep their names: `train.json` ↔ `train-00000-of-00001.parquet`. The target folder
 appears when it is complete, or not at all.
 """
@@ -20,7 +20,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +61,8 @@ def convert(
             folder of them.
         target_dir: a folder that does not exist or is empty; written as `<target_dir>.partial`, then renamed.
         to: the format to write.
-        limit: the first `limit` records of every split.
-        shard_rows: records of one parquet file.
+        limit: number of records to take from each split; None: all.
+        shard_rows: number of records per parquet file.
 
     Raises:
         DataError: the source cannot be read or has an invalid record (named), the target is not empty, or the disk
@@ -74,13 +74,31 @@ def convert(
     if shard_rows < 1 or (limit is not None and limit < 1):
         raise ValueError(f"limit and shard_rows must be at least 1, got {limit} and {shard_rows}")
     # Found before anything is written: a wrong source leaves no folder behind, not even the target's parents.
-    splits = _open_splits(source) if to == "json" else None
-    files = record_files(source) if to == "parquet" else []
+    if to == "json":
+        splits = _open_splits(source)
+        return _written(target_dir, lambda partial: _write_json(splits, partial, limit))
+    files = record_files(source)
+    return _written(target_dir, lambda folder: sum(_write_parquet(f, folder, limit, shard_rows) for f in files))
+
+
+def write_records(records: Mapping[str, Sequence[Record]], target_dir: Path) -> int:
+    """Write records, split → records, as `<split>.json` and an images folder; returns their number.
+
+    Args:
+        target_dir: a folder that does not exist or is empty.
+
+    Raises:
+        DataError: as `convert`.
+    """
+    splits = {split: ((record.id, _row_of(record)) for record in found) for split, found in records.items()}
+    return _written(target_dir, lambda partial: _write_json(splits, partial, None))
+
+
+def _written(target_dir: Path, write: Callable[[Path], int]) -> int:
+    """Write a data set to a folder that appears when it is complete."""
     try:
         with atomic_folder(target_dir) as partial:
-            if splits is not None:
-                return _write_json(splits, partial, limit)
-            return sum(_write_parquet(file, partial, limit, shard_rows) for file in files)
+            return write(partial)
     except FileExistsError as error:
         raise DataError(str(error)) from error
     except OSError as error:
@@ -103,7 +121,7 @@ def image_suffix(data: bytes, name: Path) -> str:
 # Parquet or hub → JSON
 
 
-def _write_json(splits: dict[str, Iterable[tuple[str, Row]]], folder: Path, limit: int | None) -> int:
+def _write_json(splits: Mapping[str, Iterable[tuple[str, Row]]], folder: Path, limit: int | None) -> int:
     """Write `<split>.json` for each split, rows given as (sample, row), and the images."""
     store = _ImageStore(folder)
     total = 0
@@ -122,7 +140,7 @@ def _write_json(splits: dict[str, Iterable[tuple[str, Row]]], folder: Path, limi
 
 
 class _ImageStore:
-    """Image files of one folder, one for each content."""
+    """The image files of one folder, one for each distinct content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "images"
@@ -130,7 +148,7 @@ class _ImageStore:
         self._names: dict[str, str] = {}  # SHA-256 → file name
 
     def add(self, data: bytes, sample: str) -> str:
-        """Store an image unless it is there; its path relative to the data set."""
+        """Store an image unless it is there, and return its path relative to the data set."""
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._names:
             suffix = image_suffix(data, Path(sample))
@@ -171,7 +189,7 @@ def _image_bytes(image: object, sample: str) -> bytes:
 
 
 def _open_splits(source: str | Path) -> dict[str, Iterable[tuple[str, Row]]]:
-    """Split → its rows with the names by which errors call them, read lazily."""
+    """Split → its rows, read lazily, each with the name that errors give it."""
     name = str(source)
     if name.startswith(HUB_PREFIX):
         return _open_hub(name.removeprefix(HUB_PREFIX))
@@ -234,7 +252,9 @@ def _write_parquet(file: Path, folder: Path, limit: int | None, shard_rows: int)
         path = folder / f"{file.stem}-{index:05d}-of-{len(shards):05d}.parquet"
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, len(shard), ROWS_PER_GROUP):
-                rows = [_to_row(record, schema) for record in shard[start : start + ROWS_PER_GROUP]]
+                rows = [_row_of(record) for record in shard[start : start + ROWS_PER_GROUP]]
+                if not pa.types.is_list(schema.field("image").type):
+                    rows = [row | {"image": row["image"][0]} for row in rows]
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     return len(records)
 
@@ -256,22 +276,21 @@ def _schema(records: Sequence[Record]) -> pa.Schema:
     for record in records:
         for name in record.meta:
             if name in _COLUMNS or name in _IMAGE_COLUMNS:
-                raise DataError(f"{record.id}, meta: {name!r} is the name of a column of its own; rename it")
+                raise DataError(f"{record.id}, meta: {name!r} is the name of another column; rename it")
             columns[name] = (pa.string(), text)
     features = {name: feature for name, (_, feature) in columns.items()}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([(name, arrow) for name, (arrow, _) in columns.items()], metadata=metadata)
 
 
-def _to_row(record: Record, schema: pa.Schema) -> Row:
+def _row_of(record: Record) -> Row:
     for path in record.image_paths:
         if split_name(path)[1]:
             raise DataError(f"{record.id}: {path.name} selects a part of a file, which parquet cannot; keep the JSON")
     images = [{"bytes": path.read_bytes(), "path": path.name} for path in record.image_paths]
-    several = pa.types.is_list(schema.field("image").type)
     return {
         **record.meta,
-        "image": images if several else images[0],
+        "image": images,
         "id": record.id,
         "question": record.question,
         "answer": record.answer,

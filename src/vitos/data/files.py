@@ -1,4 +1,4 @@
-"""Results appear whole or not at all: files and folders written beside their place, then renamed into it.
+"""Results appear whole or not at all: files and folders are written under another name first, then renamed.
 
 Trade-offs, chosen once for the whole package:
 
@@ -36,6 +36,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
+        temporary.chmod(_default_mode())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -50,7 +51,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write `value` as JSON: keys in their own order, indented by 2, a newline at the end.
+    """Write `value` as JSON: keys in their order, indented by 2, with a newline at the end.
 
     Raises:
         ValueError: if `value` holds NaN or infinity, which JSON cannot say and other programs refuse.
@@ -87,6 +88,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial)
         raise
     _flush_folder(target.parent)
+
+
+def set_default_modes(folder: Path) -> None:
+    """Give the files of a folder the permissions of a new file under the umask.
+
+    safetensors writes its files for their owner alone, whatever the umask says.
+    """
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(_default_mode())
+
+
+def _default_mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _flush_folder(folder: Path) -> None:

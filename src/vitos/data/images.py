@@ -1,16 +1,8 @@
 """Image files → upright 8-bit RGB, or a refusal that says what is wrong with the file.
 
 The one path by which training, evaluation and `ask` open images. DICOM is known by its content (`data/dicom.py`),
-NIfTI by its name (`data/nifti.py`), everything else is Pillow's; a name may select a frame, slice or window
-(`data/picture.py`). What a file may be is decided from its header, before a pixel is decoded. Colour modes, all of
-them → RGB:
-
-- grayscale and 1-bit: the value in all three channels; palette: its colours
-- more than 8 bit of gray (`I;16`, `I`, `F`; X-ray, microscopy): the selector's window, or a linear one from the
-  image's minimum to its maximum; an image of one value is black
-- alpha or a transparent colour: composited on black, the background of most medical images
-- CMYK, YCbCr: Pillow's device formula; a colour profile in the file is not applied
-- 16-bit RGB: Pillow keeps the high byte. Every other mode (LAB, HSV) is refused
+NIfTI by its name (`data/nifti.py`), everything else is Pillow's (`data/modes.py`, `data/tiff.py`); a name may select a
+frame, slice or window (`data/picture.py`). What a file may be is decided from its header, before a pixel is decoded.
 
 Pillow's own limits (decompression bomb, PNG text) stay on, and formats that start other programs (EPS) stay closed.
 """
@@ -24,23 +16,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, touched_pixels
 from vitos.data.dicom import is_dicom, read_frame
 from vitos.data.gray import Rendering, VolumeError, render
+from vitos.data.modes import keep_low_bytes, layout_of, to_rgb
+from vitos.data.names import as_spelled_on_disk
 from vitos.data.nifti import is_nifti, read_slice
-from vitos.data.picture import Selector, parse_selector, split_name
+from vitos.data.picture import PictureSelector, parse_selector, split_name
+from vitos.data.tiff import STARTS as TIFF_STARTS
+from vitos.data.tiff import full_pages, open_with_other_tags
 
 MAX_PIXELS = 64_000_000
 MAX_ASPECT_RATIO = 200
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 
 _URL = re.compile(r"[a-z][a-z0-9+.\-]*:/|data:|file:", re.IGNORECASE)
-_HIGH_DEPTH = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
-_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 
 # What Pillow's decoders raise on broken bytes: besides OSError, whatever their parsing of a header runs into.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error)
@@ -64,17 +56,17 @@ class ImageError(DataError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """What the file holds, before conversion, and how it was converted.
+    """What a file held before conversion, and how it was converted.
 
     Attributes:
-        format: Pillow's name, DICOM or NIFTI.
-        mode: Pillow's colour mode, DICOM's photometric interpretation, or the data type of a volume.
-        width, height: of the upright image as stored, not of the part that was cut out; boxes are fractions of these.
-        rotated: an EXIF tag turned it.
+        format: Pillow's name of the format, DICOM or NIFTI.
+        mode: the colour mode (see `Layout`), DICOM's photometric interpretation, or the data type of a volume.
+        width, height: the size in pixels of the upright stored image, not of a crop; boxes are fractions of it.
+        rotated: whether an EXIF tag turned it.
         rendering: frame or slice, window and crop.
-        warnings: what a user should look at; no value of a header stands in it.
+        warnings: what a user should look at, without a value of a header.
     """
 
     format: str
@@ -87,7 +79,7 @@ class ImageFacts:
 
     @property
     def shown(self) -> Rect:
-        """What of the stored image the picture shows."""
+        """The part of the stored image that the picture shows."""
         return Rect(*self.rendering.crop) if self.rendering.crop else WHOLE_IMAGE
 
     def summary(self) -> str:
@@ -102,15 +94,15 @@ class ImageFacts:
         return ", ".join(parts + ["inverted"] * shown.inverted)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands beside results."""
+        """The JSON that is kept with results."""
         return asdict(self) | {"rendering": self.rendering.to_json(), "warnings": list(self.warnings)}
 
 
 def resolve_under(root: Path, relative: str | Path) -> Path:
     """The absolute path of `relative` below the folder `root`, symlinks resolved; the file need not exist.
 
-    A path that stands in data is a name, not a permission: it reaches nothing outside the data set's folder. A
-    selector (`#frame=3`) stays behind it.
+    A path in data is a name, not a permission: it reaches nothing outside of the data set's folder. A selector
+    (`#frame=3`) stays behind it. A name is found in either Unicode spelling (`as_spelled_on_disk`).
 
     Raises:
         DataError: for an absolute path (of any system), `..`, a URL, or a symlink that leads out of `root`.
@@ -128,7 +120,9 @@ def resolve_under(root: Path, relative: str | Path) -> Path:
     try:
         base = root.resolve()
         file, selector = split_name(text)  # or a symlink would hide behind its selector
-        path = (base / file).resolve()
+        path = as_spelled_on_disk(base, file).resolve()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{text!a} holds half a character; correct the name") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks, up to Python 3.12
         raise DataError(f"{text!r} cannot be resolved below {root}: {error}") from error
     if not path.is_relative_to(base):
@@ -157,7 +151,7 @@ def load_image(path: Path, root: Path | None = None, max_pixels: int = MAX_PIXEL
 def load_image_facts(
     path: Path, root: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, ImageFacts]:
-    """`load_image`, and what the file was before conversion."""
+    """`load_image`, and what the file held before conversion."""
     name = resolve_under(root, path) if root is not None else path
     path, text = split_name(name)
     try:
@@ -192,27 +186,48 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _load_with_pillow(
-    file: IO[bytes], path: Path, name: Path, selector: Selector, max_pixels: int
+    file: IO[bytes], path: Path, name: Path, selector: PictureSelector, max_pixels: int
 ) -> tuple[Image.Image, ImageFacts]:
     if path.suffix.lower() in (".dcm", ".dicom"):
         problem = "is named as DICOM, but holds no DICOM file (no DICM mark at byte 128)"
         raise ImageError(path, f"{problem}; rename it to what it is, or export it with its preamble")
     with open_header(file, path, max_pixels) as image:
         try:
-            # Before decoding: Pillow turns TIFF by itself and takes the tag away.
-            rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-            upright = ImageOps.exif_transpose(image)  # decodes, and copies even where there is nothing to turn
+            kind, layout = image.format or "", layout_of(image)
+            upright, rotated, warned = _upright(image)
         except (MemoryError, *_BROKEN) as error:
             raise ImageError(path, f"broken or truncated ({error}); download or export it again") from error
-        kind, mode = image.format or "", image.mode
     if unused := selector.unused("window"):
         raise ImageError(name, f"{kind} knows no {' or '.join(unused)}; leave it out")
-    picture, rendering = _to_rgb(upright, name, selector)
-    return picture, ImageFacts(kind, mode, upright.width, upright.height, rotated, rendering)
+
+    def low_bytes() -> Image.Image:
+        with open_header(file, path, max_pixels) as again:
+            keep_low_bytes(again)
+            return _upright(again)[0]
+
+    try:
+        picture, rendering, more = to_rgb(upright, layout, selector.window, low_bytes)
+    except VolumeError as error:
+        raise ImageError(name, str(error)) from None
+    size = {"width": upright.width, "height": upright.height}
+    facts = ImageFacts(
+        format=kind, mode=layout.mode, **size, rotated=rotated, rendering=rendering, warnings=(*warned, *more)
+    )
+    return picture, facts
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, bool, tuple[str, ...]]:
+    """Decode an image and turn it as its EXIF tag says; whether that did anything, and warnings."""
+    try:
+        # Before decoding: Pillow turns TIFF by itself and takes the tag away.
+        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except (MemoryError, *_BROKEN):  # viewers show such a file as it is stored
+        return image.copy(), False, ("its EXIF block is broken and was left out; make sure that it is upright",)
+    return ImageOps.exif_transpose(image), rotated, ()  # decodes, and copies even where there is nothing to turn
 
 
 def _load_medical(
-    path: Path, name: Path, selector: Selector, max_pixels: int, dicom: bool
+    path: Path, name: Path, selector: PictureSelector, max_pixels: int, dicom: bool
 ) -> tuple[Image.Image, ImageFacts]:
     """A frame of a DICOM file or a slice of a NIfTI one."""
     kind = "DICOM" if dicom else "NIFTI"
@@ -227,16 +242,16 @@ def _load_medical(
         pixels, mode, rendering, warned = frame.pixels, frame.interpretation, frame.rendering, frame.warnings
     else:
         values, mode = read_slice(path, selector, check_size)
-        if not np.isfinite(values).all():
-            raise ImageError(name, "holds voxel values that are not finite; replace them and save it again")
         pixels, window, source = render(values, selector.window)
-        rendering, warned = Rendering(None, selector.axis, selector.slice, window, source), ()
+        rendering = Rendering(axis=selector.axis, slice=selector.slice, window=window, window_source=source)
+        warned = ()
     image = Image.fromarray(pixels).convert("RGB")
-    return image, ImageFacts(kind, mode, image.width, image.height, False, rendering, warned)
+    size = {"width": image.width, "height": image.height}
+    return image, ImageFacts(format=kind, mode=mode, **size, rotated=False, rendering=rendering, warnings=warned)
 
 
 def _cut(picture: Image.Image, facts: ImageFacts, crop: Box, name: Path) -> tuple[Image.Image, ImageFacts]:
-    """Every pixel that `crop` touches; which those are stands in the facts."""
+    """Cut out every pixel that `crop` touches; the facts say which those are."""
     width, height = picture.size
     left, top, right, bottom = touched_pixels(crop, width, height)
     _check_size(name, right - left, bottom - top, width * height)
@@ -251,10 +266,16 @@ def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         ImageError: see `load_image`.
     """
+    file.seek(0)
+    start = file.read(4)
+    file.seek(0)
+    image: Image.Image | None
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(path, f"not an image of a known format ({', '.join(FORMATS)})") from error
+        image = open_with_other_tags(file) if start in TIFF_STARTS else None
+        if image is None:
+            raise ImageError(path, _unknown(start)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(path, f"too large for Pillow's decompression guard ({error}); scale it down") from error
     except (MemoryError, *_BROKEN) as error:
@@ -262,11 +283,24 @@ def open_header(file: IO[bytes], path: Path, max_pixels: int = MAX_PIXELS) -> Im
     _check_size(path, *image.size, max_pixels)
     try:
         frames = getattr(image, "n_frames", 1)
+        if (
+            image.format == "MPO"
+        ):  # a phone's JPEG: behind the picture are previews, depth or gain, which no viewer shows
+            frames = 1
+        elif image.format == "TIFF" and frames > 1:
+            frames = len(full_pages(image, frames))
     except _BROKEN as error:
         raise ImageError(path, f"its frames cannot be counted ({error}); export one of them") from error
     if frames != 1:
         raise ImageError(path, f"{frames} frames or pages; save the one that the question is about as its own file")
+    _check_size(path, *image.size, max_pixels)
     return image
+
+
+def _unknown(start: bytes) -> str:
+    if start in TIFF_STARTS:
+        return "a TIFF with a layout of pixels that Pillow cannot read; export it as 8- or 16-bit gray, or 8-bit RGB"
+    return f"not an image of a known format ({', '.join(FORMATS)})"
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -276,22 +310,3 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
         raise ImageError(path, f"{width} x {height} carries no evidence; both sides must be at least 2 pixels")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(path, f"{width} x {height} is more than {MAX_ASPECT_RATIO} times longer than narrow; crop it")
-
-
-def _to_rgb(image: Image.Image, path: Path, selector: Selector) -> tuple[Image.Image, Rendering]:
-    """See the module's table of modes; the result is in memory and knows no file."""
-    chosen = selector.window
-    if image.mode in _HIGH_DEPTH or (chosen and image.mode == "L"):
-        values = np.asarray(image).astype(np.float64)
-        if not np.isfinite(values.max() - values.min()):
-            raise ImageError(path, "holds pixel values that are not finite; export it again as 8- or 16-bit gray")
-        gray, window, source = render(values, chosen)
-        return Image.fromarray(gray).convert("RGB"), Rendering(window=window, window_source=source)
-    if chosen:
-        raise ImageError(path, f"colour mode {image.mode} has no window; leave window out")
-    if image.mode in _ALPHA or (image.mode in _PLAIN and image.has_transparency_data):
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB"), Rendering()
-    if image.mode in _PLAIN:
-        return image.convert("RGB"), Rendering()
-    raise ImageError(path, f"colour mode {image.mode} has no defined conversion; export it as RGB or gray")

@@ -1,8 +1,8 @@
 """One slice of a NIfTI volume as it is stored; needs the `nifti` extra (nibabel).
 
-The lower of the two axes left runs to the right, the higher one down, both as stored: nothing is turned to a
-radiological orientation, so boxes are those of the stored voxels. Of the header only shape, data type and the linear
-scaling of the values are used.
+Of the two axes that are left, the lower one runs to the right and the higher one down, both as stored. Nothing is
+turned to a radiological orientation, so boxes are those of the stored voxels. Only shape, data type and the linear
+scaling of the values are used from the header.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.data.gray import FloatArray, VolumeError
-from vitos.data.picture import Selector
+from vitos.data.picture import PictureSelector
 
 SUFFIXES = (".nii", ".nii.gz")
 
 
 def is_nifti(path: Path) -> bool:
-    """By its name, which nibabel decides by as well."""
+    """Whether a file is NIfTI, by its name; nibabel decides by the name as well."""
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], None]) -> tuple[FloatArray, str]:
+def read_slice(
+    path: Path, selector: PictureSelector, check_size: Callable[[int, int], None]
+) -> tuple[FloatArray, str]:
     """The selected slice, float (rows, columns), and its stored data type.
+
+    Values that are not finite stay: NaN where there is nothing to see, such as outside the brain.
 
     Args:
         check_size: called with width and height before a value is read; raises to refuse.
 
     Raises:
-        VolumeError: no nibabel, no slice named or out of range, not three axes, or a broken file.
+        VolumeError: no nibabel, no slice named or out of range, more than three axes, or a broken file.
     """
     try:
         import nibabel
@@ -50,10 +54,12 @@ def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], 
         raise VolumeError(broken) from None
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 2:  # one slice, saved without its third axis
+        shape = (*shape, 1)
     if len(shape) != 3:
         raise VolumeError(f"{len(shape)} axes ({' x '.join(map(str, shape))}); save the one volume as its own file")
     if kind.fields is not None or kind.kind not in "iuf":
-        raise VolumeError(f"values of type {kind} are not gray; save it with one number a voxel")
+        raise VolumeError(f"values of type {kind} are not gray; save it with one number per voxel")
     if selector.axis is None or selector.slice is None:
         raise VolumeError(f"a volume of {' x '.join(map(str, shape))}; name a slice, such as #axis=2&slice=0")
     if selector.slice >= shape[selector.axis]:
@@ -63,7 +69,8 @@ def read_slice(path: Path, selector: Selector, check_size: Callable[[int, int], 
     check_size(width, height)
     index = tuple(selector.slice if axis == selector.axis else slice(None) for axis in range(3))
     try:
-        values: NDArray[Any] = np.asarray(volume.dataobj[index + (0,) * (len(volume.shape) - 3)])
+        axes = len(volume.shape)
+        values: NDArray[Any] = np.asarray(volume.dataobj[(*index, *(0,) * (axes - 3))[:axes]])
     except errors:
         raise VolumeError(broken) from None
     return values.astype(np.float64).T, str(kind)

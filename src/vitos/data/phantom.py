@@ -1,8 +1,8 @@
 """Phantoms: seeded synthetic slices with findings, and boxed multiple-choice questions about them.
 
 A scene is a body with four organs, tissue texture, vessels (distractors) and a few findings of four kinds. Every
-question can be answered from a few per cent of the image, and neither its text nor its letters help: kinds, places
-and counts are drawn evenly and options are shuffled. Scenes are made for their question's template, so that counts,
+question can be answered from a few per cent of the image. Neither its text nor its letters help: kinds, places and
+counts are drawn evenly, and options are shuffled. A scene is made for the template of its question, so that counts,
 for example, are even by construction.
 
 Simplifications: one slice, one body plan, "left" is the image's left, findings do not overlap.
@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from vitos.core.geometry import Box
 from vitos.core.record import IMAGE_PLACEHOLDER, option_lines
 from vitos.data.files import write_json_atomic
+from vitos.data.phantom_files import IMAGES, Settings, image_name, refuse_changed, refuse_others, remove_orphans
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
@@ -46,8 +47,8 @@ class Organ:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """A finding: its kind, centre and radius in fractions of the image."""
+class Lesion:
+    """A lesion (the questions say "finding"): its kind, and its centre and radius in fractions of the image."""
 
     kind: str
     x: float
@@ -69,10 +70,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is where; `render` makes the picture, whose texture and noise come from `texture_seed`."""
+    """A drawn image: what is where. `render` makes the picture; its texture and noise come from `texture_seed`."""
 
     organs: tuple[Organ, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Lesion, ...]
     texture_seed: int
 
 
@@ -84,7 +85,7 @@ class Question:
     text: str
     options: tuple[str, ...]
     truth: str
-    evidence: tuple[Finding, ...]
+    evidence: tuple[Lesion, ...]
     thought: str
 
     @property
@@ -93,7 +94,7 @@ class Question:
 
     @property
     def full_text(self) -> str:
-        """The question as it stands in a record: `<image>`, the text, one option a line."""
+        """The question as a record has it: `<image>`, the text, one option per line."""
         return f"{IMAGE_PLACEHOLDER}{self.text}{option_lines(self.options)}"
 
 
@@ -105,7 +106,7 @@ def make_scene(rng: np.random.Generator, kinds: tuple[str, ...] | None = None) -
 
     Args:
         rng: source of all randomness.
-        kinds: kinds of the findings; by default two to five drawn evenly. One that finds no free place is left out.
+        kinds: kinds of the findings; by default two to five, drawn evenly. A finding without a free place is left out.
     """
     if kinds is None:
         kinds = tuple(KINDS[i] for i in rng.integers(len(KINDS), size=rng.integers(2, 6)))
@@ -126,16 +127,16 @@ def _draw_organs(rng: np.random.Generator) -> tuple[Organ, ...]:
     )
 
 
-def _place(rng: np.random.Generator, kinds: tuple[str, ...]) -> tuple[Finding, ...]:
+def _place(rng: np.random.Generator, kinds: tuple[str, ...]) -> tuple[Lesion, ...]:
     """Non-overlapping places inside the body, away from the midlines, so that "upper left" is never in doubt."""
-    out: list[Finding] = []
+    out: list[Lesion] = []
     for kind in kinds:
         for _ in range(100):
             x, y, r = rng.uniform(0.14, 0.86), rng.uniform(0.14, 0.86), rng.uniform(0.055, 0.11)
             inside = ((x - 0.5) / 0.44) ** 2 + ((y - 0.5) / 0.46) ** 2 < 0.78
             clear = all(np.hypot(x - f.x, y - f.y) > r + f.radius + 0.03 for f in out)
             if inside and clear and abs(x - 0.5) > 0.04 and abs(y - 0.5) > 0.04:
-                out.append(Finding(kind, float(x), float(y), float(r)))
+                out.append(Lesion(kind, float(x), float(y), float(r)))
                 break
     return tuple(out)
 
@@ -169,7 +170,7 @@ def _vessel(rng: np.random.Generator, xx: NDArray[np.float64], yy: NDArray[np.fl
 
 
 def _stamp(
-    rng: np.random.Generator, finding: Finding, xx: NDArray[np.float64], yy: NDArray[np.float64]
+    rng: np.random.Generator, finding: Lesion, xx: NDArray[np.float64], yy: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The finding's profile, 0..1.6, non-zero within its radius only."""
     r = finding.radius
@@ -262,17 +263,17 @@ TEMPLATES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = 
 }
 
 
-def _kind_question(template: str, text: str, target: Finding, rng: np.random.Generator) -> Question:
+def _kind_question(template: str, text: str, target: Lesion, rng: np.random.Generator) -> Question:
     return Question(template, text, _shuffled(KINDS, rng), target.kind, (target,), f"it is a {target.kind}")
 
 
-def _singles(scene: Scene) -> list[Finding]:
+def _singles(scene: Scene) -> list[Lesion]:
     """Findings that are the only ones of their kind."""
     kinds = [f.kind for f in scene.findings]
     return [f for f in scene.findings if kinds.count(f.kind) == 1]
 
 
-def _pick(rng: np.random.Generator, findings: list[Finding] | tuple[Finding, ...]) -> Finding | None:
+def _pick(rng: np.random.Generator, findings: list[Lesion] | tuple[Lesion, ...]) -> Lesion | None:
     return findings[rng.integers(len(findings))] if len(findings) else None
 
 
@@ -284,9 +285,9 @@ def _shuffled(options: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
 
 
 def sample(seed: int, template: str) -> tuple[Scene, Question]:
-    """The scene and question of a template for a seed; scenes that cannot carry the question are drawn anew."""
+    """The scene and question of a template for a seed; a scene that cannot carry the question is drawn again."""
     rng = np.random.default_rng([seed, list(TEMPLATES).index(template)])
-    # The count is drawn once: drawing it anew with each scene would favour the counts that fit in more easily.
+    # The count is drawn once: drawing it with each scene would favour the counts that fit in more easily.
     kind, count = KINDS[rng.integers(len(KINDS))], int(rng.integers(1, 5))
     others = [k for k in KINDS if k != kind]
     while True:
@@ -308,37 +309,51 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene,
     if split not in SPLIT_OFFSET:
         raise ValueError(f"unknown split {split!r}; expected one of {sorted(SPLIT_OFFSET)}")
     if not (0 <= seed < 1000 and 0 <= count <= 10**6):
-        raise ValueError("phantoms take a seed of 0..999 and at most 1,000,000 samples a split")
+        raise ValueError("phantoms take a seed of 0..999 and at most 1,000,000 samples per split")
     names = list(TEMPLATES)
     for index in range(count):
         scene, question = sample(SPLIT_OFFSET[split] + seed * 10**6 + index, names[index % len(names)])
         yield f"{split}/{seed}/{index}", scene, question
 
 
-def write_phantoms(folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE) -> Path:
+def write_phantoms(
+    folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE, *, overwrite: bool = False
+) -> Path:
     """Write a split as PNG images and `{split}.json` in the record format; return the JSON file's path.
 
-    Args:
-        size: pixels a side; scenes, questions and boxes are the same for all.
+    The JSON is written last and atomically: where it exists, all its images do. Images of the split that are left from
+    an earlier writing are removed.
 
-    The JSON is written last and atomically: where it exists, all its images do.
+    Args:
+        size: pixels per side; scenes, questions and boxes are the same for all.
+        overwrite: replace a split that was made with other settings, or changed since.
+
+    Raises:
+        FileExistsError: if there is such a split and `overwrite` is False; nothing was written then.
+        ValueError: from `samples`.
     """
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for ident, scene, question in samples(split, count, seed):
-        name = f"images/{ident.replace('/', '_')}.png"
-        render(scene, size).save(folder / name)
-        rows.append(
-            {
-                "id": ident,
-                "image_path": [name],
-                "question": question.full_text,
-                "answer": question.answer,
-                "bbox": [list(f.box.as_tuple()) for f in question.evidence],
-                "meta": {"template": question.template, "thought": question.thought},
-            }
-        )
     path = folder / f"{split}.json"
+    if not overwrite:
+        refuse_others(folder, {split: Settings(count, seed, size)})
+    drawn = list(samples(split, count, seed))
+    rows = [_row(ident, question) for ident, _, question in drawn]
+    if not overwrite:
+        refuse_changed(path, rows)
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # or a kill from here on would leave it with images of another size
+    for ident, scene, _ in drawn:
+        render(scene, size).save(folder / image_name(ident))
     write_json_atomic(path, rows)
+    remove_orphans(folder, split, [image_name(ident) for ident, _, _ in drawn])
     return path
+
+
+def _row(ident: str, question: Question) -> dict[str, object]:
+    return {
+        "id": ident,
+        "image_path": [image_name(ident)],
+        "question": question.full_text,
+        "answer": question.answer,
+        "bbox": [list(f.box.as_tuple()) for f in question.evidence],
+        "meta": {"template": question.template, "thought": question.thought},
+    }

@@ -1,6 +1,6 @@
 """Which picture of a file is meant: `scan.dcm#frame=3`, `ct.nii.gz#axis=2&slice=40&window=40,400&crop=0,0,0.5,1`.
 
-Everything behind the last `#` is read as `key=value` pairs joined by `&`, in records and on the command line alike:
+Everything behind the last `#` is read as `key=value` pairs joined by `&`, in records and on the command line:
 
 | key | value | for |
 | --- | --- | --- |
@@ -25,14 +25,14 @@ KEYS = ("frame", "axis", "slice", "window", "crop")
 
 
 @dataclass(frozen=True, slots=True)
-class Selector:
+class PictureSelector:
     """One picture of a file, how its values become gray, and which part of it is looked at.
 
     Attributes:
-        frame: from 1; None: the file must have one.
-        axis, slice: of a volume: the axis across which it is cut (0..2), and the index along it, from 0.
+        frame: number of the frame, from 1; None: the file must have one.
+        axis, slice: the axis across which a volume is cut (0..2), and the index along it, from 0.
         window: (centre, width) in the file's values, width >= 1; None: the file's own, or the range of the values.
-        crop: the part that is looked at; None: all of it. Boxes stay in fractions of the whole picture.
+        crop: the part that is used; None: all of it. Boxes remain fractions of the whole picture.
     """
 
     frame: int | None = None
@@ -47,7 +47,7 @@ class Selector:
 
 
 def split_name(name: str | Path) -> tuple[Path, str]:
-    """The file of an image's name, and its selector as written; "" where there is none. Nothing is validated."""
+    """The file of an image's name, and its selector as written, or "". Nothing is validated."""
     match = _PAIRS.fullmatch(str(name))
     return (Path(match[1]), match[2]) if match else (Path(name), "")
 
@@ -59,8 +59,8 @@ def without_crop(name: str | Path) -> Path:
     return file.with_name(f"{file.name}#{'&'.join(pairs)}") if pairs else file
 
 
-def parse_selector(text: str) -> Selector:
-    """Read what stands behind the `#`.
+def parse_selector(text: str) -> PictureSelector:
+    """Read what follows the `#`.
 
     Raises:
         ValueError: for an unknown or repeated key or a value out of its range; says what to write.
@@ -75,7 +75,7 @@ def parse_selector(text: str) -> Selector:
         found[key] = value
     if ("axis" in found) != ("slice" in found):
         raise ValueError("axis and slice belong together; write #axis=2&slice=40")
-    return Selector(
+    return PictureSelector(
         frame=_whole("frame", found, 1, None),
         axis=_whole("axis", found, 0, 2),
         slice=_whole("slice", found, 0, None),
@@ -108,7 +108,7 @@ def _window(text: str) -> tuple[float, float]:
 def _crop(text: str) -> Box:
     try:
         x1, y1, x2, y2 = map(float, text.split(","))
-        return Box(x1, y1, x2, y2)
+        return Box.snapped(x1, y1, x2, y2)
     except ValueError:
         raise ValueError(
             f"crop={text} is no part of the picture (fractions, x1 < x2 and y1 < y2); write #crop=0.1,0.2,0.6,0.9"

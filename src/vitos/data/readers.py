@@ -1,6 +1,6 @@
 """Record files → `Record`s: the JSON format of the paper's release, validated field by field.
 
-A file is a JSON array (`.json`) or one object a line (`.jsonl`). Fields of a record:
+A file is a JSON array (`.json`) or has one object per line (`.jsonl`). Fields of a record:
 
 | field | value |
 | --- | --- |
@@ -11,7 +11,7 @@ A file is a JSON array (`.json`) or one object a line (`.jsonl`). Fields of a re
 | `id` | optional: unique text; otherwise `<file stem>/<index>` |
 | `meta`, `template` | optional: an object of text fields; `template` is short for `meta.template` |
 
-A `meta.json` beside the file, a list of {"split", "index", "template", …}, gives templates to records without one.
+A `meta.json` in the same folder, a list of {"split", "index", "template", …}, gives templates to records without one.
 Any other field is an error, because a misspelt `bbox` must not become a record without evidence.
 
 `iter_entries` is the only place where records are validated: `read_records` raises its first error,
@@ -30,6 +30,7 @@ from typing import Literal
 from vitos.core.geometry import Box, cut
 from vitos.core.record import IMAGE_PLACEHOLDER, Record, parse_options
 from vitos.data.images import DataError, resolve_under
+from vitos.data.names import half_character, same_name
 from vitos.data.picture import parse_selector, split_name
 
 META_FILE = "meta.json"
@@ -43,7 +44,15 @@ _FIELDS = (*_REQUIRED, "bbox", "id", "meta", "template")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a data set: where (file and index, or file), in which field, what, and what to do."""
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        sample: the file and the index in it, or the file.
+        field: the field of the record.
+        problem: what is wrong, as the end of a sentence.
+        remedy: what to do.
+        severity: errors stop training, warnings and notes do not.
+    """
 
     sample: str
     field: str
@@ -59,7 +68,10 @@ class Problem:
 class Entry:
     """One item of a file as validated: a record, or the problems for which there is none.
 
-    `images` are those that exist, even if the record does not stand. `is_item` is False for problems of a whole file.
+    Attributes:
+        sample: how problems name it.
+        images: the images that exist, even if there is no record.
+        is_item: False for problems of a whole file.
     """
 
     sample: str
@@ -72,9 +84,20 @@ class Entry:
 def read_records(source: str | Path, *, split: str | None = None, limit: int | None = None) -> list[Record]:
     """All records of a file, in its order.
 
+    >>> import json
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> row = {"image_path": "1.png", "question": "What is shown? A. cyst B. nodule", "answer": "B"}
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (64, 64)).save(f"{folder}/1.png")
+    ...     size = Path(folder, "test.json").write_text(json.dumps([row]))
+    ...     (record,) = read_records(f"{folder}/test.json")
+    >>> record.id, record.question
+    ('test/0', '<image>What is shown? A. cyst B. nodule')
+
     Args:
         source: a `.json` or `.jsonl` file, or a folder that holds `<split>.json` (or one record file only).
-        split: which file of a folder; for a file, the split's name in `meta.json` (default: the file's stem).
+        split: the file of a folder; for a file, the name of the split in `meta.json` (by default the file's stem).
         limit: read the first `limit` records only.
 
     Raises:
@@ -112,7 +135,7 @@ def record_files(source: str | Path, split: str | None = None) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl") and file.name != META_FILE)
     if not files and any([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
         raise _needs_conversion(source)
-    chosen = [file for file in files if split is None or file.stem == split]
+    chosen = [file for file in files if split is None or same_name(file.stem, split)]
     if not chosen:
         there = ", ".join(file.name for file in files) or "no record file"
         raise DataError(f"{path} holds no {split or '*'}.json or .jsonl (there: {there}); check the split's name")
@@ -130,6 +153,9 @@ def iter_entries(file: Path, *, split: str | None = None, limit: int | None = No
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     split = split or file.stem
+    if half_character(str(file.absolute())) is not None:
+        yield _file_entry(show(file.name), "file", "has a path that is no UTF-8", "rename the file or its folder")
+        return
     templates, problems = _read_templates(file.parent / META_FILE, split)
     if problems:
         yield Entry(META_FILE, None, problems=problems, is_item=False)
@@ -210,6 +236,8 @@ def _parse_images(raw: object, root: Path, report: Report) -> tuple[list[str], t
         return [], ()
     images = []
     for name in names:
+        if _is_broken("image_path", name, report):
+            continue
         try:
             path = resolve_under(root, name)
             file, selector = split_name(path)
@@ -232,6 +260,8 @@ def _parse_question(raw: object, images: int, report: Report) -> str:
     if not isinstance(raw, str) or not raw.replace(IMAGE_PLACEHOLDER, "").strip():
         report("question", f"is {show(raw)}, not a question", "write text")
         return ""
+    if _is_broken("question", raw, report):
+        return raw
     placeholders = raw.count(IMAGE_PLACEHOLDER)
     if placeholders == 0 and images == 1:
         return IMAGE_PLACEHOLDER + raw
@@ -275,7 +305,7 @@ def _parse_boxes(raw: object, crop: Box | None, report: Report) -> tuple[Box, ..
             report(field, f"is {show(item)}, not four numbers", "write [x1, y1, x2, y2]")
             continue
         try:
-            boxes.append(Box(*map(float, item)))
+            boxes.append(Box.snapped(*map(float, item)))
             if crop is not None and cut(boxes[-1], crop) is None:
                 report(field, f"{show(item)} lies outside the image's crop", "boxes are fractions of the whole image")
         except (ValueError, OverflowError) as error:
@@ -288,13 +318,27 @@ def _parse_meta(meta: object, own: object, fallback: str | None, report: Report)
     if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
         report("meta", f"is {show(meta)}, not an object of texts", "write texts only")
         return {}
+    for text in (*meta, *meta.values()):
+        _is_broken("meta", text, report)
     if own is not None and not isinstance(own, str):
         report("template", f"is {show(own)}, not a text", "write the template's name")
         return meta
     if own is not None and meta.get("template", own) != own:
         report("template", f"is {show(own)}, but meta.template is {show(meta['template'])}", "keep one of them")
     template = fallback if own is None else own
+    if template is not None:
+        _is_broken("template", template, report)
     return meta if template is None else {"template": template} | meta
+
+
+def _is_broken(field: str, text: str, report: Report) -> bool:
+    """Whether a text cannot be written or tokenized; reported."""
+    half = half_character(text)
+    if half is not None:
+        report(
+            field, f"holds half a character ({half}), as a cut emoji leaves it", "delete it, or export the text again"
+        )
+    return half is not None
 
 
 def _read_items(file: Path) -> Iterator[object]:
@@ -340,9 +384,9 @@ def _read_templates(file: Path, split: str) -> tuple[dict[int, str], tuple[Probl
         if not isinstance(name, str) or type(index) is not int or index < 0 or not isinstance(template, str):
             problem = "is no object with split (text), index (number from 0) and template (text)"
             return {}, (Problem(where, "row", problem, f"correct it, or move {file.name} away if it is another's"),)
-        if name == split and index in templates:
-            return {}, (Problem(where, "index", f"{split} {index} has a second row", "keep one of them"),)
-        if name == split:
+        if same_name(name, split):
+            if index in templates:
+                return {}, (Problem(where, "index", f"{split} {index} has a second row", "keep one of them"),)
             templates[index] = template
     return templates, ()
 

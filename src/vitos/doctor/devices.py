@@ -1,4 +1,4 @@
-"""What GPUs can do, by name: for estimates of memory and time. Importable without torch."""
+"""Memory and speed of GPUs by name, for estimates. Importable without torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ GB = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a device can do. `flops` and `bandwidth` are peaks, for dense bfloat16 products and for its memory.
+    """A GPU.
 
     Attributes:
-        memory: bytes.
-        flops: per second.
-        bandwidth: bytes per second.
+        name: name in tables.
+        memory: size of its memory in bytes.
+        flops: peak rate of dense bfloat16 products, in operations per second.
+        bandwidth: peak rate of its memory, in bytes per second.
     """
 
     name: str
@@ -24,7 +25,7 @@ class Device:
     bandwidth: float
 
 
-# Peaks as the vendors' data sheets give them, without sparsity.
+# Peaks without sparsity, from the vendors' data sheets.
 DEVICES = {
     device.name: device
     for device in (
@@ -43,7 +44,7 @@ def find_device(text: str) -> Device:
     """A device by its name in `DEVICES`, or by its figures: "80GB 989TFLOPS 3.35TB/s".
 
     Raises:
-        ValueError: if it is neither; names the known ones.
+        ValueError: for any other text; names the known devices.
     """
     wanted = text.lower().replace(" ", "")
     for name, device in DEVICES.items():
@@ -58,9 +59,10 @@ def find_device(text: str) -> Device:
 
 
 def detected_device() -> Device | None:
-    """The first CUDA GPU, with the peaks of the known device that its name holds; None without any.
+    """The first CUDA GPU of this machine, or None.
 
-    Its memory is what it reports. A GPU whose name is not known gets the peaks of an A100.
+    Its memory is what it reports; its peaks are those of the device in `DEVICES` that its name contains. A GPU with
+    another name gets the peaks of an A100.
     """
     import torch
 

@@ -1,21 +1,21 @@
 """Memory and time of one update of a recipe, by arithmetic: pure functions, no torch.
 
-Two peaks count. While completions are sampled: weights, optimizer state and the KV cache of the siblings that run at
-once. While the loss is differentiated: weights, gradients, optimizer state and the activations of one micro-batch.
-What a decoder layer keeps for its backward pass is listed in `kept_by_layer`, tensor by tensor, as PyTorch's autograd
-keeps it for the layers of transformers (RMSNorm, rotary positions, grouped queries repeated for SDPA under a block
-mask, gated feed-forward). `tests/doctor/test_estimate.py` compares with measured peaks of small models, on a CPU in
-float32; layers with more norms than two (Gemma 3, Qwen3) keep a little more than is said here. Not compared:
-bfloat16, GPUs, sharding.
+Two moments can be the peak. While completions are sampled, memory holds weights, optimizer state and the KV cache of
+the siblings that run at once. While the loss is differentiated, it holds weights, gradients, optimizer state and the
+activations of one micro-batch. `kept_by_layer` lists, tensor by tensor, what PyTorch's autograd keeps of a decoder
+layer for the backward pass, for the layers of transformers (RMSNorm, rotary positions, grouped queries repeated for
+SDPA under a block mask, gated feed-forward). `tests/doctor/test_estimate.py` compares the result with measured peaks
+of small models, on a CPU in float32; layers with more than two norms (Gemma 3, Qwen3) keep a little more than is
+counted here. Not compared: bfloat16, GPUs, sharding.
 
-Memory is that of the worst case (largest image, longest completions, every box fallen back to the whole image); time
+Memory is that of the worst case (largest image, longest completions, every box fallen back to the whole image). Time
 is that of completions at their full length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vitos.doctor.devices import Device
@@ -24,29 +24,32 @@ from vitos.doctor.shapes import ModelShape
 Precision = Literal["float32", "bfloat16", "autocast"]
 """Activations in float32; weights and activations in bfloat16 (FSDP's mixed precision); float32 under autocast."""
 
-HEAD_TOKENS = 512  # as engines/chunked_logprobs.py, which imports torch
-CACHE_ROOM, CACHE_SHARE = 32, 0.25  # as engines/kv_cache.py
-SCAN_BYTES = 4 << 30  # as scans/store.py: visual tokens kept on the device
+# Copies, because the originals import torch; tests/doctor/test_estimate.py compares them.
+HEAD_TOKENS = 512  # engines/chunked_logprobs.py:HEAD_TOKENS
+CACHE_ROOM, CACHE_SHARE = 32, 0.25  # engines/kv_cache.py:ROOM, SHARE
+SCAN_BYTES = 4 << 30  # scans/store.py:ScanStore, default of max_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What of a recipe decides memory and time, on one of `devices`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The part of a recipe that decides memory and time, on one of `devices` devices.
 
     Attributes:
-        localize_tokens, reason_tokens: of the longest prompts, visual tokens included.
-        max_localization_tokens, max_reasoning_tokens: longest completions.
-        questions: of one update on one device.
-        micro_batch_tokens: padded tokens that are sampled or scored at once.
-        weight_bytes: of a weight as it is kept between updates.
-        precision: of activations.
-        rank: of adapters; None: the language model is trained.
-        checkpointing: activations of a layer are computed again in the backward pass.
-        sharded: FSDP2 over `devices`; otherwise every device has everything.
-        references: frozen copies of the model in float32 (KL terms, frozen boxes).
-        cosine: gradients of both branches are kept apart and compared.
-        scans: distinct images whose visual tokens a device holds.
-        kept_share: of the visual tokens that a reasoning prompt has; for the time only.
+        localize_tokens, reason_tokens: length of each branch's longest prompt, visual tokens included.
+        visual_tokens: number of visual tokens of the largest image.
+        max_localization_tokens, max_reasoning_tokens: length of each branch's longest completion.
+        questions: number of questions per update on one device.
+        num_localizations, num_reasonings: G and K, numbers of siblings behind one prompt.
+        micro_batch_tokens: number of padded tokens that are sampled or scored at once.
+        weight_bytes: size of a weight as it is kept between updates.
+        precision: number format of the activations.
+        rank: rank of the adapters; None if the language model itself is trained.
+        checkpointing: whether a layer's activations are computed again in the backward pass.
+        sharded: whether FSDP2 shards the model over `devices`; if not, each device holds all of it.
+        references: number of frozen copies of the model in float32 (KL terms, frozen boxes).
+        cosine: whether both branches' gradients are kept apart and compared.
+        scans: number of distinct images whose visual tokens a device holds.
+        kept_share: share of the visual tokens in a reasoning prompt, for the time only.
     """
 
     localize_tokens: int
@@ -69,10 +72,20 @@ class Job:
     scans: int = 0
     kept_share: float = 0.77
 
+    @property
+    def value_bytes(self) -> int:
+        """Size of an activation in matrix products and of an entry of the KV cache."""
+        return 4 if self.precision == "float32" else 2
+
+    @property
+    def shards(self) -> int:
+        """Number of parts into which weights, gradients and optimizer state are split."""
+        return self.devices if self.sharded else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one device, by part, at three moments; a part that is not there is left out."""
+    """Bytes on one device by part, at three moments. Parts of size 0 are left out."""
 
     sampling: Mapping[str, int]
     update: Mapping[str, int]
@@ -87,9 +100,16 @@ class Memory:
         return max(sum(parts.values()) for parts in self.moments.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Prompts of `rows` rows that run at once, each with `siblings` completions of at most `longest` tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiblingBatch:
+    """Prompts that run at once, each with its sibling completions.
+
+    Attributes:
+        rows: number of prompts.
+        prompt: length of a prompt.
+        siblings: number of completions per prompt.
+        longest: length of the longest completion.
+    """
 
     rows: int
     prompt: int
@@ -98,116 +118,116 @@ class Batch:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a packed row: the prompt once, all siblings behind it."""
+        """Tokens of a packed row: the prompt once, then all siblings."""
         return self.prompt + self.siblings * self.longest
 
+    @property
+    def unshared_tokens(self) -> int:
+        """Tokens of all siblings, each behind a copy of the prompt."""
+        return self.siblings * (self.prompt + self.longest)
 
-def batches(job: Job) -> dict[str, tuple[Batch, int]]:
-    """By branch: the largest batch of `TorchEngine.score_batches`, and how many there are in an update."""
+
+def batches(work: Workload) -> dict[str, tuple[SiblingBatch, int]]:
+    """Per branch, the largest batch of `TorchEngine.score_batches` and the number of batches in an update."""
+    localization = work.localize_tokens, work.num_localizations, work.max_localization_tokens
+    reasoning = work.reason_tokens, work.num_reasonings, work.max_reasoning_tokens
+    prompts = {"localization": work.questions, "reasoning": work.questions * work.num_localizations}
     out = {}
-    branches = {
-        "localization": (job.questions, job.localize_tokens, job.num_localizations, job.max_localization_tokens),
-        "reasoning": (
-            job.questions * job.num_localizations,
-            job.reason_tokens,
-            job.num_reasonings,
-            job.max_reasoning_tokens,
-        ),
-    }
-    for name, (prompts, prompt, siblings, longest) in branches.items():
-        batch = Batch(1, prompt, siblings, longest)
-        rows = max(1, min(prompts, job.micro_batch_tokens // batch.row_tokens))
-        out[name] = replace(batch, rows=rows), -(-prompts // rows)
+    for name, (prompt, siblings, longest) in {"localization": localization, "reasoning": reasoning}.items():
+        batch = SiblingBatch(rows=1, prompt=prompt, siblings=siblings, longest=longest)
+        rows = max(1, min(prompts[name], work.micro_batch_tokens // batch.row_tokens))
+        out[name] = replace(batch, rows=rows), -(-prompts[name] // rows)
     return out
 
 
-def trained_parameters(shape: ModelShape, job: Job) -> int:
-    """Weights with a gradient."""
-    return shape.text_parameters if job.rank is None else job.rank * shape.adapted_widths
+def trained_parameters(shape: ModelShape, work: Workload) -> int:
+    """Number of weights that have a gradient."""
+    return shape.text_parameters if work.rank is None else work.rank * shape.adapted_widths
 
 
-def kept_by_layer(shape: ModelShape, job: Job, batch: Batch) -> int:
+def kept_by_layer(shape: ModelShape, work: Workload, batch: SiblingBatch) -> int:
     """Bytes that one decoder layer keeps for its backward pass over packed rows.
 
-    For each token, of width h, q = heads x head_dim, m = intermediate: of both norms the input, the normalized input
-    (only where the norm's weight is trained) and the output, which the linear layers behind it keep; queries, repeated
-    keys and values, and attention's output (4 q) with a logarithm for each head; gate, its activation, up and their
-    product (4 m). Under autocast norms are in float32 and every linear layer keeps a cast copy of its input. For each
-    row, the block mask as numbers, row_tokens².
+    Per token, with width h, q = heads x head_dim and m = intermediate:
+    for each of the two norms its input, its normalized input (only if the norm's weight is trained) and its output,
+    which the linear layers behind it keep;
+    queries, repeated keys and values, and attention's output (4 q), with one logarithm per head;
+    gate, its activation, up and their product (4 m).
+    Under autocast, norms are in float32 and each linear layer keeps a cast copy of its input.
+    Per row, the block mask as numbers: row_tokens².
     """
     h, q, m = shape.hidden, shape.heads * shape.head_dim, shape.intermediate
-    small = 4 if job.precision == "float32" else 2
-    middle = 0 if job.rank is not None else 1
-    if job.precision == "float32":
+    small = work.value_bytes
+    middle = 0 if work.rank is not None else 1
+    if work.precision == "float32":
         norms = 4 * 2 * (2 + middle) * h
-    elif job.precision == "bfloat16":
+    elif work.precision == "bfloat16":
         norms = 2 * (4 + 2 * middle + 2) * h
     else:
         norms = 2 * (4 + 4 * middle) * h + (3 + 2) * 2 * h
-    adapters = 0 if job.rank is None else 7 * job.rank * small
+    adapters = 0 if work.rank is None else 7 * work.rank * small
     each = norms + small * (4 * q + 4 * m) + 4 * shape.heads + adapters
     return batch.rows * batch.row_tokens * (each + batch.row_tokens * small)
 
 
-def memory(shape: ModelShape, job: Job) -> Memory:
+def memory(shape: ModelShape, work: Workload) -> Memory:
     """Bytes on one device at the moments that can be the peak."""
-    shards = job.devices if job.sharded else 1
-    trained = trained_parameters(shape, job)
-    adapted = 0 if job.rank is None else trained * 4
-    weights = shape.text_parameters * job.weight_bytes // shards + shape.vision_parameters * job.weight_bytes + adapted
+    trained = trained_parameters(shape, work)
+    weights = shape.text_parameters * work.weight_bytes // work.shards + shape.vision_parameters * work.weight_bytes
     resident = {
-        "weights": weights,
-        "optimizer": 8 * trained // shards,
-        "reference models": job.references * 4 * (shape.text_parameters + shape.vision_parameters),
-        "visual tokens": min(SCAN_BYTES, job.scans * job.visual_tokens * shape.hidden * job.weight_bytes),
+        "weights": weights + (0 if work.rank is None else trained * 4),
+        "optimizer": 8 * trained // work.shards,
+        "reference models": work.references * 4 * (shape.text_parameters + shape.vision_parameters),
+        "visual tokens": min(SCAN_BYTES, work.scans * work.visual_tokens * shape.hidden * work.weight_bytes),
     }
-    gradients = {"gradients": 4 * trained // shards} | (
-        {"gradients apart": 16 * trained // shards} if job.cosine else {}
-    )
-    largest = shape.largest_matrix if job.rank is None else job.rank * max(shape.hidden, shape.intermediate)
-    parts = batches(job)
-    sampling = max((_sampling(shape, job, batch) for batch, _ in parts.values()), key=_total)
-    update = max((_update(shape, job, batch) for batch, _ in parts.values()), key=_total)
-    norm = {"one gradient in float64, twice": 16 * largest // shards}
+    gradients = resident | {
+        "gradients": 4 * trained // work.shards,
+        "gradients apart": 16 * trained // work.shards if work.cosine else 0,
+    }
+    largest = shape.largest_matrix if work.rank is None else work.rank * max(shape.hidden, shape.intermediate)
+    parts = [batch for batch, _ in batches(work).values()]
     return Memory(
-        _known(resident | sampling), _known(resident | gradients | update), _known(resident | gradients | norm)
+        sampling=_present(resident | _largest([_sampling(shape, work, batch) for batch in parts])),
+        update=_present(gradients | _largest([_update(shape, work, batch) for batch in parts])),
+        norm=_present(gradients | {"one gradient in float64, twice": 16 * largest // work.shards}),
     )
 
 
-def _total(parts: Mapping[str, int]) -> int:
-    return sum(parts.values())
+def _largest(candidates: Sequence[dict[str, int]]) -> dict[str, int]:
+    return max(candidates, key=lambda parts: sum(parts.values()))
 
 
-def _known(parts: Mapping[str, int]) -> dict[str, int]:
+def _present(parts: Mapping[str, int]) -> dict[str, int]:
     return {name: size for name, size in parts.items() if size}
 
 
-def _sampling(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
-    """Cache, logits and the like while the last token is sampled; larger than prefill's where siblings are many."""
-    small = 4 if job.precision == "float32" else 2
-    rows, held, room = batch.rows, batch.row_tokens, cache_room(batch.prompt, batch.siblings, batch.longest)
-    mask = rows * batch.siblings * batch.row_tokens * (1 + 5 * shape.heads // shape.kv_heads)  # bool, then numbers
+def _sampling(shape: ModelShape, work: Workload, batch: SiblingBatch) -> dict[str, int]:
+    """Bytes while the last token is sampled (cache, logits and the like), or of the prefill if that takes more."""
+    small, rows = work.value_bytes, batch.rows
+    held, room = batch.row_tokens, cache_room(batch.prompt, batch.siblings, batch.longest)
+    # As bools, then as numbers.
+    mask = rows * batch.siblings * batch.row_tokens * (1 + 5 * shape.heads // shape.kv_heads)
     if not shape.shares_prompt or batch.siblings == 1:
-        rows = min(rows, max(1, job.micro_batch_tokens // (batch.siblings * (batch.prompt + batch.longest))))
-        held, room, mask = (
-            batch.siblings * (batch.prompt + batch.longest),
-            batch.siblings * cache_room(batch.prompt, 1, batch.longest),
-            0,
-        )
-    entry = 2 * shape.kv_heads * shape.head_dim * small * rows
+        rows = min(rows, max(1, work.micro_batch_tokens // batch.unshared_tokens))
+        held, room, mask = batch.unshared_tokens, batch.siblings * cache_room(batch.prompt, 1, batch.longest), 0
+    entry = rows * _kv_bytes(shape, work)
     prefill = batch.rows * batch.prompt * (small * (4 * shape.hidden + 3 * shape.intermediate) + batch.prompt * small)
-    # Of a sibling: the logits, their float32 logarithms, and two float64 copies on the way to the cumulated sum.
+    # Per sibling: the logits, their float32 logarithms, and two float64 copies on the way to the cumulative sum.
     logits = batch.rows * batch.siblings * shape.vocab * (4 + 4 + 8 + 8)
-    whole = shape.text_parameters * small if job.sharded else 0
     return {
-        "weights gathered for sampling": whole,
+        "weights gathered for sampling": shape.text_parameters * small if work.sharded else 0,
         "KV cache": shape.layers * entry * room,
         "one token": max(prefill - shape.layers * entry * room, entry * held, mask, logits),
     }
 
 
+def _kv_bytes(shape: ModelShape, work: Workload) -> int:
+    """Bytes of one token's key and value in one layer."""
+    return 2 * shape.kv_heads * shape.head_dim * work.value_bytes
+
+
 def cache_room(prompt: int, siblings: int, longest: int) -> int:
-    """Tokens of a row that `engines/kv_cache.py` has made room for when the last token is sampled."""
+    """Number of tokens per row that `engines/kv_cache.py` has made room for when the last token is sampled."""
     room = length = prompt
     for _ in range(longest - 1):
         length += siblings
@@ -216,12 +236,13 @@ def cache_room(prompt: int, siblings: int, longest: int) -> int:
     return room
 
 
-def _update(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
-    small = 4 if job.precision == "float32" else 2
+def _update(shape: ModelShape, work: Workload, batch: SiblingBatch) -> dict[str, int]:
+    """Bytes of activations, and of the backward pass at its peak."""
+    small = work.value_bytes
     tokens = batch.rows * batch.row_tokens
-    stream = 4 if job.precision == "autocast" else small
-    layer = kept_by_layer(shape, job, batch)
-    if job.checkpointing:
+    stream = 4 if work.precision == "autocast" else small
+    layer = kept_by_layer(shape, work, batch)
+    if work.checkpointing:
         kept, again = shape.layers * tokens * shape.hidden * stream, layer
     else:
         kept, again = shape.layers * layer, 0
@@ -230,14 +251,14 @@ def _update(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
     scored = batch.rows * batch.siblings * batch.longest
     chunk = min(HEAD_TOKENS, scored)
     head = scored * shape.hidden * small + 16 * chunk * shape.vocab
-    if job.rank is None:  # the head's weight has a gradient for each chunk, added up
+    if work.rank is None:  # the head's weight has one gradient per chunk, and they are added up
         head += shape.largest_matrix * 4 * (1 if scored <= HEAD_TOKENS else 2)
-    # Then layer by layer: what it keeps once more, where it was not kept, and the gradients on their way through it:
-    # of gate, up and their product, where what the down projection had kept of the last is released already.
+    # Then layer by layer: its activations, if they were not kept, and the gradients of gate, up and their product on
+    # their way through it. What the down projection kept for the last of them has been released by then.
     backward = again + tokens * 2 * shape.intermediate * small
-    backward += shape.layer_parameters * 4 if job.rank is None else 0
+    backward += shape.layer_parameters * 4 if work.rank is None else 0
     unsharded = 0
-    if job.sharded:  # two layers and the root in the computing format, one layer's whole gradient
+    if work.sharded:  # two layers and the root in the computing format, one layer's whole gradient
         unsharded = small * (2 * shape.layer_parameters + 2 * shape.largest_matrix) + 4 * shape.largest_matrix
     return {
         "activations": kept + ends,
@@ -248,12 +269,12 @@ def _update(shape: ModelShape, job: Job, batch: Batch) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """Shares of the peaks that plain PyTorch reaches; guesses to be replaced by a measurement of yours.
+    """Shares of the peaks that plain PyTorch reaches. They are guesses; replace them by a measurement of yours.
 
     Attributes:
-        compute: of `Device.flops`, in prefill and in the update.
-        bandwidth: of `Device.bandwidth`, while decoding.
-        launch: seconds that a layer takes at least for each decoded token, whatever its size (Python, kernels).
+        compute: share of `Device.flops` in prefill and update.
+        bandwidth: share of `Device.bandwidth` while decoding.
+        launch: least number of seconds that a layer takes per decoded token, whatever its size (Python, kernels).
     """
 
     compute: float = 0.35
@@ -261,54 +282,37 @@ class Assumptions:
     launch: float = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """Of one update on one device; `flops` counts its products."""
-
-    parts: Mapping[str, float]
-    flops: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts.values())
-
-
 def forward_flops(shape: ModelShape, rows: int, tokens: int, scored: int) -> float:
-    """Operations of one forward pass over rows of `tokens` tokens: 2 for each weight and token, attention over all
-    pairs.
+    """Number of operations in one forward pass: 2 per weight and token, plus attention over all pairs of tokens.
 
-    A block mask saves nothing of attention, since its kernels multiply hidden pairs too.
+    A block mask saves no attention, because its kernels multiply hidden pairs too.
 
     Args:
-        scored: tokens whose logits are computed, in all rows together.
+        rows: number of rows.
+        tokens: length of a row.
+        scored: number of tokens whose logits are computed, in all rows together.
     """
     attention = 4.0 * shape.layers * shape.heads * shape.head_dim * tokens**2
     return rows * (2.0 * shape.active_parameters * tokens + attention) + 2.0 * shape.hidden * shape.vocab * scored
 
 
-def seconds(shape: ModelShape, job: Job, device: Device, assumed: Assumptions = Assumptions()) -> Seconds:
-    """Seconds of one update in which both branches are sampled and one, the dearer one, is trained."""
+def seconds(
+    shape: ModelShape, work: Workload, device: Device, assumed: Assumptions = Assumptions()
+) -> dict[str, float]:
+    """Seconds by part of one update that samples both branches and trains one of them, the more expensive one."""
     parts: dict[str, float] = {}
-    flops: dict[str, float] = {}
     update = 0.0
-    dropped = round(job.visual_tokens * (1 - job.kept_share))
-    for name, (batch, count) in batches(job).items():
-        prompt = batch.prompt - (dropped if name == "reasoning" else 0)
-        prefill = count * forward_flops(shape, batch.rows, prompt, batch.rows)
-        row = prompt + batch.siblings * batch.longest
-        passes = 3.0 if job.rank is None else 2.0  # without gradients of weights the backward pass is half as long
-        scored = batch.rows * batch.siblings * batch.longest
-        trained = count * (passes + job.checkpointing) * forward_flops(shape, batch.rows, row, scored)
-        flops |= {f"prefill, {name}": prefill, f"update, {name}": trained}
+    dropped = round(work.visual_tokens * (1 - work.kept_share))
+    passes = 3.0 if work.rank is None else 2.0  # without gradients of weights, the backward pass is half as long
+    for name, (largest, count) in batches(work).items():
+        batch = replace(largest, prompt=largest.prompt - dropped) if name == "reasoning" else largest
+        siblings = batch.rows * batch.siblings
+        prefill = count * forward_flops(shape, batch.rows, batch.prompt, batch.rows)
         parts[f"prefill, {name}"] = prefill / (assumed.compute * device.flops)
-        small = 4 if job.precision == "float32" else 2
-        cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * small
-        read = shape.active_parameters * small + batch.rows * cache * (
-            prompt + batch.siblings * batch.longest / 2
-            if shape.shares_prompt
-            else batch.siblings * (prompt + batch.longest / 2)
-        )
+        cached = batch.prompt * (1 if shape.shares_prompt else batch.siblings) + batch.siblings * batch.longest / 2
+        read = shape.active_parameters * work.value_bytes + batch.rows * shape.layers * _kv_bytes(shape, work) * cached
         token = max(read / (assumed.bandwidth * device.bandwidth), shape.layers * assumed.launch)
         parts[f"decode, {name}"] = count * batch.longest * token
-        update = max(update, trained / (assumed.compute * device.flops))
-    return Seconds(parts | {"update": update}, flops)
+        forward = count * forward_flops(shape, batch.rows, batch.row_tokens, siblings * batch.longest)
+        update = max(update, (passes + work.checkpointing) * forward / (assumed.compute * device.flops))
+    return parts | {"update": update}

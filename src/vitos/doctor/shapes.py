@@ -1,7 +1,7 @@
-"""Sizes of a model that decide memory and time, from its configuration alone: no weights, nothing downloaded.
+"""Sizes of a model that decide memory and time, read from its configuration: no weights, nothing downloaded.
 
-`KNOWN` holds the configurations of published checkpoints, as far as sizes go, so that recipes can be estimated where
-the checkpoint is not. Importable without torch.
+`KNOWN` holds the sizes of published checkpoints, so that a recipe can be estimated on a machine without its
+checkpoint. Importable without torch.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ _HUATUO_7B = {
     "tie_word_embeddings": False,
 }
 
-# By the last part of a hub id or folder. Sources: config.json of Qwen/Qwen2.5-VL-*-Instruct, of which Lingshu is a
-# descendant of the same sizes, and of FreedomIntelligence/HuatuoGPT-Vision-7B (Qwen2-7B and CLIP ViT-L/14-336).
-# Written down from publications, since no hub was at hand; a local folder's own config.json is preferred.
+# Keys are the last part of a hub id or folder. Sources: config.json of Qwen/Qwen2.5-VL-*-Instruct, whose sizes Lingshu
+# has too, and of FreedomIntelligence/HuatuoGPT-Vision-7B (Qwen2-7B and CLIP ViT-L/14-336). They were copied from
+# publications, because the hub could not be reached; the config.json of a local folder comes first.
 KNOWN: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B-Instruct": _qwen(_text(2048, 11008, 36, 16, 2, 151936), tied=True),
     "Qwen2.5-VL-7B-Instruct": _QWEN_7B,
@@ -78,22 +78,22 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A model as far as memory and time go; parameters are counted, not bytes.
+    """Sizes of a model that decide memory and time. Parameters are counted in numbers, not in bytes.
 
     Attributes:
-        layers, hidden, heads, kv_heads, head_dim, vocab: of the language model.
-        intermediate: width of the feed-forward part that a token passes (of a mixture: of all experts asked).
-        text_parameters: of language model, embeddings and head: what full training trains.
-        vision_parameters: of encoder and merger, which are frozen.
-        active_parameters: of the language model's layers that a token passes (of a mixture: of the experts asked).
-        layer_parameters: of the largest layer.
+        layers, hidden, heads, kv_heads, head_dim, vocab: sizes of the language model.
+        intermediate: width of the feed-forward part that a token passes (in a mixture, of the token's experts).
+        text_parameters: parameters of language model, embeddings and head, which full training trains.
+        vision_parameters: parameters of encoder and merger, which are frozen.
+        active_parameters: parameters of the layers that a token passes (in a mixture, with the token's experts only).
+        layer_parameters: parameters of the largest layer.
         largest_matrix: entries of the language model's largest weight.
-        adapted_widths: inputs and outputs of all linear layers of the language model, summed: adapters of rank r have
-            r times as many parameters.
-        shares_prompt: siblings read one copy of their prompt's keys, as full attention in all layers allows.
-        visual_tokens: of the largest image that the pixel limits let through.
+        adapted_widths: sum of inputs and outputs of all linear layers of the language model; adapters of rank r have
+            r times this number of parameters.
+        shares_prompt: whether siblings read one copy of their prompt's keys, which needs full attention in all layers.
+        visual_tokens: number of visual tokens of the largest image within the pixel limits.
     """
 
     layers: int
@@ -114,14 +114,14 @@ class ModelShape:
 
 
 def find_config(path: str) -> Any:
-    """The Hugging Face configuration of a folder, of a name in `KNOWN`, or of a hub id that is in the local hub cache.
+    """The Hugging Face configuration of a folder, of a name in `KNOWN`, or of a hub id in the local hub cache.
 
     Raises:
-        ValueError: if it is none of them; says what to give.
+        ValueError: for anything else; says what to give.
     """
     from transformers import AutoConfig
 
-    from vitos.nano import config_folder
+    from vitos.policy.locate import config_folder
 
     name, folder = Path(path).name, config_folder(path)
     if (Path(folder) / "config.json").is_file():
@@ -134,16 +134,17 @@ def find_config(path: str) -> Any:
     except OSError as error:
         known = ", ".join(KNOWN)
         raise ValueError(
-            f"{path}: its sizes are not known here; download its config.json (hf download {path} config.json), or "
-            f"give a folder that holds it, or one of {known}"
+            f"{path}: the sizes of this model are not known; download its config.json (hf download {path} "
+            f"config.json), give a folder that holds it, or one of {known}"
         ) from error
 
 
 def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
-    """Sizes of a configuration, counted on a model without memory (PyTorch's meta device).
+    """Sizes of a configuration, counted on a model that takes no memory (PyTorch's meta device).
 
     Args:
-        max_pixels: limit of the resized image, where the family has one; None: the library's.
+        config: configuration of a Hugging Face model.
+        max_pixels: limit of the resized image, if the family has one; None: the library's.
 
     Raises:
         ValueError: for a family without a backbone.
@@ -151,11 +152,10 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vitos.backbones import FAMILIES
+    from vitos.backbones import family_of
     from vitos.backbones.base import layer_kinds
 
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"no backbone for model type {config.model_type!r}; known: {', '.join(FAMILIES)}")
+    family = family_of(config.model_type)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
     text, inner = config.get_text_config(), model.model
@@ -181,5 +181,5 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
         largest_matrix=max(p.numel() for p in own.values()),
         adapted_widths=sum(m.in_features + m.out_features for m in linears),
         shares_prompt=layer_kinds(text) == {"full_attention"},
-        visual_tokens=FAMILIES[config.model_type].most_visual_tokens(config, max_pixels),
+        visual_tokens=family.most_visual_tokens(config, max_pixels),
     )

@@ -1,8 +1,8 @@
-"""Decoding that sequences join and leave at any token (continuous batching), for a server.
+"""Decoding that sequences can join and leave at any token (continuous batching), for a server.
 
-`TorchEngine.sample` decodes a set of prompts together until the last has ended; a question that comes a moment later
-would wait for all of them. Here a prompt is run when it comes and its row joins those that are being written. Greedy,
-so a row's text is that of `sample`, up to floating-point differences between batch shapes.
+`TorchEngine.sample` decodes a set of prompts together until the last has ended; a question that arrives a moment
+later would wait for all of them. Here a prompt runs when it arrives, and its row joins those that are being written.
+Decoding is greedy, so the text of a row is that of `sample`, up to floating-point differences between batch shapes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ from vitos.engines.prefix import Prefilled, Prefix
 from vitos.engines.torch_engine import TorchEngine, check_finite
 
 
-@dataclass(slots=True)
-class Row:
-    """A completion that is being written; `key` is the caller's."""
+@dataclass(slots=True, kw_only=True)
+class RunningRow:
+    """A completion that is being written.
+
+    Attributes:
+        key: number by which the caller knows it.
+        sampling: its limits and stop strings.
+        ids: the tokens so far.
+        logprobs: their log-probabilities.
+        pieces: what of its text has been returned.
+    """
 
     key: int
     sampling: Sampling
@@ -34,7 +42,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a step wrote for one row: new text, and the completion if it has ended."""
+    """What one step wrote for one row.
+
+    Attributes:
+        key: number by which the caller knows the row.
+        text: new text, often empty.
+        completion: the whole completion if it has ended, else None.
+    """
 
     key: int
     text: str
@@ -45,21 +59,21 @@ class RunningBatch:
     """Rows that are decoded together.
 
     Args:
-        engine: whose model runs; its `max_batch_tokens` bounds rows times the longest row.
+        engine: the engine whose model runs; its `max_batch_tokens` limits rows times the longest row.
 
-    A family whose cache does not hold every token (sliding windows) cannot join a batch: one row at a time.
+    A family whose cache does not hold every token (sliding windows) is decoded one row at a time.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
-        self._rows: list[Row] = []
+        self._rows: list[RunningRow] = []
         self._state: Prefilled | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fits(self, prompt: Prompt, sampling: Sampling) -> bool:
-        """Whether there is room for one more row; there always is in an empty batch."""
+        """Whether there is room for one more row, as there always is in an empty batch."""
         if self._state is None:
             return True
         if self._engine.backbone.cache_refusal:
@@ -70,21 +84,22 @@ class RunningBatch:
 
     @torch.no_grad()
     def join(self, key: int, prompt: Prompt, sampling: Sampling, prefix: Prefix | None = None) -> None:
-        """Run a prompt and let its row join the others; `key` comes back with its text.
+        """Run a prompt and add its row to the others; its text is returned under `key`.
 
         Raises:
-            ValueError: for a sampling that is not greedy.
+            ValueError: if the sampling is not greedy, or prompt and answer are longer than the model's context.
         """
         if sampling.temperature > 0:
             raise ValueError("a running batch is greedy; temperature must be 0")
+        self._engine.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
         ready = self._engine.prefill([prompt], [prefix])
         config = self._engine.backbone.model.config.get_text_config()
         self._state = ready if self._state is None else _together(self._state, ready, config)
-        self._rows.append(Row(key, sampling))
+        self._rows.append(RunningRow(key=key, sampling=sampling))
 
     @torch.no_grad()
     def step(self) -> list[Written]:
-        """Write one token of every row; rows that have ended are gone.
+        """Write one token of every row; rows that have ended leave the batch.
 
         Raises:
             ValueError: if the logits are not finite.
@@ -109,14 +124,14 @@ class RunningBatch:
         return written
 
     def drop(self, keys: Collection[int]) -> None:
-        """Forget rows, unwritten as they are."""
+        """Drop rows before they have ended."""
         self._keep([i for i, row in enumerate(self._rows) if row.key not in keys])
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Drop all rows."""
         self._rows, self._state = [], None
 
-    def _write(self, row: Row, text: str) -> Written:
+    def _write(self, row: RunningRow, text: str) -> Written:
         stopped = row.ids[-1] in self._engine.backbone.stop_token_ids or any(s in text for s in row.sampling.stop)
         if not stopped and len(row.ids) < row.sampling.max_tokens:
             return Written(row.key, row.pieces.next(text), None)
@@ -132,26 +147,26 @@ class RunningBatch:
 
 
 def _together(first: Prefilled, second: Prefilled, config: Any) -> Prefilled:
-    """The rows of both, padded on the left; columns in which no row of the first has a token are cut."""
+    """The rows of both in a new cache, padded on the left; leading columns that are empty in `first` are cut."""
     start = int(first.mask.any(0).long().argmax())
     width = max(first.mask.shape[1] - start, second.mask.shape[1])
     cache = growing_cache(config)
     layers = zip(first.cache.layers, second.cache.layers, strict=True)
     for index, (a, b) in enumerate(layers):
-        keys, values = (
+        keys, values = (  # (rows of both, heads, width, size)
             torch.cat([_left(x[:, :, start:], width, 2), _left(y, width, 2)])
             for x, y in ((a.keys, b.keys), (a.values, b.values))
         )
         cache.update(keys, values, index)
     return Prefilled(
-        torch.cat([first.logits, second.logits]),
-        cache,
-        torch.cat([_left(first.mask[:, start:], width, 1), _left(second.mask, width, 1)]),
-        torch.cat([first.next_positions, second.next_positions]),
-        first.axes,
+        logits=torch.cat([first.logits, second.logits]),
+        cache=cache,
+        mask=torch.cat([_left(first.mask[:, start:], width, 1), _left(second.mask, width, 1)]),
+        next_positions=torch.cat([first.next_positions, second.next_positions]),
+        axes=first.axes,
     )
 
 
 def _left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Zeros in front of a tensor, up to `width` along `dim`."""
+    """The tensor with zeros before it, so that it has `width` entries along `dim`."""
     return pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (width - tensor.shape[dim], 0))

@@ -1,15 +1,15 @@
-"""Completions of the same prompt, decoded side by side behind one copy of its keys and values.
+"""Completions of the same prompt, decoded together behind one copy of its keys and values.
 
-A prompt's siblings are the queries of one row: at every step each reads the prompt and its own tokens, which a mask
-says, so that no token can tell that it has siblings. The cache holds a prompt once instead of once per sibling
-("bifurcated" attention, arXiv 2403.08845, by a mask instead of two matrix products). Queries that share a key head are
-put side by side, too, so that keys need not be repeated.
+The completions of a prompt ("siblings") are the queries of one row: at every step each one reads the prompt and its
+own tokens. A mask ensures that, so that no token is influenced by a sibling. The cache holds a prompt once instead of
+once per sibling ("bifurcated" attention, arXiv 2403.08845, by a mask instead of two matrix products). Queries that
+share a key head are put next to each other as well, so that keys need not be repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,22 +19,24 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vitos.backbones.base import Backbone
+from vitos.backbones.patching import patched
 from vitos.engines.kv_cache import GrowingLayer, caching
 from vitos.engines.prefix import Prefilled
 
 _NAME, _BASE = "vitos_siblings", "sdpa"
-_PROMPT, _PADDING, _NOBODY = -1, -2, -3
+# Values of `owner` and `columns` that are not the number of a completion.
+_PROMPT, _PADDING, _EMPTY = -1, -2, -3
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Siblings:
-    """R completions of B prompts in B rows, S of them at most in one.
+    """R completions of B prompts in B rows, at most S in each.
 
     Attributes:
         state: the rows; its `logits` are those of the completions, shape (R, vocab).
-        columns: shape (B, S), number of the completion, counted through all rows, or `_NOBODY`.
-        owner: shape (B, T), which completion's token a cached token is, or `_PROMPT`, or `_PADDING`.
-        config: of the language model, which names the attention function in use.
+        columns: number of the completion in each column, counted through all rows, or `_EMPTY`, shape (B, S).
+        owner: number of the completion that each cached token belongs to, or `_PROMPT` or `_PADDING`, shape (B, T).
+        config: config of the language model, which names its attention function.
     """
 
     state: Prefilled
@@ -52,77 +54,81 @@ class Siblings:
 
     @staticmethod
     def can(backbone: Backbone, counts: Sequence[int]) -> bool:
-        """Whether this is possible and any use: full attention by the library's SDPA function, and siblings."""
+        """Whether the model has full attention in the library's SDPA function, and a prompt has siblings."""
         implementation = backbone.model.config.get_text_config()._attn_implementation
         return max(counts) > 1 and not backbone.cache_refusal and implementation == _BASE
 
     @classmethod
     def of(cls, ready: Prefilled, counts: Sequence[int], backbone: Backbone) -> Siblings:
-        """`counts[b]` completions behind row b."""
+        """Take over prefilled rows, for `counts[b]` completions of row b.
+
+        The cache is not copied: `ready` must not be used afterwards.
+        """
         numbers = torch.tensor(counts, device=ready.mask.device)
         places = torch.arange(max(counts), device=ready.mask.device)
-        columns = (numbers.cumsum(0) - numbers)[:, None] + places
-        columns = columns.masked_fill(places >= numbers[:, None], _NOBODY)
-        owner = torch.where(ready.mask.bool(), _PROMPT, _PADDING)
-        ready.logits = ready.logits.repeat_interleave(numbers, dim=0)
-        return cls(ready, columns, owner, backbone.model.config.get_text_config())
+        columns = (numbers.cumsum(0) - numbers)[:, None] + places  # (B, S)
+        columns = columns.masked_fill(places >= numbers[:, None], _EMPTY)
+        owner = torch.where(ready.mask.bool(), _PROMPT, _PADDING)  # (B, T)
+        state = replace(ready, logits=ready.logits.repeat_interleave(numbers, dim=0))  # (R, vocab)
+        return cls(state=state, columns=columns, owner=owner, config=backbone.model.config.get_text_config())
 
     def advance(self, model: Any, token: Tensor) -> None:
-        """Run one token (R,) of every completion."""
-        held = self.columns != _NOBODY
-        ids = torch.zeros_like(self.columns).masked_scatter(held, token)
-        self.owner = torch.cat([self.owner, self.columns], dim=1)
-        shared, own = self.owner == _PROMPT, self.owner[:, None] == self.columns[..., None]
+        """Run one token of every completion, shape (R,); the model attends with our function for this pass only."""
+        held = self.columns != _EMPTY  # (B, S)
+        ids = torch.zeros_like(self.columns).masked_scatter(held, token)  # (B, S)
+        self.owner = torch.cat([self.owner, self.columns], dim=1)  # (B, T + S)
+        shared, own = self.owner == _PROMPT, self.owner[:, None] == self.columns[..., None]  # (B, T), (B, S, T)
         positions = self.state.next_positions[:, None].expand_as(ids)
-        before = self.config._attn_implementation
-        self.config._attn_implementation = _NAME
-        try:
+        with patched(self.config, "_attn_implementation", _NAME):
             out = model(
                 input_ids=ids,
-                attention_mask=(shared[:, None] | own)[:, None],
+                attention_mask=(shared[:, None] | own)[:, None],  # (B, 1, S, T)
                 position_ids=positions.expand(self.state.axes, -1, -1) if self.state.axes > 1 else positions,
                 **caching(self.state.cache),
             )
-        finally:
-            self.config._attn_implementation = before
-        self.state.logits = out.logits[held]
+        self.state.logits = out.logits[held]  # (R, vocab)
         self.state.next_positions = self.state.next_positions + 1
 
     def select(self, index: Tensor) -> Siblings:
-        """The completions of `index` (R',), ascending; the cache is changed in place."""
-        kept = torch.isin(self.columns, self.columns[self.columns != _NOBODY][index])
+        """Keep the completions of `index`, ascending, shape (R',).
+
+        The cache is thinned in place and handed on: use the result, and not this object, afterwards.
+
+        Raises:
+            TypeError: for a cache whose tokens cannot be left out.
+        """
+        kept = torch.isin(self.columns, self.columns[self.columns != _EMPTY][index])  # (B, S)
         rows = kept.any(1).nonzero()[:, 0]
         kept, columns, owner = kept[rows], self.columns[rows], self.owner[rows]
         width = int(kept.sum(1).max())
-        order = (~kept).long().argsort(dim=1, stable=True)[:, :width]  # those that stay come first
-        columns = columns.masked_fill(~kept, _NOBODY).gather(1, order)
-        alive = (owner == _PROMPT) | torch.isin(owner, columns[columns != _NOBODY])
+        order = (~kept).long().argsort(dim=1, stable=True)[:, :width]  # the kept ones first
+        columns = columns.masked_fill(~kept, _EMPTY).gather(1, order)
+        alive = (owner == _PROMPT) | torch.isin(owner, columns[columns != _EMPTY])
         tokens = alive.any(0).nonzero()[:, 0]
-        state = Prefilled(
-            self.state.logits[index],
-            self.state.cache,
-            self.state.mask[rows],
-            self.state.next_positions[rows],
-            self.state.axes,
+        state = replace(
+            self.state,
+            logits=self.state.logits[index],
+            mask=self.state.mask[rows],
+            next_positions=self.state.next_positions[rows],
         )
         for layer in state.cache.layers:
             if not isinstance(layer, GrowingLayer):
-                raise TypeError(f"a cache of {type(layer).__name__} cannot leave tokens out")
+                raise TypeError(f"a cache with layers of {type(layer).__name__} cannot leave tokens out")
             layer.batch_select_indices(rows)
             layer.keep_tokens(tokens)
-        return Siblings(state, columns, owner[:, tokens], self.config)
+        return Siblings(state=state, columns=columns, owner=owner[:, tokens], config=self.config)
 
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """SDPA of queries (B, heads, S, size), those of all heads that share a key head as queries of that head."""
+    """SDPA of queries (B, heads, S, size); heads that share a key head become more queries of that head."""
     rows, heads, siblings, size = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None or options.get("softcap") is not None:
         return ALL_ATTENTION_FUNCTIONS[_BASE](module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     out = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(rows, key.shape[1], groups * siblings, size),
+        query.reshape(rows, key.shape[1], groups * siblings, size),  # (B, key heads, groups * S, size)
         key,
         value,
         attn_mask=attention_mask.repeat(1, 1, groups, 1),

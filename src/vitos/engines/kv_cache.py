@@ -1,7 +1,7 @@
 """A KV cache with room to grow.
 
 The library's `DynamicCache` copies all keys and values of every layer for every decoded token. Here each layer keeps
-them in buffers with room for more, so that a token costs its own keys and values only.
+them in buffers with room for more, so that only the keys and values of the new token are written.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-# Tokens of room when a buffer is made, at least; and its share of the tokens that are there.
+# Room of a new buffer: at least this number of tokens, or this share of the tokens that it holds.
 ROOM, SHARE = 32, 0.25
 
 
 @remembered
 def _argument() -> str:
-    """What models call it: transformers renamed it within version 5, and drops the old name in 5.40."""
-    from transformers import LlamaForCausalLM  # loads the model's code, which is no work for an import
+    """The name of a model's cache argument: transformers renamed it in version 5 and drops the old name in 5.40."""
+    from transformers import LlamaForCausalLM  # imported here, not above: it loads the model's code
 
     return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def caching(cache: Any) -> dict[str, Any]:
-    """Arguments of a model's forward pass that reads the cache and adds to it."""
+    """Arguments for a forward pass of a model that reads the cache and adds to it."""
     return {_argument(): cache, "use_cache": True}
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values as the library's layer has them, of which `keys` and `values` are views of larger buffers.
+    """The library's layer, with `keys` and `values` as views of larger buffers.
 
-    For inference: `update` writes in place, so no gradient goes through it.
+    For inference only: `update` writes in place, so no gradient passes through it.
     """
 
     keys: Tensor
@@ -46,7 +46,7 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         length = self.get_seq_length()
-        if length == 0:  # a prompt that may never go on: no room
+        if length == 0:  # no room yet: the prompt may be all that is ever run
             return super().update(key_states, value_states, *args, **kwargs)
         end = length + key_states.shape[-2]
         if self._buffers is None or self._buffers[0].shape[-2] < end:
@@ -63,20 +63,20 @@ class GrowingLayer(DynamicLayer):
         self._buffers = None
 
     def keep_tokens(self, index: Tensor) -> None:
-        """Only the tokens of `index` (T,), in every row."""
+        """Keep only the tokens of `index`, shape (T,), in every row."""
         self.keys, self.values = self.keys.index_select(-2, index), self.values.index_select(-2, index)
         self._buffers = None
 
 
 def growing_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model with this text config; layers of limited attention stay the library's."""
+    """An empty cache for a model with this text config; sliding-window layers remain the library's."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def _moved(tensor: Tensor, length: int) -> Tensor:
-    """The tokens of `tensor` (B, heads, T, size) at the start of a buffer for `length` tokens."""
+    """A buffer for `length` tokens that begins with those of `tensor` (B, heads, T, size)."""
     buffer = tensor.new_empty(*tensor.shape[:2], length, tensor.shape[-1])
     buffer[..., : tensor.shape[-2], :] = tensor
     return buffer

@@ -1,10 +1,10 @@
-"""Prompts and all their completions as rows of one forward pass: each prompt once, its siblings packed behind it.
+"""Prompts and all their completions as rows of one forward pass: each prompt once, its completions packed behind it.
 
-A row is `prompt · completion 1 · completion 2 · …`. A block mask lets every completion see the prompt and itself, and
-position ids let each go on where the prompt ends, so that no token can tell that it has siblings: log-probabilities
-and gradients are those of separate runs. PrefixGrouper (arXiv 2506.05433) shows the idea for 1-D positions; here the
-positions are the prompt's own, on as many axes as it has. Nothing needs a KV cache, so gradient checkpointing works,
-and a wrapper such as FSDP sees one ordinary forward and backward pass.
+A row is `prompt, completion 1, completion 2, ...`. A block mask lets each completion see the prompt and itself, and
+its position ids continue where the prompt ends, so that no token is influenced by a sibling: log-probabilities and
+gradients are those of separate runs. PrefixGrouper (arXiv 2506.05433) shows the idea for 1-D positions; here the
+positions are the prompt's, on as many axes as it has. No KV cache is needed, so gradient checkpointing works, and a
+wrapper such as FSDP sees one ordinary forward and backward pass.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from vitos.backbones.base import layer_kinds
 from vitos.core.prompt import Prompt, PromptBatch, pad_prompts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """B prompts with R completions of N tokens in all, as B rows of T tokens.
+    """B prompts with R completions, which have N tokens in total, as B rows of T tokens.
 
     Attributes:
         batch: the rows, padded on the right.
-        segments: shape (B, T), 0 on the prompt, j on its completion j (from 1), -1 on padding.
-        order: shape (B, T), place of the token in its own sequence, as if it had no siblings.
-        sources: shape (N,), indices into B·T of the tokens whose hidden states predict the completions' tokens.
-        targets: shape (N,), those tokens.
-        mask: bool, shape (R, L): where the N tokens stand among the padded completions.
-        hidden, late: bool, shape (B, T): visual tokens that the late ones (all behind the image) may not look at, as
-            in `Prompt.gather`; None where no prompt hides any.
+        segments: 0 on the prompt, j on its completion j (from 1), -1 on padding, shape (B, T).
+        order: index of the token in the prompt and its completion, as if there were no siblings, shape (B, T).
+        sources: indices into B * T of the tokens whose hidden states predict the completions, shape (N,).
+        targets: the tokens to be predicted, shape (N,).
+        mask: True where a completion padded to L tokens has one of the N, bool, shape (R, L).
+        hidden: visual tokens that no late token may see, as in `Prompt.gather`, bool, shape (B, T); None if no prompt
+            hides any.
+        late: tokens after the last visual token of their prompt, bool, shape (B, T); None in the same case.
     """
 
     batch: PromptBatch
@@ -45,34 +46,39 @@ class PackedBatch:
     late: Tensor | None = None
 
     def visible(self, window: int | None = None, visual: Tensor | None = None) -> Tensor:
-        """Bool (B, 1, T, T), True where the query (third axis) may look at the key (fourth).
+        """True where the query (third axis) may see the key (fourth axis), bool, shape (B, 1, T, T).
 
         Args:
-            window: of sliding-window attention: a query sees the last `window` tokens of its own sequence.
-            visual: bool (B, T), visual tokens of which each run attends to itself in both directions.
+            window: size of the sliding window: a query sees the last `window` tokens of its sequence; None for all.
+            visual: visual tokens whose runs attend to themselves in both directions, bool, shape (B, T).
         """
-        # Compared, not subtracted: B·T·T integers would be the largest tensor of a micro-batch.
+        # Compared, not subtracted: B * T * T integers would be the largest tensor of a micro-batch.
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         here, there = self.order[:, :, None], self.order[:, None, :]
-        seen = here >= there
+        seen = here >= there  # (B, T, T)
         if visual is not None:
             begins = visual & ~torch.nn.functional.pad(visual[:, :-1], (1, 0))
             run = begins.cumsum(1) * visual
             seen |= (run[:, :, None] == run[:, None, :]) & (run[:, None, :] > 0)
-        if window is not None:  # of later tokens of an image, too, all are seen
+        if window is not None:  # has no effect on later tokens of the same image, which stay visible
             seen &= here < there + window
         seen &= ((key == 0) | (key == query)) & (key >= 0)
         if self.hidden is not None and self.late is not None:
             seen &= ~(self.late[:, :, None] & self.hidden[:, None, :])
-        # Padding sees itself, since a softmax over nothing is not a number.
+        # Padding sees itself, because a softmax over no values is not a number.
         return (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
 
 
 def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad_token_id: int) -> PackedBatch:
-    """Put each prompt's completions (L,) behind it.
+    """Put the completions of each prompt behind it.
+
+    Args:
+        prompts: B prompts.
+        completions: the token ids of each prompt's completions, each of shape (L,).
+        pad_token_id: token id of the padding.
 
     Raises:
-        ValueError: if the numbers of prompts and of groups of completions differ, or a completion is empty.
+        ValueError: if there is not one group of completions per prompt, or a completion is empty.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but completions for {len(completions)}")
@@ -94,7 +100,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
             part, length = slice(end, end + len(ids)), len(ids)
             segments[row, part] = number
             order[row, part] = len(prompt) + torch.arange(length, device=device)
-            # The prompt's last token predicts the first token, each token the next.
+            # The prompt's last token predicts the completion's first; each token of the completion predicts the next.
             before = torch.arange(end - 1, end - 1 + length, device=device)
             before[0] = len(prompt) - 1
             sources.append(row * width + before)
@@ -114,7 +120,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
 
 
 def _hiding(prompts: Sequence[Prompt], segments: Tensor, order: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """`PackedBatch.hidden` and `late`: the rows of prompts that hide nothing have no hidden token."""
+    """`PackedBatch.hidden` and `PackedBatch.late`; None for both if no prompt hides a token."""
     if all(prompt.hidden is None for prompt in prompts):
         return None, None
     hidden = torch.zeros_like(segments, dtype=torch.bool)
@@ -128,13 +134,19 @@ def _hiding(prompts: Sequence[Prompt], segments: Tensor, order: Tensor) -> tuple
 def attention_masks(
     packed: PackedBatch, config: Any, dtype: torch.dtype, visual: Tensor | None = None
 ) -> Tensor | dict[str, Tensor]:
-    """The block mask in the form that a Hugging Face model with this text config takes.
+    """The block mask in the form that a Hugging Face model takes: bool for SDPA, additive for eager attention.
 
-    Bool for SDPA, additive for eager attention; one for every kind of layer where a model has several. `visual` as in
-    `PackedBatch.visible`.
+    Args:
+        packed: the rows.
+        config: text config of the model.
+        dtype: number format of an additive mask.
+        visual: see `PackedBatch.visible`.
+
+    Returns:
+        One mask (B, 1, T, T), or one per kind of layer if the model has several kinds.
 
     Raises:
-        ValueError: for another attention implementation or kind of layer, which would ignore the mask.
+        ValueError: for another attention function or kind of layer, which would ignore the mask.
     """
     implementation = config._attn_implementation
     if implementation not in ("sdpa", "eager"):
@@ -157,7 +169,7 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _row(prompt: Prompt, completions: Sequence[Tensor]) -> Prompt:
-    """A prompt and its completions in a row; the positions of each go on behind the prompt's last."""
+    """A prompt and its completions in one row; the positions of each completion continue those of the prompt."""
     device = prompt.input_ids.device
     ids = torch.cat([prompt.input_ids, *(c.to(device) for c in completions)])
     after = [prompt.next_position + torch.arange(len(c), device=device) for c in completions]
@@ -167,5 +179,5 @@ def _row(prompt: Prompt, completions: Sequence[Tensor]) -> Prompt:
         input_ids=ids,
         position_ids=torch.cat([prompt.position_ids, *(p.expand(axes, -1) for p in after)], dim=1),
         is_visual=torch.cat([prompt.is_visual, prompt.is_visual.new_zeros(len(ids) - len(prompt))]),
-        hidden=None,  # said by the mask
+        hidden=None,  # expressed by the mask
     )

@@ -1,22 +1,20 @@
-"""Keys and values of prompts that have run: kept by prompt, thinned to some of their tokens, joined into a batch.
+"""Keys and values of prompts that have run: kept per prompt, reduced to some of their tokens, joined into a batch.
 
-Everything up to a prompt's last visual token is its *prefix*: system text and image. Questions about one image share
-it, and after localization its entries of the kept visual tokens are all that reasoning needs (the `gather` plan).
-An entry is rotated to its token's position when it is written, so it stays a valid key wherever it is put.
+All tokens up to a prompt's last visual token are its *prefix*: system text and image. Questions about one image share
+it, and after localization its entries for the kept visual tokens are all that reasoning needs (the `gather` plan). An
+entry is rotated to its token's position when it is written, so it remains a valid key wherever it is put.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitos.core.prompt import Prompt
-from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion
 from vitos.engines.kv_cache import caching, growing_cache
 
 
@@ -26,8 +24,8 @@ class Prefix:
 
     Attributes:
         head: the tokens that ran.
-        layers: of every layer the keys and the values, each of shape (heads, T, size of a head).
-        model: whose they are; its weights must not have changed since.
+        layers: keys and values of each layer, each of shape (heads, T, size of a head).
+        model: the model that computed them; its weights must not have changed since.
     """
 
     head: Prompt
@@ -42,7 +40,7 @@ class Prefix:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def covers(self, prompt: Prompt, model: Any) -> bool:
-        """Whether `prompt` begins with exactly these tokens, the same image at the same positions, for this model."""
+        """Whether this is the prefix of `prompt`, with the same image at the same positions, under this model."""
         length = len(self)
         return (
             self.model is model
@@ -55,7 +53,15 @@ class Prefix:
 
 @dataclass(slots=True)
 class Prefilled:
-    """Sequences so far: last logits (B, vocab), cache, attention mask (B, T), position behind each prompt (B,)."""
+    """B sequences that have run.
+
+    Attributes:
+        logits: logits after the last token, shape (B, vocab).
+        cache: keys and values of all layers.
+        mask: attention mask, 0 on padding, shape (B, T).
+        next_positions: position of the next token, on every axis, shape (B,).
+        axes: number of axes of the positions.
+    """
 
     logits: Tensor
     cache: Any
@@ -64,11 +70,11 @@ class Prefilled:
     axes: int
 
     def expand(self, counts: Sequence[int]) -> Prefilled:
-        """Repeat row b `counts[b]` times."""
+        """Repeat row b `counts[b]` times; like `select`, it consumes this object."""
         return self.select(torch.repeat_interleave(torch.tensor(counts)).to(self.mask.device))
 
     def advance(self, model: Any, token: Tensor) -> None:
-        """Run one token (B,) of every row."""
+        """Run one token of every row, shape (B,), in place."""
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         positions = self.next_positions[:, None]
         out = model(
@@ -81,17 +87,26 @@ class Prefilled:
         self.next_positions = self.next_positions + 1
 
     def select(self, index: Tensor) -> Prefilled:
-        """The rows of `index` (R,); the cache is changed in place."""
+        """The rows of `index`, shape (R,), in that order and repeated as often as they occur there.
+
+        The cache is changed in place and handed on: use the result, and not this object, afterwards.
+        """
         self.cache.batch_select_indices(index)
-        return Prefilled(self.logits[index], self.cache, self.mask[index], self.next_positions[index], self.axes)
+        return replace(
+            self, logits=self.logits[index], mask=self.mask[index], next_positions=self.next_positions[index]
+        )
 
 
 def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: Any) -> tuple[Any, Tensor]:
-    """One cache of several prefixes, padded on the left, and its attention mask (B, T).
+    """Copy several prefixes into one cache, padded on the left.
 
     Args:
-        hidden: for every prefix the tokens to leave out, bool (T or more,), or None.
-        config: the text config of the model.
+        prefixes: B prefixes of the same model.
+        hidden: the tokens of each prefix to leave out, bool, shape (T,) or longer; None to keep all.
+        config: text config of the model.
+
+    Returns:
+        The cache and its attention mask (B, T).
     """
     device = prefixes[0].head.input_ids.device
     kept = [
@@ -108,27 +123,14 @@ def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: An
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of a cache's keys and values."""
+    """Size of a cache's keys and values in bytes."""
     return sum(int(layer.keys.nbytes) + int(layer.values.nbytes) for layer in cache.layers)
 
 
 def _padded(entries: Sequence[Tensor], kept: Sequence[Tensor], width: int) -> Tensor:
-    """Entries (heads, T, size) thinned to `kept` and put behind zeros: (B, heads, width, size)."""
+    """The tokens `kept` of entries (heads, T, size), with zeros before them, shape (B, heads, width, size)."""
     heads, _, size = entries[0].shape
     out = entries[0].new_zeros(len(entries), heads, width, size)
     for row, (entry, index) in enumerate(zip(entries, kept, strict=True)):
         out[row, :, width - len(index) :] = entry.index_select(1, index)
     return out
-
-
-def count_run(
-    watch: Stopwatch,
-    branch: str,
-    prompts: Sequence[Prompt],
-    prefixes: Sequence[Prefix | None],
-    completions: Sequence[Sequence[Completion]],
-) -> None:
-    """Count the tokens of a sampled branch: those of the prompts that ran, and those that were written."""
-    ran = sum(len(p) - (len(x) if x else 0) for p, x in zip(prompts, prefixes, strict=True))
-    watch.count(f"{branch}_prefill", ran)
-    watch.count(f"{branch}_decode", sum(len(c.token_ids) for row in completions for c in row))

@@ -1,19 +1,19 @@
-"""The default engine: plain PyTorch on the Hugging Face model, anywhere.
+"""The default engine: plain PyTorch on the Hugging Face model, on any device.
 
-Each distinct prompt runs once for all its siblings. Sampling: *prefill* the prompt, *decode* its siblings token by
-token behind one copy of its keys and values (`siblings.py`; a copy for each where that cannot be). Scoring: prompt and
-siblings packed into one row (`packing.py`), the head on completion tokens only and in chunks (`head.py`); its gradient
-is the exact policy gradient of all siblings.
+Each distinct prompt runs once for all its completions. Sampling: *prefill* the prompt, *decode* its completions token
+by token behind one copy of its keys and values (`group_decode.py`; one copy per completion if the model does not allow
+that). Scoring: pack prompt and completions into one row (`packing.py`), and run the head on the completions' tokens
+only, in chunks (`chunked_logprobs.py`); the gradient is the exact policy gradient of all completions.
 
-Sampling is seeded per completion, not per batch: a completion's uniform numbers come from its own seed and turn into
-tokens by the inverse of the cumulative distribution. So the same seed gives the same text whatever shares its batch,
-up to floating-point differences between batch shapes. Ended rows leave the batch whenever they are half of it.
+Sampling is seeded per completion, not per batch: the uniform numbers of a completion come from its seed, and the
+inverse of the cumulative distribution turns them into tokens. So the same seed gives the same text in any batch, up to
+floating-point differences between batch shapes. Rows that have ended leave the batch once they are half of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.core.prompt import Prompt, pad_prompts
-from vitos.engines.base import Completion, Pieces, Sampling, Stage
+from vitos.engines.base import Completion, Pieces, Sampling, Span
 from vitos.engines.chunked_logprobs import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.group_decode import Siblings
 from vitos.engines.kv_cache import caching, growing_cache
@@ -31,13 +31,13 @@ from vitos.engines.packing import attention_masks, pack
 from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
 
 NARROWEST_SCORED = 0.75
-"""Least part of a scoring batch's longest row that another may have: padding is below a quarter, and a batch differs
-from the next one by a third at least, so there are few of them. Sampling has no such limit: every batch of it takes
-the steps of its longest completion."""
+"""Smallest length of a row in a scoring batch, as a share of its longest row. Padding is then below a quarter, and the
+longest rows of two batches differ by at least a third, so there are few batches. Sampling has no such limit, because a
+batch takes the steps of its longest completion whatever the lengths of its prompts."""
 
 
 def untimed(_: str) -> AbstractContextManager[None]:
-    """A `Stage` that measures nothing."""
+    """A `Span` that measures nothing."""
     return nullcontext()
 
 
@@ -46,14 +46,14 @@ class Scores:
     """Log-probabilities of given completions.
 
     Attributes:
-        logprobs: float32, shape (R, L), rows in the order of the completions; 0 on padding.
-        mask: bool, shape (R, L), True on a completion's tokens.
-        hidden_prompt_tokens: prompt tokens that ran through the model, for cost accounting.
+        logprobs: log-probability of each token, 0 on padding, rows in the order of the completions, float32, (R, L).
+        mask: True on a completion's tokens, bool, shape (R, L).
+        prompt_tokens_run: number of prompt tokens that ran through the model, for cost accounting.
     """
 
     logprobs: Tensor
     mask: Tensor
-    hidden_prompt_tokens: int
+    prompt_tokens_run: int
 
 
 class TorchEngine:
@@ -61,18 +61,18 @@ class TorchEngine:
 
     Args:
         backbone: the model to run.
-        model: what is called instead of `backbone.model`, such as its DDP or FSDP wrapper.
-        max_batch_tokens: padded tokens that `sample` and a micro-batch of `score` run at once; more prompts are
-            split, but not the siblings of one. Splitting changes no result beyond floating-point rounding. `score`
-            runs what it is given: see `score_batches`.
-        head_tokens: completion tokens whose logits `score` holds at once.
+        model: the model to call instead of `backbone.model`, such as its DDP or FSDP wrapper.
+        max_batch_tokens: number of padded tokens that `sample` runs at once. More prompts are split into batches, but
+            not the completions of one prompt; splitting changes results by rounding only. `score` runs everything
+            that it is given: see `score_batches`.
+        head_tokens: number of completion tokens whose logits `score` holds at once.
 
     Attributes:
-        kv_bytes: of the cache at the end of the latest decoding, padding included.
+        kv_bytes: size of the cache at the end of the latest decoding, padding included, in bytes.
     """
 
     samples_elsewhere = False
-    """Completions come from other weights or kernels than those that score them."""
+    """Whether completions come from other weights or kernels than those that score them."""
 
     def __init__(
         self,
@@ -88,10 +88,20 @@ class TorchEngine:
         self._banned_ids: Tensor | None = None
         self.kv_bytes = 0
 
+    @contextmanager
+    def using(self, model: Any, max_batch_tokens: int) -> Iterator[None]:
+        """Run another module instead of the backbone's, such as its DDP or FSDP wrapper, while the block runs."""
+        before = self.model, self.max_batch_tokens
+        self.model, self.max_batch_tokens = model, max_batch_tokens
+        try:
+            yield
+        finally:
+            self.model, self.max_batch_tokens = before
+
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def refresh(self) -> dict[str, float]:
-        """Make the weights that sample those that are trained; figures for the log. Here they are the same."""
+        """Give the sampler the trained weights; returns figures for the log. Here both are the same weights."""
         return {}
 
     @torch.no_grad()
@@ -100,14 +110,14 @@ class TorchEngine:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = untimed,
+        span: Span = untimed,
         prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.sample`. Greedy sampling ignores the seeds' values.
 
         Args:
-            prefixes: for every prompt the prefix that need not run again, or None. A prompt that hides visual tokens
-                and has none runs its own.
+            prefixes: the prefix of each prompt that need not run again, or None. If a prompt hides visual tokens and
+                has none, its prefix is run here.
 
         Raises:
             ValueError: for a prefix of another prompt or model.
@@ -115,6 +125,8 @@ class TorchEngine:
         prefixes = prefixes or [None] * len(prompts)
         if not len(prompts) == len(seeds) == len(prefixes):
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)} and prefixes for {len(prefixes)}")
+        for prompt in prompts:
+            self.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
         out: list[list[Completion]] = [[] for _ in prompts]
         continued = [x is not None or p.hidden is not None for p, x in zip(prompts, prefixes, strict=True)]
         for kind in (False, True):
@@ -123,32 +135,33 @@ class TorchEngine:
             for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
-                with stage("prefill"):
+                with span("prefill"):
                     ready = self.prefill([prompts[i] for i in rows], [prefixes[i] for i in rows])
-                with stage("decode"):
+                with span("decode"):
                     completions = iter(_result(self._decode(ready, sampling, counted)))
                 for i in rows:
                     out[i] = [next(completions) for _ in seeds[i]]
         return out
 
     def _room(self, length: int, siblings: int, tokens: int) -> tuple[int, int]:
-        """Rows that a prompt takes in sampling, and their tokens."""
+        """Number of rows that a prompt takes in sampling, and number of tokens in each."""
         if Siblings.can(self.backbone, [siblings]):
             return 1, length + siblings * tokens
         return siblings, length + tokens
 
     @torch.no_grad()
     def stream(
-        self, prompt: Prompt, sampling: Sampling, stage: Stage = untimed, prefix: Prefix | None = None
+        self, prompt: Prompt, sampling: Sampling, span: Span = untimed, prefix: Prefix | None = None
     ) -> Generator[str, None, Completion]:
         """Yield one completion's text as it is written, and return the completion; arguments as in `sample`."""
-        with stage("prefill"):
+        self.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
+        with span("prefill"):
             ready = self.prefill([prompt], [prefix])
         steps = self._decode(ready, sampling, [[0]])
         ids: list[int] = []
         written = Pieces()
         while True:
-            with stage("decode"):
+            with span("decode"):
                 try:
                     ids.append(int(next(steps)[0]))
                 except StopIteration as end:
@@ -162,9 +175,9 @@ class TorchEngine:
 
     @torch.no_grad()
     def prefix(self, head: Prompt) -> Prefix:
-        """Run the head of prompts (`Prompt.head` of their `prefix_length`), whose keys and values many may share.
+        """Run the part that several prompts share (`Prompt.head` of their `prefix_length`).
 
-        Alone: no padding, and nothing that another row's image could change.
+        It runs alone in its batch, without padding, so that no other row can influence it.
 
         Raises:
             ValueError: for a family whose cache does not hold every token.
@@ -178,7 +191,7 @@ class TorchEngine:
     def _decode(
         self, ready: Prefilled, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> Generator[Tensor, None, list[Completion]]:
-        """Yield the tokens of the completions that are still written, step by step; return all of them."""
+        """Yield the next token of each completion that has not ended, step by step; return all completions."""
         counts, device = [len(row) for row in seeds], ready.mask.device
         running: Prefilled | Siblings = (
             Siblings.of(ready, counts, self.backbone) if Siblings.can(self.backbone, counts) else ready.expand(counts)
@@ -191,7 +204,7 @@ class TorchEngine:
         scores = torch.zeros(rows, sampling.max_tokens, device=device)
         lengths = torch.zeros(rows, dtype=torch.long, device=device)
         finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        place = torch.arange(rows, device=device)  # which running completion is which
+        place = torch.arange(rows, device=device)  # number of each completion that has not ended
         for step in range(sampling.max_tokens):
             log_p = self.log_softmax(running.logits, sampling.temperature)
             token = _draw(log_p, noise[place, step]) if sampling.temperature > 0 else log_p.argmax(-1)
@@ -204,7 +217,7 @@ class TorchEngine:
             left = (~finished[place]).nonzero()[:, 0]
             if step + 1 == sampling.max_tokens or len(left) == 0:
                 break
-            if 2 * len(left) <= len(place):  # moving the cache together costs about as much as one token
+            if 2 * len(left) <= len(place):  # copying the cache costs about as much as one token
                 running, place, token = running.select(left), place[left], token[left]
             running.advance(self.model, token)
         self.kv_bytes = cache_bytes(running.cache)
@@ -219,8 +232,8 @@ class TorchEngine:
         return texts
 
     def _holds(self, ids: Tensor, stop: Sequence[str]) -> Tensor:
-        """Bool (R,): a stop string ends in the last of `ids` (R, L); a token is a byte or more, so few are read."""
-        window = max(len(text.encode()) for text in stop) + 8
+        """Whether the last of `ids` (R, L) completes a stop string, bool (R,); only the last few tokens are read."""
+        window = max(len(text.encode()) for text in stop) + 8  # a token is at least one byte
         texts = self.texts(ids[:, -window:].cpu())
         return torch.tensor([any(s in text for s in stop) for text in texts], device=ids.device)
 
@@ -229,12 +242,12 @@ class TorchEngine:
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
     ) -> Scores:
-        """Log-probabilities of completions, differentiable where gradients are on; each prompt runs once.
+        """Log-probabilities of completions, differentiable if gradients are enabled; each prompt runs once.
 
         Args:
             prompts: B prompts.
-            completions: for every prompt the token ids (L,) of its completions, R in all.
-            temperature: of the distribution, as in sampling.
+            completions: the token ids of each prompt's completions, each of shape (L,), R in total.
+            temperature: temperature of the distribution, as in sampling.
 
         Raises:
             ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
@@ -259,14 +272,14 @@ class TorchEngine:
         return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
-        """Indices of the prompts that `score` shall run together: within `max_batch_tokens`, of like lengths."""
+        """Indices of prompts for `score` to run together: within `max_batch_tokens`, and of similar length."""
         sizes = [(1, len(p) + sum(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
         return chunk_by_tokens(sizes, self.max_batch_tokens, NARROWEST_SCORED)
 
     # --- the moves of sampling ---------------------------------------------------------------------------------------
 
     def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None]) -> Prefilled:
-        """Run prompts of one kind: all in full, or all behind their prefixes without the tokens that they hide."""
+        """Run prompts of one kind: all of them in full, or all behind their prefixes, without the hidden tokens."""
         config = self.backbone.model.config.get_text_config()
         if prefixes[0] is None and prompts[0].hidden is None:
             batch, cache = pad_prompts(prompts, self.backbone.pad_token_id, side="left"), growing_cache(config)
@@ -287,12 +300,12 @@ class TorchEngine:
         return Prefilled(out.logits[:, -1], cache, mask, batch.next_positions, batch.position_ids.shape[0])
 
     def log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
-        """float32 log-probabilities with the banned tokens left out."""
+        """Log-probabilities in float32, with the banned tokens excluded."""
         logits = logits.float() / (temperature if temperature > 0 else 1.0)
         return logits.index_fill(-1, self._banned(logits.device), float("-inf")).log_softmax(-1)
 
     def _banned(self, device: torch.device) -> Tensor:
-        """`banned_token_ids` on the device, moved there once and not at every token."""
+        """`banned_token_ids` on the device, copied there once instead of at every token."""
         known = self._banned_ids
         if known is None or known.device != device:
             known = self._banned_ids = torch.tensor(self.backbone.banned_token_ids, device=device)
@@ -300,19 +313,22 @@ class TorchEngine:
 
 
 def check_finite(logprobs: Tensor) -> None:
-    """Raise a ValueError for log-probabilities of chosen tokens that are no numbers."""
+    """Raise a ValueError if a log-probability is not a number."""
     if bool(logprobs.isnan().any()):
-        raise ValueError("the model's logits are not finite: its weights are broken, or its dtype overflows")
+        raise ValueError(
+            "the model's logits are not finite: its weights are broken, or its dtype overflows; check the weights, or "
+            "load the model in bfloat16 or float32"
+        )
 
 
 def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int, narrowest: float = 0.0) -> Iterator[list[int]]:
-    """Indices of prompts, widest first, cut so that the padded tokens of each chunk stay within the budget.
+    """Indices of prompts, longest first, in chunks whose padded tokens stay within the budget.
 
     Args:
-        sizes: of each prompt: the rows it takes and the tokens of the longest of them.
-        budget: rows times the widest row of a chunk; one prompt alone may exceed it.
-        narrowest: a prompt below this part of a chunk's widest row begins the next chunk, so that one long prompt does
-            not pad many short ones to its length.
+        sizes: number of rows of each prompt, and number of tokens of the longest of them.
+        budget: limit on the number of rows of a chunk times its longest row; a single prompt may exceed it.
+        narrowest: share of a chunk's longest row below which a prompt begins the next chunk, so that one long prompt
+            does not pad many short ones to its length.
     """
     chunk: list[int] = []
     rows = widest = 0
@@ -330,7 +346,7 @@ def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int, narrowest: fl
 
 
 def _result(steps: Generator[Any, None, list[Completion]]) -> list[Completion]:
-    """What a generator returns, all that it yields left unread."""
+    """The return value of a generator; what it yields is ignored."""
     while True:
         try:
             next(steps)
@@ -340,14 +356,14 @@ def _result(steps: Generator[Any, None, list[Completion]]) -> list[Completion]:
 
 
 def _uniform(seed: int, count: int) -> np.ndarray:
-    """`count` uniform numbers in [0, 1) that depend on the seed alone (a counter-based generator)."""
+    """`count` uniform numbers in [0, 1) that depend only on the seed (a counter-based generator)."""
     numbers: np.ndarray = np.random.Generator(np.random.Philox(key=seed)).random(count)
     return numbers
 
 
 def _draw(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens (R,) by the inverse of the cumulative distribution, in float64 for large vocabularies."""
+    """Tokens (R,) from the inverse of the cumulative distribution, in float64 for large vocabularies."""
     cumulative = log_p.exp().cumsum(-1, dtype=torch.float64)
-    # Scaled by the last value, which rounding leaves a little beside 1; a token of probability 0 is never hit.
+    # Scaled by the last value, which rounding leaves slightly off 1; a token of probability 0 is never drawn.
     target = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_p.shape[-1] - 1)

@@ -1,207 +1,307 @@
-"""The answers of one batch of questions, condition by condition."""
+"""The answers to one batch of questions, condition by condition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vitos.core.geometry import Box
+from vitos.core.geometry import BoolArray, Box, cut, into_crop
+from vitos.core.prompt import VisualTokens
 from vitos.core.record import Record
-from vitos.core.sparsify import select
+from vitos.core.sparsify import Kept, select
 from vitos.core.stopwatch import Stopwatch
+from vitos.data.images import ImageError, ImageFacts
 from vitos.engines.base import Sampling
-from vitos.eval.image_ablations import blank, painted, swaps
-from vitos.eval.plan import DENSE, LOCALIZE, LOOKS, OWN, BenchPlan, split_condition
+from vitos.eval.conditions import ABLATIONS, CONTROL, DENSE, LOCALIZE, OWN, OWN_BOXES, Settings, split_condition
+from vitos.eval.controls import control_masks
+from vitos.eval.image_ablations import blank, painted
 from vitos.eval.selectors import SELECTORS, Choice, Task
-from vitos.eval.store import Row
-from vitos.policy.types import Query, Scan
+from vitos.eval.store import StoredRow
+from vitos.policy.plans import Limits
+from vitos.policy.run import answer
+from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
 
-OpenImage = Callable[[Path], Image.Image]
-Answered = tuple[str, list[Row], dict[str, float]]
+OpenImage = Callable[[Path], tuple[Image.Image, ImageFacts]]
+Answered = tuple[str, list[StoredRow], dict[str, float]]
+Masks = Mapping[str, Mapping[str, BoolArray | None]]
+"""Question id → control → keep mask, or None where the control is not defined."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
-    """Questions of one batch with a policy; each distinct image is opened and encoded once.
+    """Questions that a policy answers together; each distinct image is opened and encoded once.
 
     Attributes:
-        swapped: for the shuffled look, the record whose image is shown instead, by question id.
-        open_image: opens an image file, RGB.
+        policy: the model; it answers by its plan wherever the plan can be told which tokens to keep.
+        records: the questions.
+        settings: longest responses and the seed.
+        swapped: question id → record whose image is shown instead in the condition `shuffled`.
+        open_image: opens an image file, RGB, and says how.
+        cached: gives the visual tokens of a picture from a cache; None: pictures are encoded.
     """
 
     policy: SparseVLM
     records: Sequence[Record]
-    plan: BenchPlan
+    settings: Settings
     swapped: Mapping[str, Record]
     open_image: OpenImage
+    cached: Callable[[Image.Image, Path], VisualTokens] | None = None
 
-    def answers(self, wanted: Sequence[str], known: Mapping[str, Mapping[str, Row]]) -> Iterator[Answered]:
+    def answers(self, wanted: Sequence[str], known: Mapping[str, Mapping[str, StoredRow]]) -> Iterator[Answered]:
         """Rows and seconds of every wanted condition.
 
         Args:
-            wanted: conditions, `localize` first where it is among them.
-            known: rows that are there already, by condition and id; the localization's boxes are taken from them.
+            wanted: names of conditions, in the order in which they are answered.
+            known: stored rows by condition and id; boxes and own tokens are taken from them.
         """
-        localized = known.get(LOCALIZE, {})
-        if LOCALIZE in wanted:
-            rows, seconds = self._localize()
-            localized = {row["id"]: row for row in rows}
-            yield LOCALIZE, rows, seconds
-        boxes = {name: [Box(*box) for box in row["boxes"]] for name, row in localized.items()}
-        tasks = self._tasks(boxes)
+        own = {name: dict(known.get(name, {})) for name in (LOCALIZE, OWN_BOXES)}
+        first = [name for name in own if name in wanted]
+        if first:
+            for name, rows, seconds in self._own() if OWN_BOXES in wanted else [self._localize()]:
+                own[name] = {row["id"]: row for row in rows}
+                yield name, rows, seconds
+        tasks = self._tasks(own[LOCALIZE])
+        masks = self._controls([name for name in wanted if name.startswith(CONTROL)], tasks, own[OWN_BOXES])
         for condition in wanted:
-            if condition != LOCALIZE:
-                yield condition, *self._reason(condition, tasks)
+            if condition not in first:
+                yield condition, *self._reason(condition, tasks, masks)
 
     @cached_property
     def vision(self) -> dict[str, float]:
-        """Seconds of opening and encoding the images (`open`, `vision`)."""
+        """Seconds of opening and encoding the images (`open`, `vision`, `prefix`)."""
         return self._encoded[1]
 
-    # --- the moves --------------------------------------------------------------------------------------------------
+    @cached_property
+    def images(self) -> list[StoredRow]:
+        """How each question's images were opened, and the grid of the first one's visual tokens."""
+        rows = []
+        for record in self.records:
+            scan = self._encoded[0][record.image_paths]
+            grid = scan.visuals[0].grid
+            rows.append(
+                {
+                    "id": record.id,
+                    "image": str(record.image_paths[0]),
+                    "images": [facts.to_json() for facts in scan.images],
+                    "grid": [{"rect": list(v.rect.as_tuple()), "rows": v.rows, "cols": v.cols} for v in grid.views],
+                    "shown": list(grid.shown.as_tuple()),
+                }
+            )
+        return rows
+
+    # --- images -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def _encoded(self) -> tuple[dict[tuple[Path, ...], Scan], dict[str, float]]:
-        watch = Stopwatch()
-        paths = list(dict.fromkeys(record.image_paths for record in self.records))
-        with watch.stage("open"):
-            pictures = [[self.open_image(path) for path in group] for group in paths]
-        with watch.stage("vision"):
-            scans = self.policy.encode_many(pictures)
-        return dict(zip(paths, scans, strict=True)), watch.seconds
+        """Whole images by path, and seconds; they hold pictures only if the plan needs them."""
+        watch, branches, plan, cached = Stopwatch(), self.policy.branches, self.policy.plan, self.cached
+        with watch.span("open"):
+            groups = dict.fromkeys(record.image_paths for record in self.records)
+            opened = {paths: [self.open_image(path) for path in paths] for paths in groups}
+        scans = {}
+        with watch.span("vision"):
+            for paths, loaded in opened.items():
+                pictures = tuple(picture for picture, _ in loaded)
+                visuals = branches.encode(pictures) if cached is None else tuple(map(cached, pictures, paths))
+                scan = Scan(visuals, pictures=pictures if plan.needs_pictures else ())
+                scans[paths] = scan.of_files([facts for _, facts in loaded])
+        if plan.shares_prefix:  # the dense condition and the controls share it with the plan
+            queries = {record.image_paths: _query(record, scans) for record in self.records}
+            shared = self.policy.with_prefixes(list(queries.values()), watch)
+            scans = {paths: query.scan for paths, query in zip(queries, shared, strict=True)}
+        return scans, watch.seconds
 
-    def _query(self, record: Record) -> Query:
-        return Query(self._encoded[0][record.image_paths], record.question, record.kind)
+    def _queries(self) -> list[Query]:
+        return [_query(record, self._encoded[0]) for record in self.records]
 
-    def _tasks(self, boxes: Mapping[str, Sequence[Box]]) -> list[Task]:
+    def _planned(self, watch: Stopwatch) -> list[Query]:
+        """The questions about images as the plan begins with them."""
+        queries, plan = self._queries(), self.policy.plan
+        if not plan.reduced:
+            return queries
+        with watch.span("vision"):
+            scans = {query.scan: plan.scan(self.policy.branches, query.scan.pictures) for query in queries}
+        return [replace(query, scan=scans[query.scan].of_files(query.scan.images)) for query in queries]
+
+    def _tasks(self, localized: Mapping[str, StoredRow]) -> list[Task]:
         shared: dict[tuple[Path, ...], dict[str, Any]] = {}
-
-        def opener(path: Path) -> Callable[[], Image.Image]:
-            return lambda: self.open_image(path)
-
         return [
             Task(
                 self.policy,
-                self._query(record),
+                query,
                 record,
-                boxes=boxes.get(record.id, ()),
-                seed=self.plan.seed,
-                image=opener(record.image_paths[0]),
+                boxes=[Box(*box) for box in localized[record.id]["boxes"]] if record.id in localized else (),
+                seed=self.settings.seed,
+                image=partial(self._picture, record.image_paths[0]),
                 shared=shared.setdefault(record.image_paths, {}),
             )
-            for record in self.records
+            for record, query in zip(self.records, self._queries(), strict=True)
         ]
 
-    def _localize(self) -> tuple[list[Row], dict[str, float]]:
-        queries, watch = [self._query(record) for record in self.records], Stopwatch()
-        with watch.stage("select"):
-            prompts = self.policy.localize_prompts(queries)
-        sampling = Sampling(self.plan.max_localization_tokens)
-        found = self.policy.localize(queries, sampling, watch=watch, prompts=prompts)
-        rows = []
-        for record, (rollout,) in zip(self.records, found, strict=True):
-            boxes = [list(box.as_tuple()) for box in rollout.response.boxes]
-            rows.append({"id": record.id, "condition": LOCALIZE, "text": rollout.completion.text, "boxes": boxes})
-        return rows, _stages(watch)
+    def _picture(self, path: Path) -> Image.Image:
+        return self.open_image(path)[0]
 
-    def _reason(self, condition: str, tasks: Sequence[Task]) -> tuple[list[Row], dict[str, float]]:
+    # --- the policy's own boxes -------------------------------------------------------------------------------------
+
+    def _own(self) -> list[Answered]:
+        """Both branches by the policy's plan."""
+        watch, policy, settings = Stopwatch(), self.policy, self.settings
+        limits = Limits(max_tokens=settings.max_reasoning_tokens, max_evidence_tokens=settings.max_localization_tokens)
+        queries = self._planned(watch)
+        outcomes = answer(policy.plan, policy.branches, policy.engine, queries, limits, watch)
+        located, reasoned = [], []
+        for record, outcome in zip(self.records, outcomes, strict=True):
+            if outcome.localization is None:
+                raise ValueError(f"plan {policy.plan.name} does not localize; choose another")
+            located.append(_localized(record, outcome.localization))
+            reasoned.append(_row(record, OWN_BOXES, outcome.reasoning, outcome.kept))
+        first = {name: value for name, value in watch.seconds.items() if name.startswith("localize")}
+        second = {name: value for name, value in watch.seconds.items() if name not in first}
+        return [(LOCALIZE, located, first), (OWN_BOXES, reasoned, second)]
+
+    def _localize(self) -> Answered:
+        """The localization branch alone."""
+        watch = Stopwatch()
+        queries = self._planned(watch)
+        found = self.policy.localize(queries, Sampling(self.settings.max_localization_tokens), watch=watch)
+        rows = [_localized(record, rollout) for record, (rollout,) in zip(self.records, found, strict=True)]
+        return LOCALIZE, rows, watch.seconds
+
+    # --- other tokens -----------------------------------------------------------------------------------------------
+
+    def _reason(self, condition: str, tasks: Sequence[Task], masks: Masks) -> tuple[list[StoredRow], dict[str, float]]:
         watch = Stopwatch()
         asked: Sequence[tuple[Task | None, str]] = [(task, "") for task in tasks]
-        if condition in LOOKS:
-            asked = self._looking(condition, tasks, watch)
-        with watch.stage("select"):
-            choices = [_choose(task, condition) if task else None for task, _ in asked]
+        if condition in ABLATIONS:
+            asked = self._changed(condition, tasks, watch)
+        with watch.span("sparsify"):
+            choices = [_choose(task, condition, masks) if task else None for task, _ in asked]
             chosen = [(t, c) for (t, _), c in zip(asked, choices, strict=True) if t and c]
-            prompts = [task.sparse_prompt(choice) for task, choice in chosen]
-        sampling = Sampling(self.plan.max_reasoning_tokens)
-        queries, nothing = [task.query for task, _ in chosen], [None] * len(chosen)
-        rollouts = iter(self.policy.reason(queries, nothing, sampling, watch=watch, prompts=prompts) if chosen else ())
-        rows: list[Row] = []
+            prompts = [task.prompt_of(choice) for task, choice in chosen]
+        sampling, queries = Sampling(self.settings.max_reasoning_tokens), [task.query for task, _ in chosen]
+        rollouts = iter(self.policy.reason(queries, prompts, sampling, watch=watch) if chosen else ())
+        rows: list[StoredRow] = []
         for record, (task, shown), choice in zip(self.records, asked, choices, strict=True):
-            row: Row = {"id": record.id, "condition": condition}
             if task is None or choice is None:  # not defined for this question
-                rows.append(row | {"text": None})
+                rows.append({"id": record.id, "condition": condition, "text": None})
                 continue
             (rollout,) = next(rollouts)
-            row |= {"text": rollout.completion.text, "kept": choice.count, "total": task.grid.num_tokens}
-            if choice.visual is None or choice.visual.grid == task.grid:
-                row["tokens"] = np.packbits(choice.mask).tobytes().hex()
-            if choice.fallback:
-                row["fallback"] = True
-            if shown:
-                row["shown"] = shown
-            rows.append(row)
-        return rows, _stages(watch)
+            kept = Kept(task.grid if choice.visual is None else choice.visual.grid, choice.mask)
+            row = _row(record, condition, rollout, kept) | {"total": task.grid.num_tokens}
+            if kept.grid != task.grid:
+                del row["tokens"]
+            row |= {"fallback": True} if choice.fallback else {}
+            rows.append(row | ({"shown": shown} if shown else {}))
+        return rows, watch.seconds
 
-    def _looking(self, condition: str, tasks: Sequence[Task], watch: Stopwatch) -> list[tuple[Task | None, str]]:
-        """The tasks with other pictures in the place of their first image, and what is shown; None where undefined."""
+    def _controls(self, conditions: Sequence[str], tasks: Sequence[Task], own: Mapping[str, StoredRow]) -> Masks:
+        if not conditions:
+            return {}
+        names = [name.removeprefix(CONTROL) for name in conditions]
+        budgets = [float(budget) for budget in dict.fromkeys(n.partition("@")[2] for n in names) if budget]
+        return {
+            task.record.id: control_masks(
+                Kept(task.grid, unpacked(own[task.record.id])),
+                task.record,
+                task.boxes,
+                budgets,
+                controls=any("@" not in name for name in names),
+                seed=self.settings.seed,
+            )
+            for task in tasks
+        }
+
+    # --- changed images ---------------------------------------------------------------------------------------------
+
+    def _changed(self, condition: str, tasks: Sequence[Task], watch: Stopwatch) -> list[tuple[Task | None, str]]:
+        """The tasks with another picture in place of their first image, and what it is; None where undefined."""
         made: dict[Any, Scan] = {}
         out: list[tuple[Task | None, str]] = []
         for task in tasks:
-            record = task.record
-            look = self._look(condition, task)
-            if look is None:
+            change = self._change(condition, task)
+            if change is None:
                 out.append((None, ""))
                 continue
-            shown, key = look
+            shown, key, picture = change
             if key not in made:
-                with watch.stage("open"):
-                    picture = self._picture(condition, record, key)
-                with watch.stage("vision"):
-                    first = self.policy.encode_many([[picture]])[0].visuals[0]
+                try:
+                    with watch.span("open"):
+                        image = picture()
+                except ImageError:  # another question's image, which is left out and named there
+                    out.append((None, ""))
+                    continue
+                with watch.span("vision"):
+                    (first,) = self.policy.branches.encode([image])
                 made[key] = Scan((first, *task.query.scan.visuals[1:]))
             query = replace(task.query, scan=made[key])
-            out.append((Task(self.policy, query, record, boxes=task.boxes, image=task.image), shown))
+            out.append((Task(self.policy, query, task.record, boxes=task.boxes, image=task.image), shown))
         return out
 
-    def _look(self, condition: str, task: Task) -> tuple[str, Any] | None:
-        """What is shown, and what tells it from other pictures; None if the look is not defined for the question."""
+    def _change(self, condition: str, task: Task) -> tuple[str, Any, Callable[[], Image.Image]] | None:
+        """What is shown, a key for the picture and the picture; None if the condition is not defined for the task."""
         record = task.record
         if condition == "blank":
-            return "blank", record.image_paths
+            return "blank", record.image_paths, lambda: blank(task.image())
         if condition == "shuffled":
             other = self.swapped.get(record.id)
-            return (other.id, (record.image_paths, other.image_paths[0])) if other else None
-        boxes = tuple(record.boxes or task.boxes)
-        return ("gold boxes" if record.boxes else "own boxes", (record.image_paths, boxes)) if boxes else None
-
-    def _picture(self, condition: str, record: Record, key: Any) -> Image.Image:
-        if condition == "shuffled":
-            return self.open_image(key[1])
-        own = self.open_image(record.image_paths[0])
-        return blank(own) if condition == "blank" else painted(own, key[1], inside=condition == "evidence_hidden")
-
-
-def swapped_images(records: Sequence[Record], plan: BenchPlan) -> dict[str, Record]:
-    """For `Batch.swapped`, over all questions of a benchmark."""
-    return swaps(records, plan.seed) if plan.looks else {}
+            if other is None:
+                return None
+            path = other.image_paths[0]
+            return other.id, (record.image_paths, path), partial(self._picture, path)
+        part = task.grid.shown
+        boxes = tuple(into_crop(box, part) for box in record.boxes or task.boxes if cut(box, part))
+        paint = partial(painted, boxes=boxes, inside=condition == "evidence_hidden")
+        shown = "gold boxes" if record.boxes else "own boxes"
+        return (shown, (record.image_paths, boxes), lambda: paint(task.image())) if boxes else None
 
 
-def _choose(task: Task, condition: str) -> Choice | None:
-    """The tokens of a condition."""
+def unpacked(row: StoredRow) -> BoolArray:
+    """The keep mask of a stored answer, bool (total,)."""
+    bits = np.frombuffer(bytes.fromhex(row["tokens"]), dtype=np.uint8)
+    return np.unpackbits(bits)[: row["total"]].astype(bool)
+
+
+def _query(record: Record, scans: Mapping[tuple[Path, ...], Scan]) -> Query:
+    return Query(scans[record.image_paths], record.question, record.kind)
+
+
+def _choose(task: Task, condition: str, masks: Masks) -> Choice | None:
+    """The tokens of a condition; None if it is not defined for the question, or the budget cannot be met."""
     total = task.grid.num_tokens
     selector, budget = split_condition(condition)
-    if condition == DENSE or selector in LOOKS:
+    if condition == DENSE or condition in ABLATIONS:
         return Choice(np.ones(total, dtype=bool))
+    if condition.startswith(CONTROL):
+        mask = masks[task.record.id][condition.removeprefix(CONTROL)]
+        return None if mask is None else Choice(mask)
     if budget != OWN:
         return SELECTORS[selector].choose(task, max(1, round(float(budget) * total)))
     own = select(task.grid, task.boxes, task.policy.spec.keep)
-    if selector == "policy" or own.fallback:
-        return Choice(own.mask, fallback=own.fallback)
-    return SELECTORS[selector].choose(task, int(own.mask.sum()))
+    if own.fallback:
+        return Choice(own.mask, fallback=True)
+    return SELECTORS[selector].choose(task, own.count)
 
 
-def _stages(watch: Stopwatch) -> dict[str, float]:
-    """Seconds under the names of a bench: open, vision, select, prefill, decode."""
-    seconds: dict[str, float] = {}
-    for name, value in watch.seconds.items():
-        stage = name.removeprefix("localize_").removeprefix("reason_")
-        seconds[stage] = seconds.get(stage, 0.0) + value
-    return seconds
+def _localized(record: Record, rollout: Rollout) -> StoredRow:
+    boxes = [list(box.as_tuple()) for box in rollout.response.boxes]
+    parsed = rollout.response.evidence_parsed
+    return {"id": record.id, "condition": LOCALIZE, "text": rollout.completion.text, "boxes": boxes, "parsed": parsed}
+
+
+def _row(record: Record, condition: str, rollout: Rollout, kept: Kept) -> StoredRow:
+    row: StoredRow = {
+        "id": record.id,
+        "condition": condition,
+        "text": rollout.completion.text,
+        "kept": kept.count,
+        "total": kept.grid.num_tokens,
+        "tokens": np.packbits(kept.mask).tobytes().hex(),
+    }
+    return row | ({"fallback": True} if kept.fallback else {})

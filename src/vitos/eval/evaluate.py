@@ -1,275 +1,245 @@
-"""Run a policy over questions under every condition of algorithm.md §9, greedily, and keep each answer.
+"""`vitos eval`: a trained model with its base, its controls and its budgets, as one run of the evaluator.
 
-A *condition* is one way to answer: which model, and which visual tokens it sees. Controls get exactly as many tokens
-as the policy's own boxes kept for that question, so that only the choice of tokens differs.
+The output folder holds
+
+    results.json, cases.jsonl, report.html      figures, all questions with all their answers, the page
+    answers/<fingerprint>/                      the answers as they came (`vitos.eval.store`), one folder for each
+                                                combination of weights, questions and settings
+
+so a run that was stopped goes on, another model never overwrites an answer, and scores can be made again without a
+model (`vitos bench rescore FOLDER`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+from rich.console import Console
 
-from vitos.core.geometry import BoolArray, Box, TokenGrid, matched_iou
-from vitos.core.masks import centre_mask, fit_budget, inverted_mask, oracle_mask, random_mask, shifted_mask
+from vitos.config.recipe import Recipe
 from vitos.core.record import Record
-from vitos.core.sparsify import Selection
-from vitos.core.stopwatch import Stopwatch
-from vitos.data.images import ImageFacts
-from vitos.engines.base import Sampling, derive_seed
-from vitos.eval.scoring import Verdict, score_answer
-from vitos.policy.plans import AGAIN, PLANS, Limits, answer
-from vitos.policy.types import Query, Rollout
+from vitos.core.registry import PLANS
+from vitos.core.version import __version__
+from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
+from vitos.eval.cases import BASE, RL_DENSE, TRAINED, cases_of
+from vitos.eval.conditions import DENSE, LOCALIZE, OWN_BOXES, EvalSet, Settings, control_conditions
+from vitos.eval.results import summarize
+from vitos.eval.run import AskedModel, run_models
+from vitos.eval.sources import read_set
+from vitos.eval.store import EvalFolder, questions_fingerprint
+from vitos.policy.locate import resolve_model_path
+from vitos.policy.plans import get_plan
+from vitos.policy.spec import VitosSpec
 from vitos.policy.vlm import SparseVLM
-from vitos.scans.cache import EmbeddingCache
-from vitos.scans.store import ScanStore
+from vitos.reports.card import model_card
+from vitos.reports.html import write_report
+from vitos.reports.table import results_table
 
-# Masks of a control, given the grid, the policy's boxes and its selection; None: not defined for this question.
-Control = Callable[[TokenGrid, Record, Sequence[Box], Selection, np.random.Generator], BoolArray | None]
-
-
-def _shifted(
-    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Selection, rng: np.random.Generator
-) -> BoolArray | None:
-    return shifted_mask(grid, boxes, rng, count=int(kept.mask.sum())) if boxes else None
+RESULTS, CASES, REPORT, ASKED = "results.json", "cases.jsonl", "report.html", "evaluation.json"
+_log = logging.getLogger(__name__)
 
 
-def _inverted(
-    grid: TokenGrid, record: Record, boxes: Sequence[Box], kept: Selection, rng: np.random.Generator
-) -> BoolArray | None:
-    return None if kept.mask.all() else inverted_mask(grid, kept.mask, rng)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The models, data sets and conditions of an evaluation.
 
-
-CONTROLS: dict[str, Control] = {
-    "random": lambda grid, record, boxes, kept, rng: random_mask(grid, int(kept.mask.sum()), rng),
-    "centre": lambda grid, record, boxes, kept, rng: centre_mask(grid, int(kept.mask.sum())),
-    "inverted": _inverted,
-    "shifted": _shifted,
-    "oracle": lambda grid, record, boxes, kept, rng: oracle_mask(grid, record.boxes) if record.boxes else None,
-}
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What is run.
+    >>> asked = Evaluation(name="mine", checkpoint="runs/mine/model", data=("test.json",), base="nano")
+    >>> asked.controls, asked.settings.batch_size
+    (True, 64)
 
     Attributes:
-        controls: also answer from other tokens in the same number.
+        name: name of the run in the report.
+        checkpoint: path of the trained model.
+        data: record files and `benchmark:NAME[@SPLIT][=FOLDER]`, one data set each.
+        settings: longest responses, batch size and seed.
+        base: path of the model before training; None: there is no dense accuracy to relate to.
+        rl_dense: path of a model trained without pruning, or None.
+        controls: whether to answer from other tokens in the same number too, if the plan takes masks.
         budgets: shares of the visual tokens, 0..1, at which own boxes, random, centre, inverted and oracle compete.
-        batch_size: questions decoded together.
-        max_localization_tokens, max_reasoning_tokens: longest responses.
-        seed: of the random controls.
+        limit: number of questions per file, from its start; None: all.
+        bootstrap_samples: number of resamples per interval.
+        load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
+        cache: folder of an embedding cache that fits the encoders of all models, or None.
+        plan: plan by which the models answer; None: the checkpoint's own.
     """
 
+    name: str
+    checkpoint: str
+    data: tuple[str, ...]
+    settings: Settings = field(default_factory=Settings)
+    base: str | None = None
+    rl_dense: str | None = None
     controls: bool = True
     budgets: tuple[float, ...] = ()
-    batch_size: int = 64
-    max_localization_tokens: int = 256
-    max_reasoning_tokens: int = 256
-    seed: int = 0
+    limit: int | None = None
+    bootstrap_samples: int = 10_000
+    load: Mapping[str, Any] = field(default_factory=dict)
+    cache: str | None = None
+    plan: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One question with its answers by condition, as it stands in `cases.jsonl`."""
-
-    record: Record
-    grid: TokenGrid
-    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    images: tuple[ImageFacts, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.record.id,
-            "template": self.record.meta.get("template", ""),
-            "image": str(self.record.image_paths[0]),
-            "images": [facts.to_json() for facts in self.images],
-            "question": self.record.question,
-            "gold": self.record.answer,
-            "gold_boxes": [list(box.as_tuple()) for box in self.record.boxes or ()],
-            "grid": [{"rect": list(v.rect.as_tuple()), "rows": v.rows, "cols": v.cols} for v in self.grid.views],
-            "shown": list(self.grid.shown.as_tuple()),
-            "conditions": self.conditions,
-        }
-
-
-def run_policy(
-    policy: SparseVLM,
-    records: Sequence[Record],
-    plan: EvaluationPlan,
+def evaluate(
+    evaluation: Evaluation,
+    out: Path,
     *,
-    base: SparseVLM | None = None,
-    rl_dense: SparseVLM | None = None,
-    watch: Stopwatch | None = None,
-    base_watch: Stopwatch | None = None,
-    progress: Callable[[int], object] | None = None,
-    cache: str | Path | None = None,
-) -> Iterator[Case]:
-    """Answer every question under every condition.
+    metrics: Sequence[Mapping[str, Any]] = (),
+    recipe: Recipe | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Answer all questions, write `results.json`, `cases.jsonl` and `report.html` to `out`, print the table.
 
-    Conditions: `localization` and `sparse` (own boxes, own tokens), `dense` (reasoning on all tokens), the controls;
-    with `base`: `base_dense`, `untrained_localization` and `untrained_sparse`; with `rl_dense`: `rl_dense`.
+    Answers are appended to `out/answers/…` as they come; a second call asks only what is missing.
 
-    The policy's plan says how `sparse` and `untrained_sparse` come about. Controls follow it under two_pass and
-    gather; under coarse and crop, which look at the image again, there are none.
+    >>> from vitos.data.phantom import write_phantoms
+    >>> with TemporaryDirectory() as folder:
+    ...     data = write_phantoms(Path(folder), "test", 2)
+    ...     asked = Evaluation(name="nano", checkpoint="nano", data=(str(data),), controls=False, bootstrap_samples=10)
+    ...     results = evaluate(asked, Path(folder, "out"), console=Console(quiet=True))
+    ...     sorted(path.name for path in Path(folder, "out").iterdir())
+    ['answers', 'cases.jsonl', 'report.html', 'results.json']
 
     Args:
-        base: the model before training.
-        rl_dense: a model trained without pruning.
-        watch, base_watch: add up the seconds of the two passes and of the base model's dense pass.
-        progress: called with the number of questions done.
-        cache: folder of an embedding cache, which must fit the encoder of every model here.
+        metrics: rows of the training run's `metrics.jsonl`, for the report.
+        recipe: recipe of the training run; with it the model card is written too.
+        console: where the table is printed.
 
     Raises:
-        ValueError: under plan dense, a condition of every evaluation, and for budgets under coarse and crop.
+        ValueError: for a plan that does not localize, and for budgets under a plan that takes no masks.
     """
-    if policy.spec.plan == "dense":
-        raise ValueError("every evaluation answers densely beside its plan; choose two_pass, gather, coarse or crop")
-    if policy.spec.plan in AGAIN:
-        if plan.budgets:
-            raise ValueError(
-                f"budgets choose among the tokens of one look at the image; plan {policy.spec.plan} has two"
-            )
-        plan = replace(plan, controls=False)
-    watch, base_watch = watch or Stopwatch(), base_watch or Stopwatch()
-    reason = Sampling(plan.max_reasoning_tokens)
-    limits = Limits(plan.max_reasoning_tokens, plan.max_localization_tokens)
-    stores = {model: _store(model, cache) for model in (policy, base, rl_dense) if model is not None}
-    for start in range(0, len(records), plan.batch_size):
-        batch = records[start : start + plan.batch_size]
-        queries, own = _encode(stores[policy], batch, policy, watch)
-        scans = [query.scan for query in queries]
-        cases = [Case(r, scan.visuals[0].grid, images=scan.images) for r, scan in zip(batch, scans, strict=True)]
-        whole: list[Selection | None] = [None] * len(batch)
-
-        located, kept = _answer(cases, policy, own, limits, watch, ("localization", "sparse"))
-        _note(cases, "dense", [row[0] for row in policy.reason(queries, whole, reason)])
-
-        for name, masks in _control_masks(cases, located, kept, plan).items():
-            index = [i for i, mask in enumerate(masks) if mask is not None]
-            chosen = [Selection(mask) for mask in masks if mask is not None]
-            rows = policy.reason([queries[i] for i in index], chosen, reason)
-            _note([cases[i] for i in index], name, [row[0] for row in rows], chosen)
-
-        if base is not None:
-            with base_watch.stage("vision"):
-                before = [replace(q, scan=scan) for q, scan in zip(queries, stores[base].get(batch), strict=True)]
-            dense = base.reason(before, whole, reason, watch=base_watch)
-            _note(cases, "base_dense", [row[0] for row in dense])
-            own = _for_plan(base, before, Stopwatch())
-            _answer(cases, base, own, limits, Stopwatch(), ("untrained_localization", "untrained_sparse"))
-        if rl_dense is not None:
-            seen = [replace(q, scan=scan) for q, scan in zip(queries, stores[rl_dense].get(batch), strict=True)]
-            _note(cases, "rl_dense", [row[0] for row in rl_dense.reason(seen, whole, reason)])
-        yield from cases
-        if progress is not None:
-            progress(len(batch))
-
-
-def _store(model: SparseVLM, cache: str | Path | None) -> ScanStore:
-    """Nothing is kept in memory: every image is asked about once, and the seconds of vision are those of encoding."""
-    opened = EmbeddingCache.open(cache, model.backbone) if cache else None
-    return ScanStore(model, max_bytes=0, cache=opened, keep_pictures=model.spec.plan in AGAIN)
-
-
-def _encode(
-    store: ScanStore, batch: Sequence[Record], policy: SparseVLM, watch: Stopwatch
-) -> tuple[list[Query], list[Query]]:
-    """Questions with all visual tokens, and as the policy's plan begins with them; the watch gets the plan's part."""
-    with (Stopwatch() if policy.spec.plan == "coarse" else watch).stage("vision"):
-        scans = store.get(batch)
-    queries = [Query(scan, record.question, record.kind) for scan, record in zip(scans, batch, strict=True)]
-    if policy.spec.plan == "gather":  # the dense condition and the controls share it
-        queries = policy.with_prefixes(queries, watch)
-    return queries, _for_plan(policy, queries, watch)
-
-
-def _for_plan(policy: SparseVLM, queries: Sequence[Query], watch: Stopwatch) -> list[Query]:
-    """The same questions about reduced images, under plan coarse."""
-    if policy.spec.plan != "coarse":
-        return list(queries)
-    with watch.stage("vision"):
-        scans = [PLANS["coarse"].scan(policy, query.scan.pictures) for query in queries]
-    return [replace(query, scan=scan.of_files(query.scan.images)) for query, scan in zip(queries, scans, strict=True)]
-
-
-def _answer(
-    cases: Sequence[Case],
-    policy: SparseVLM,
-    queries: Sequence[Query],
-    limits: Limits,
-    watch: Stopwatch,
-    names: tuple[str, str],
-) -> tuple[list[Rollout], list[Selection]]:
-    """Answer by the policy's plan and write both branches into the cases; the localizations and what they kept."""
-    outcomes = answer(policy, queries, limits, watch)
-    located = [outcome.localization for outcome in outcomes if outcome.localization is not None]
-    kept = [Selection(outcome.mask, bool(outcome.fallback)) for outcome in outcomes]
-    _note(cases, names[0], located, boxes=True)
-    _note(cases, names[1], [outcome.reasoning for outcome in outcomes], kept)
-    return located, kept
-
-
-def _control_masks(
-    cases: Sequence[Case], located: Sequence[Rollout], kept: Sequence[Selection], plan: EvaluationPlan
-) -> dict[str, list[BoolArray | None]]:
-    """Keep masks by control, and by control and budget as `random@0.25`; `own@…` are the policy's boxes."""
-    masks: dict[str, list[BoolArray | None]] = {}
-    for case, rollout, selection in zip(cases, located, kept, strict=True):
-        boxes = rollout.response.boxes
-        rng = np.random.default_rng(derive_seed(plan.seed, "controls", case.record.id))
-        if plan.controls:
-            for name, control in CONTROLS.items():
-                masks.setdefault(name, []).append(control(case.grid, case.record, boxes, selection, rng))
-        for budget in plan.budgets:
-            for name, mask in _budget_masks(case, boxes, budget, rng).items():
-                masks.setdefault(f"{name}@{budget:g}", []).append(mask)
-    return masks
-
-
-def _budget_masks(
-    case: Case, boxes: Sequence[Box], budget: float, rng: np.random.Generator
-) -> dict[str, BoolArray | None]:
-    grid = case.grid
-    count = max(1, round(budget * grid.num_tokens))
-    own = fit_budget(grid, boxes, count) if boxes else None
-    return {
-        "own": own,
-        "random": random_mask(grid, count, rng),
-        "centre": centre_mask(grid, count),
-        "inverted": inverted_mask(grid, own, rng) if own is not None and not own.all() else None,
-        "oracle": fit_budget(grid, case.record.boxes, count) if case.record.boxes else None,
+    console = console or Console()
+    spec = VitosSpec.load(resolve_model_path(evaluation.checkpoint)) or VitosSpec()
+    spec = dataclasses.replace(spec, plan=evaluation.plan or spec.plan)
+    sets = [read_set(source, evaluation.limit) for source in evaluation.data]
+    models = _models(evaluation, spec)
+    folder = out / "answers" / _fingerprint(evaluation, spec.plan, models, sets)
+    run_models(models, sets, evaluation.settings, folder, cache=evaluation.cache)
+    asked = {
+        "name": evaluation.name,
+        "seed": evaluation.settings.seed,
+        "checkpoint": evaluation.checkpoint,
+        "base": evaluation.base,
+        "plan": spec.plan,
+        "bootstrap_samples": evaluation.bootstrap_samples,
+        "models": [model.name for model in models],
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+    write_json_atomic(folder / ASKED, asked)
+    results = score(folder, out, metrics)
+    if recipe is not None:
+        card = model_card(results, dataclasses.asdict(recipe), evaluation.base or recipe.model.path)
+        try:
+            write_text_atomic(Path(evaluation.checkpoint) / "README.md", card)
+        except OSError as error:
+            _log.warning("the model card could not be written (%s); the results are in %s", error, out)
+    console.print(results_table(results))
+    console.print(f"Report: {out / REPORT}")
+    return results
 
 
-def _note(
-    cases: Sequence[Case],
-    name: str,
-    rollouts: Sequence[Rollout],
-    selections: Sequence[Selection] | None = None,
-    boxes: bool = False,
-) -> None:
-    """Write one condition's answers into the cases."""
-    for index, (case, rollout) in enumerate(zip(cases, rollouts, strict=True)):
-        response = rollout.response
-        scored = score_answer(rollout.completion.text, case.record)
-        row: dict[str, Any] = {
-            "text": rollout.completion.text,
-            "answer": scored.answer,
-            "correct": scored.verdict is Verdict.CORRECT,
-        }
-        if scored.token_f1 is not None:
-            row["token_f1"] = scored.token_f1
-        if boxes:
-            row["boxes"] = [list(box.as_tuple()) for box in response.boxes]
-            row["parsed"] = response.evidence_parsed
-            row["iou"] = matched_iou(response.boxes, case.record.boxes) if case.record.boxes else None
-        if selections is not None:
-            selection = selections[index]
-            row["kept"] = np.flatnonzero(selection.mask).tolist()
-            row["kept_ratio"] = selection.kept_ratio
-            row["fallback"] = selection.fallback
-        case.conditions[name] = row
+def cases_in_memory(policy: SparseVLM, records: Sequence[Record], settings: Settings) -> list[dict[str, Any]]:
+    """The cases of a policy that is in memory, with its controls; nothing stays on disk."""
+    with TemporaryDirectory() as out:
+        conditions = control_conditions(controls=policy.plan.takes_masks)
+        model = AskedModel(name=TRAINED, path="", conditions=conditions, load=lambda: policy)
+        run_models([model], [EvalSet("records", tuple(records))], settings, Path(out))
+        return cases_of(EvalFolder(Path(out)), [TRAINED])
+
+
+def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Make all figures from stored answers and write them to `out`, without a model.
+
+    Args:
+        folder: folder `answers/<fingerprint>` of an evaluation.
+        out: folder of the figures and the report.
+        metrics: rows of the training run's `metrics.jsonl`, for the report.
+    """
+    asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    stored, models = EvalFolder(folder), asked["models"]
+    cases = cases_of(stored, models)
+    samples = asked["bootstrap_samples"]
+    results = {
+        **{key: asked[key] for key in ("name", "seed", "checkpoint", "base", "plan", "command")},
+        "dataset": ", ".join(stored.manifest()["benchmarks"]),
+        "vitos_version": __version__,
+        "answers": os.path.relpath(folder, out),
+        **summarize(cases, bootstrap_samples=samples, seed=asked["seed"]),
+        "left_out": stored.left_out(models[0]),
+        "seconds_by_stage": _seconds(stored, models, asked["plan"], len(cases)),
+    }
+    for case in cases:
+        case["image"] = os.path.relpath(case["image"], out)
+    with atomic_write(out / CASES) as path:
+        path.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+    write_json_atomic(out / RESULTS, results)
+    write_report(out, results, cases, metrics)
+    return results
+
+
+def _models(evaluation: Evaluation, spec: VitosSpec) -> list[AskedModel]:
+    """The trained model with all its conditions, then the models that it is compared with."""
+    plan, budgets, controls = get_plan(spec.plan), evaluation.budgets, evaluation.controls
+    if not plan.localizes:
+        others = ", ".join(name for name in PLANS.names() if get_plan(name).localizes)
+        raise ValueError(f"every evaluation answers by plan {plan.name} as well; choose one of {others}")
+    if budgets and not plan.takes_masks:
+        raise ValueError(
+            f"budgets choose among the tokens of one image, and plan {plan.name} encodes it twice; leave them out"
+        )
+
+    def model(name: str, path: str, conditions: tuple[str, ...], own: VitosSpec | None) -> AskedModel:
+        load = partial(SparseVLM.from_pretrained, path, spec=own, **evaluation.load)
+        return AskedModel(name=name, path=path, conditions=conditions, load=load)
+
+    conditions = control_conditions(budgets, controls=controls and plan.takes_masks)
+    models = [model(TRAINED, evaluation.checkpoint, conditions, spec)]
+    if evaluation.base:
+        models.append(model(BASE, evaluation.base, (LOCALIZE, OWN_BOXES, DENSE), spec))
+    if evaluation.rl_dense:
+        models.append(model(RL_DENSE, evaluation.rl_dense, (DENSE,), None))
+    return models
+
+
+def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel], sets: Sequence[EvalSet]) -> str:
+    """A short name for everything that an answer depends on."""
+    parts = [
+        plan,
+        sorted((name, str(value)) for name, value in evaluation.load.items()),
+        dataclasses.asdict(evaluation.settings),
+        [(model.name, model.path, model.weights) for model in models],
+        [(one.name, questions_fingerprint(one.records)) for one in sets],
+    ]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).hexdigest()
+
+
+def _seconds(folder: EvalFolder, models: Sequence[str], plan: str, questions: int) -> dict[str, float | None]:
+    """Seconds per question of each span of the two passes, their total, and the base model's dense pass."""
+    branches = ("localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
+    spent = dict.fromkeys(("vision", "prefix", *branches), 0.0)
+    dense = 0.0
+    for name in folder.manifest()["benchmarks"]:
+        # Under a plan that begins with a reduced image, the whole images were encoded for the dense condition.
+        shared = ("prefix",) if get_plan(plan).reduced else ("vision", "prefix")
+        for row in folder.times(TRAINED, name):
+            wanted = shared if row["condition"] == "images" else spent
+            for span, value in row["seconds"].items():
+                if row["condition"] in ("images", LOCALIZE, OWN_BOXES) and span in wanted:
+                    spent[span] += value
+        for row in folder.times(BASE, name) if BASE in models else ():
+            if row["condition"] in ("images", DENSE):
+                dense += sum(value for span, value in row["seconds"].items() if span != "open")
+    seconds: dict[str, float | None] = {name: value / questions for name, value in spent.items()}
+    return seconds | {
+        "total": sum(spent.values()) / questions,
+        "dense_total": dense / questions if BASE in models else None,
+    }

@@ -1,18 +1,17 @@
-"""Does it look? Pictures that should take the answer away, or leave it.
+"""Does the model look? Pictures that should take the answer away, or leave it.
 
-Without its picture, with another one or without the evidence a model that looks answers worse; without the
-surroundings it should hold. A model that answers as before goes by the words (field_notes P24).
+Without its picture, with another one or without the evidence, a model that looks answers worse; without the
+surroundings its answers should hold. A model that answers as before goes by the words of the question.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from vitos.core.geometry import BoolArray, Box
+from vitos.core.geometry import Box, touched_pixels
 from vitos.core.record import Record
 from vitos.engines.base import derive_seed
 
@@ -23,33 +22,32 @@ def blank(image: Image.Image) -> Image.Image:
 
 
 def painted(image: Image.Image, boxes: Sequence[Box], *, inside: bool) -> Image.Image:
-    """The picture with the boxes, or all but the boxes, in its mean colour; pixels that a box touches belong to it."""
+    """The picture with the boxes, or everything else, in its mean colour; a box includes all pixels that it touches.
+
+    Args:
+        boxes: evidence in fractions of this picture.
+        inside: paint over the boxes; otherwise over their surroundings.
+    """
     pixels = np.array(image.convert("RGB"))
-    hit = covered(image.size, boxes)
+    hit = np.zeros(pixels.shape[:2], dtype=bool)
+    for box in boxes:
+        left, top, right, bottom = touched_pixels(box, *image.size)
+        hit[top:bottom, left:right] = True
     pixels[hit if inside else ~hit] = mean_colour(image)
     return Image.fromarray(pixels)
 
 
-def covered(size: tuple[int, int], boxes: Sequence[Box]) -> BoolArray:
-    """Pixels that a box touches, bool, shape (height, width)."""
-    width, height = size
-    hit = np.zeros((height, width), dtype=bool)
-    for box in boxes:
-        rows = slice(math.floor(box.y1 * height), math.ceil(box.y2 * height))
-        hit[rows, math.floor(box.x1 * width) : math.ceil(box.x2 * width)] = True
-    return hit
-
-
 def mean_colour(image: Image.Image) -> tuple[int, int, int]:
-    """Mean of an RGB picture's pixels."""
+    """The mean of an RGB picture's pixels."""
     red, green, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int).tolist()
     return red, green, blue
 
 
 def swaps(records: Sequence[Record], seed: int) -> dict[str, Record]:
-    """For every question another one whose first image it is shown instead: never one about the same image(s).
+    """For each question a record whose first image is shown instead, never a record about the same image(s).
 
-    The distinct images are put in a random circle and each takes the next one's place. Empty with one image only.
+    The distinct images are put in a random circle, and each takes the place of the next one. Empty if all questions
+    are about one image.
     """
     first = {record.image_paths: record for record in reversed(records)}
     circle = sorted(first, key=lambda paths: derive_seed(seed, "shuffled", first[paths].id))

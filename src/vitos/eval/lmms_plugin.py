@@ -2,11 +2,11 @@
 
     python -m lmms_eval --model vitos --model_args pretrained=CHECKPOINT,tokens=sparse --tasks slake_en --batch_size 8
 
-lmms-eval finds the model through the entry point `lmms_eval.models`. What the task's scorer gets is what stands in
-the `<answer>` block, or "" where no answer can be read; the thought before it is not shown to lenient scorers. The
-task's own limit on new tokens is for bare answers and is not used: `max_tokens` is, for each branch.
+lmms-eval finds the model through the entry point `lmms_eval.models`. The task's scorer gets the text of the `<answer>`
+block, or "" if no answer can be read; lenient scorers never see the thought before it. The task's own limit on new
+tokens is meant for bare answers and is not used; `max_tokens` limits each branch instead.
 
-One process only, and questions with at least one image and no video or sound; others are refused by name.
+It runs in one process and answers questions with at least one image and no video or sound; others are refused by name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from vitos.core.record import IMAGE_PLACEHOLDER
 from vitos.core.response import read_answer_text
-from vitos.core.sparsify import Selection
+from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling, derive_seed
+from vitos.policy.plans.base import Reasoning
+from vitos.policy.plans.dense import Dense
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -32,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def manifest() -> Any:
-    """What the entry point hands to lmms-eval: the model `vitos`, in its chat interface."""
+    """The entry point of lmms-eval: the model `vitos`, in its chat interface."""
     # Importing the registry loads all entry points, this one included: not while this module is half imported.
     from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -44,14 +46,14 @@ class SparseModel(lmms):
 
     Args:
         pretrained: folder, hub id, or "nano".
-        tokens: answer from the tokens of the model's own boxes, or from all of them.
-        batch_size: questions decoded together.
+        tokens: whether to answer from the tokens of the model's own boxes ("sparse") or from all of them ("dense").
+        batch_size: number of questions decoded together.
         max_tokens: longest response of each branch.
-        device: by default the GPU if there is one.
+        device: device of the model; None: the GPU if there is one.
 
     Raises:
-        ValueError: for other values of `tokens`, a checkpoint of plan coarse, dense or crop, or when started as one
-            of several processes.
+        ValueError: for other values of `tokens`, for a checkpoint whose plan takes no masks, or in one of several
+            processes.
     """
 
     is_simple = False
@@ -74,14 +76,16 @@ class SparseModel(lmms):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("the model vitos runs in one process; start lmms_eval without accelerate launch")
         self.policy = SparseVLM.from_pretrained(pretrained, device=device)
-        if (plan := self.policy.spec.plan) not in ("two_pass", "gather"):
-            raise ValueError(f"the model vitos answers by plan two_pass or gather here; {pretrained} has {plan}")
+        if not self.policy.plan.takes_masks:
+            raise ValueError(
+                f"the model vitos answers by plan two_pass or gather here; {pretrained} has {self.policy.plan.name}"
+            )
         self.tokens = tokens
         self.batch_size = int(batch_size)
         self.max_tokens = int(max_tokens)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests; how many tokens were kept and what could not be read is logged."""
+        """Answers in the order of the requests; logs how many tokens were kept and what could not be read."""
         answers: list[str] = []
         kept: list[float] = []
         fallbacks = 0
@@ -89,12 +93,13 @@ class SparseModel(lmms):
         for start in tqdm(starts, desc="vitos", unit="batch", disable=not requests):
             batch = requests[start : start + self.batch_size]
             queries = [self._query(request) for request in batch]
-            selections = self._select(queries)
-            kept += [1.0 if selection is None else selection.kept_ratio for selection in selections]
-            fallbacks += sum(selection is not None and selection.fallback for selection in selections)
+            ready = self._ready(queries)
+            kept += [one.kept.ratio for one in ready]
+            fallbacks += sum(one.kept.fallback for one in ready)
             sampling = Sampling(self.max_tokens, _temperature(batch))
             seeds = [[derive_seed("lmms-eval", request.args[4], request.args[3])] for request in batch]
-            texts = [row[0].completion.text for row in self.policy.reason(queries, selections, sampling, seeds)]
+            rows = self.policy.reason(queries, [one.prompt for one in ready], sampling, seeds)
+            texts = [row[0].completion.text for row in rows]
             answers += [read_answer_text(text) or "" for text in texts]
         if answers:
             _log.warning(
@@ -105,7 +110,7 @@ class SparseModel(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: a likelihood of an answer without its thought is not what the model was trained for."""
+        """Not offered: the model was not trained for the likelihood of an answer without its thought."""
         raise NotImplementedError("the model vitos generates answers; choose a task of type generate_until")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -117,18 +122,24 @@ class SparseModel(lmms):
         text, images = read_messages(to_messages(self.task_dict[task][split][doc_id]), f"{task}, {split}, {doc_id}")
         return Query.about(self.policy.encode(*images), text)
 
-    def _select(self, queries: Sequence[Query]) -> list[Selection | None]:
+    def _ready(self, queries: Sequence[Query]) -> list[Reasoning]:
+        """The prompt of the reasoning branch for each question."""
+        branches, watch = self.policy.branches, Stopwatch()
         if self.tokens == "dense":
-            return [None] * len(queries)
+            return [Dense("dense").reason(branches, query, [()], watch)[0] for query in queries]
         located = self.policy.localize(queries, Sampling(self.max_tokens))
-        return [self.policy.select(query, row[0].response) for query, row in zip(queries, located, strict=True)]
+        return [
+            self.policy.plan.reason(branches, query, [rollout.response.boxes], watch)[0]
+            for query, (rollout,) in zip(queries, located, strict=True)
+        ]
 
 
 def read_messages(messages: Sequence[dict[str, Any]], where: str) -> tuple[str, list[Image.Image]]:
-    """A task's chat → the question with `<image>` where its images stand, and the images.
+    """From a task's chat to the question, with `<image>` where its images are, and the images.
 
     Args:
-        where: how errors name the question.
+        messages: turns of the chat.
+        where: name of the question in errors.
 
     Raises:
         ValueError: for anything but text and images of a system or user, or if there is no image.
@@ -156,7 +167,7 @@ def read_messages(messages: Sequence[dict[str, Any]], where: str) -> tuple[str, 
 
 
 def _temperature(batch: Sequence[Instance]) -> float:
-    """The batch's temperature, 0 where the task does not sample; a task has one for all its questions."""
+    """The batch's temperature, 0 if the task does not sample; a task has one for all its questions."""
     found = {float(r.args[2].get("temperature") or 0.0) if r.args[2].get("do_sample", True) else 0.0 for r in batch}
     if len(found) != 1:
         raise ValueError(f"one batch asks for several temperatures ({sorted(found)}); run these tasks one by one")

@@ -1,12 +1,14 @@
-"""A bench's folder: what was asked, every answer, every time. All figures are made of these files.
+"""The folder of a run: what was asked, each answer and the time it took. All figures are made from these files.
 
-    bench.json                              models, benchmarks, plan
+    bench.json                              models, benchmarks, settings, conditions
     questions/<benchmark>.jsonl             id, kind, question, gold answer and boxes, meta
-    answers/<model>/<benchmark>/<n>.jsonl   one answer a line, of process n
-    times/<model>/<benchmark>/<n>.jsonl     seconds of one condition of one batch a line
+    answers/<model>/<benchmark>/<n>.jsonl   answers of process n, one per line
+    times/<model>/<benchmark>/<n>.jsonl     seconds, one condition of one batch per line
+    images/<model>/<benchmark>/<n>.jsonl    how each question's images were opened, and the grid of its visual tokens
+    left_out/<model>/<benchmark>/<n>.jsonl  records whose image could not be opened, and why
 
-Answers are appended, those of one condition of one batch at a time. A killed process leaves at most one line that is
-cut off; it is taken away when the run goes on.
+The answers to one condition of one batch are appended together. A killed process leaves at most one line that is cut
+off; it is removed when the run goes on.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ from vitos.data.files import write_json_atomic, write_text_atomic
 
 FORMAT = 1
 MANIFEST = "bench.json"
-Row = dict[str, Any]
+StoredRow = dict[str, Any]
+"""One line of a JSONL file of the folder."""
+
+KINDS = ("answers", "times", "images", "left_out")
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
-class BenchFolder:
-    """Reads and writes one bench's folder."""
+class EvalFolder:
+    """Reads and writes the folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,8 +46,8 @@ class BenchFolder:
         """Begin a run, or go on with one: new models, benchmarks, selectors and budgets are added.
 
         Raises:
-            ValueError: if the folder holds answers that were made otherwise: with other questions, another model of
-                the same name or other settings.
+            ValueError: if the folder holds answers to other questions, of another model with the same name or with
+                other settings.
         """
         old = self.manifest() if (self.path / MANIFEST).is_file() else {}
         merged = dict(manifest)
@@ -56,10 +61,8 @@ class BenchFolder:
                     )
             merged[part] = before | manifest[part]
         if old and old["settings"] != manifest["settings"]:
-            raise ValueError(
-                f"{self.path} holds answers made with {old['settings']}, now {manifest['settings']}; "
-                "use another folder"
-            )
+            was, now = old["settings"], manifest["settings"]
+            raise ValueError(f"{self.path} holds answers made with {was}, now {now}; use another folder")
         merged["conditions"] = list(dict.fromkeys([*old.get("conditions", ()), *manifest["conditions"]]))
         (self.path / "questions").mkdir(parents=True, exist_ok=True)
         for name, records in questions.items():
@@ -71,7 +74,7 @@ class BenchFolder:
         """Content of `bench.json`.
 
         Raises:
-            ValueError: if it is missing, or not of a bench.
+            ValueError: if it is missing, or another version of vitos wrote it.
         """
         file = self.path / MANIFEST
         if not file.is_file():
@@ -98,19 +101,32 @@ class BenchFolder:
 
     # --- answers and times ------------------------------------------------------------------------------------------
 
-    def answers(self, model: str, benchmark: str) -> dict[str, dict[str, Row]]:
-        """Rows by condition and question id, of all processes; of an answer given twice the last."""
-        found: dict[str, dict[str, Row]] = {}
+    def answers(self, model: str, benchmark: str) -> dict[str, dict[str, StoredRow]]:
+        """Rows of all processes by condition and question id; the last one if a question was answered twice."""
+        found: dict[str, dict[str, StoredRow]] = {}
         for row in self._rows("answers", model, benchmark):
             found.setdefault(row["condition"], {})[row["id"]] = row
         return found
 
-    def times(self, model: str, benchmark: str) -> list[Row]:
-        """Rows of seconds, of all processes."""
+    def times(self, model: str, benchmark: str) -> list[StoredRow]:
+        """Rows of seconds of all processes."""
         return list(self._rows("times", model, benchmark))
 
-    def append(self, kind: str, model: str, benchmark: str, process: int, rows: Iterable[Row]) -> None:
-        """Add lines to this process's file of `answers` or `times`."""
+    def images(self, model: str, benchmark: str) -> dict[str, StoredRow]:
+        """Rows by question id: how its images were opened, and the grid of its visual tokens."""
+        return {row["id"]: row for row in self._rows("images", model, benchmark)}
+
+    def left_out(self, model: str) -> list[dict[str, str]]:
+        """Records that a model was not asked because their images could not be opened, each once."""
+        found = []
+        for name in self.manifest()["benchmarks"]:
+            asked = self.images(model, name)
+            reasons = {row["id"]: row["reason"] for row in self._rows("left_out", model, name)}
+            found += [{"dataset": name, "id": i, "reason": why} for i, why in reasons.items() if i not in asked]
+        return found
+
+    def append(self, kind: str, model: str, benchmark: str, process: int, rows: Iterable[StoredRow]) -> None:
+        """Add lines to this process's file of one of `KINDS`."""
         file = self._folder(kind, model, benchmark) / f"{process}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -118,14 +134,14 @@ class BenchFolder:
             out.write(text)
 
     def mend(self, model: str, benchmark: str, process: int) -> None:
-        """Take away the line that a killed process left cut off."""
-        for kind in ("answers", "times"):
+        """Remove the line that a killed process left cut off."""
+        for kind in KINDS:
             file = self._folder(kind, model, benchmark) / f"{process}.jsonl"
             if file.is_file() and (data := file.read_bytes()) and not data.endswith(b"\n"):
                 with file.open("r+b") as cut:
                     cut.truncate(data.rfind(b"\n") + 1)
 
-    def _rows(self, kind: str, model: str, benchmark: str) -> Iterable[Row]:
+    def _rows(self, kind: str, model: str, benchmark: str) -> Iterable[StoredRow]:
         for file in sorted(self._folder(kind, model, benchmark).glob("*.jsonl")):
             yield from read_rows(file)
 
@@ -136,11 +152,11 @@ class BenchFolder:
         return self.path / "questions" / f"{file_name(benchmark)}.jsonl"
 
 
-def read_rows(file: Path) -> list[Row]:
-    """All whole lines of a JSONL file; one that is cut off at its end is left out.
+def read_rows(file: Path) -> list[StoredRow]:
+    """All complete lines of a JSONL file; a last line that is cut off is left out.
 
     Raises:
-        ValueError: for any other line that is no JSON; it names file and line.
+        ValueError: for any other line that is not JSON, with file and line.
     """
     lines = file.read_text(encoding="utf-8").split("\n")
     rows = []
@@ -153,7 +169,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def file_name(name: str) -> str:
-    """A name as one part of a path; unlike names stay unlike."""
+    """A name as one part of a path; different names stay different."""
     safe = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
     return safe if safe == name else f"{safe}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
@@ -181,7 +197,7 @@ def questions_fingerprint(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _question(record: Record) -> Row:
+def _question(record: Record) -> StoredRow:
     boxes = None if record.boxes is None else [list(box.as_tuple()) for box in record.boxes]
     return {
         "id": record.id,

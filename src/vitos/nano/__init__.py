@@ -1,34 +1,15 @@
-"""The embedded small models: `nano`, whole, for phantoms, and `nano-real` for real images, without its encoder."""
+"""The embedded small models: `nano` for phantoms, complete, and `nano-real` for real images, without its encoder.
+
+- `weights/`: the checkpoint of `nano`. `scripts/make_nano.py` in the repository trains it (docs/nano.md).
+- `real/`: the decoder of `nano-real`. `real.py` combines it with a DINOv2-S that the user has or downloads
+  (docs/nano-real.md).
+
+`vitos.policy.locate` turns the two names into folders.
+"""
 
 from pathlib import Path
 
 NANO = "nano"
 NANO_REAL = "nano-real"
 NANO_PATH = Path(__file__).parent / "weights"
-DECODER_PATH = Path(__file__).parent / "real"  # of nano-real: all but the vision encoder's weights
-
-
-def config_folder(path: str | Path) -> str | Path:
-    """Where a model's small files stand: those of an embedded model are at hand without its weights."""
-    return {NANO: NANO_PATH, NANO_REAL: DECODER_PATH}.get(str(path), path)
-
-
-def resolve_model_path(path: str | Path) -> str | Path:
-    """`"nano"` and `"nano-real"` stand for the embedded models; anything else is a folder or a hub id.
-
-    Raises:
-        FileNotFoundError: for what can only be a folder (a hub id is `name` or `owner/name`) and is none.
-        OSError: if nano-real's vision encoder is not at hand.
-    """
-    text = str(path)
-    if text == NANO:
-        return NANO_PATH
-    if text == NANO_REAL:
-        from vitos.nano.real import nano_real_path  # loads transformers
-
-        return nano_real_path()
-    if (text.count("/") > 1 or text.startswith((".", "/", "~"))) and not Path(text).is_dir():
-        raise FileNotFoundError(
-            f"{text}: there is no such folder; name a checkpoint's folder, a hub id, {NANO} or {NANO_REAL}"
-        )
-    return path
+DECODER_PATH = Path(__file__).parent / "real"  # nano-real without the weights of its vision encoder

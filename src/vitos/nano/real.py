@@ -1,7 +1,7 @@
-"""`nano-real`: the decoder that ships with the package, put together with a DINOv2-S that the user has or loads.
+"""`nano-real`: the decoder that ships with the package, combined with a DINOv2-S that the user has or downloads.
 
-The vision encoder's weights (Meta AI, Apache-2.0) are not in the package. Once they are at hand, both become one
-ordinary checkpoint in the user's cache, which everything else then takes like any other folder.
+The vision encoder's weights (Meta AI, Apache-2.0) are not in the package. Both are combined into one ordinary
+checkpoint in the user's cache, which is then used like any other folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
+from vitos.data.files import set_default_modes
 from vitos.nano import DECODER_PATH, NANO_REAL
 
 DECODER_FILE = "decoder.safetensors"
@@ -26,8 +27,8 @@ VISION_ON_HUB = "facebook/dinov2-small"
 TOWER = "model.vision_tower."
 PROBE = "vision_probe"
 PROBE_SIDE = 56
-# Cosine between what the encoder sees in a test picture here and where the decoder was trained. Two roundings of the
-# same weights agree to 0.999998.
+# Smallest cosine between the encoder's features of a test picture here and in the training of the decoder. Two
+# roundings of the same weights agree to 0.999998.
 LEAST_ALIKE = 0.999
 
 
@@ -38,12 +39,13 @@ def nano_real_path() -> Path:
     `facebook/dinov2-small` on the hub.
 
     Raises:
-        OSError: if it is found in neither; it says what to do.
+        OSError: if it cannot be loaded; the message says what to do.
     """
     source = os.environ.get(VISION_VARIABLE) or VISION_ON_HUB
     if Path(source).is_dir():
         source = str(Path(source).resolve())
-    key = hashlib.sha256(source.encode() + (DECODER_PATH / DECODER_FILE).read_bytes()).hexdigest()[:12]
+    parts = b"".join(file.read_bytes() for file in sorted(DECODER_PATH.iterdir()) if file.is_file())
+    key = hashlib.sha256(source.encode() + parts).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitos"
     target = cache / f"{NANO_REAL}-{key}"
     if not target.is_dir():
@@ -52,6 +54,8 @@ def nano_real_path() -> Path:
         staging = Path(tempfile.mkdtemp(prefix=f".{NANO_REAL}-", dir=cache))
         try:
             _assemble(tower, staging)
+            set_default_modes(staging)
+            staging.chmod(cache.stat().st_mode)
             staging.rename(target)
         except OSError:
             if not target.is_dir():  # else another process was faster
@@ -62,7 +66,7 @@ def nano_real_path() -> Path:
 
 
 def save_decoder(checkpoint: Path, folder: Path) -> None:
-    """Write what ships of a whole `nano-real` checkpoint: all but the vision encoder, rounded to float16."""
+    """Write the shipped part of a whole `nano-real` checkpoint: all but the vision encoder, rounded to float16."""
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "COMPLETE", ".*"))
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype="float32")
     weights = {name: t.half() for name, t in model.state_dict().items() if not name.startswith(TOWER)}
@@ -73,7 +77,7 @@ def save_decoder(checkpoint: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def vision_probe(tower: torch.nn.Module) -> Tensor:
-    """What an encoder sees in a coloured ramp, (1 + 16, hidden) for patches of 14: a fingerprint of its weights."""
+    """An encoder's features of a coloured ramp, (1 + 16, hidden) for patches of 14: a fingerprint of its weights."""
     ramp = torch.linspace(-2, 2, PROBE_SIDE)
     picture = torch.stack(
         [ramp.expand(PROBE_SIDE, -1), ramp[:, None].expand(-1, PROBE_SIDE), ramp.flip(0).outer(ramp)]
@@ -89,7 +93,7 @@ def _load_vision(source: str) -> torch.nn.Module:
         raise OSError(
             f"{NANO_REAL} needs the vision encoder DINOv2-S, which could not be loaded from {source!r}: {error}\n"
             f"With access to the Hugging Face hub it is fetched from {VISION_ON_HUB}; without, set {VISION_VARIABLE} "
-            "to a folder that holds it (config.json and model.safetensors of a Dinov2Model)."
+            "to a folder with it (config.json and model.safetensors of a Dinov2Model)."
         ) from error
     return tower
 
@@ -102,7 +106,7 @@ def _assemble(tower: torch.nn.Module, folder: Path) -> None:
     if alike < LEAST_ALIKE:
         warnings.warn(
             f"this vision encoder is not the one that {NANO_REAL} was trained with (cosine {float(alike):.4f} on a "
-            "test picture): its figures do not hold for what is put together here",
+            "test picture): the published figures do not hold for this combination",
             stacklevel=2,
         )
     model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(DECODER_PATH))

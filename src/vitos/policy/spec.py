@@ -1,4 +1,4 @@
-"""`vitos.json`: what a checkpoint needs beside its weights to be used as trained (architecture.md, decision 6)."""
+"""`vitos.json`: the prompts and settings that a checkpoint was trained with, saved with its weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
-from vitos.core.names import PlanName
 from vitos.core.record import AnswerKind
+from vitos.core.registry import PLANS
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.files import write_json_atomic
 
 FILE_NAME = "vitos.json"
 FORMAT = 1
-
 
 LOCALIZE_PROMPT = """{question}
 First think inside <think></think>, then give the boxes of the evidence as \
@@ -36,20 +35,28 @@ COORDINATE_TEXT: dict[CoordinateStyle, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VitosSpec:
     """How a checkpoint is prompted and sparsified.
 
+    >>> spec = VitosSpec(reason_prompt="{question} Give {answer}.")
+    >>> spec.reason_text("Which lobe?", "word")
+    'Which lobe? Give the answer in one word.'
+
     Attributes:
-        localize_prompt, reason_prompt: templates with `{question}`, optionally `{answer}` (what to answer with: a
-            letter, a word, a few words) and, for the first, optionally `{coordinates}`.
+        localize_prompt, reason_prompt: templates with `{question}`, optionally `{answer}` (replaced by "the letter of
+            the right option", "the answer in one word" …) and, for the first, optionally `{coordinates}`.
         coordinates: convention of the numbers in `<evidence>`.
-        answer_with: what its supervised targets answer with, an option's letter or its text; both are always read.
-        keep, fusion: which tokens are kept and what becomes of the others.
-        positions: "keep" the dense positions, or "renumber" (ablation).
-        plan: how questions are answered, and in training how reasoning sees the image. Under gather nothing is fused:
-            the kept tokens' keys and values have seen the others.
-        geometry: the vision geometry it was trained with; None before the first save.
+        answer_with: the form of answers in supervised targets, an option's letter or its text; both are always read.
+        keep: the rule that chooses the kept tokens.
+        fusion: the rule by which the other tokens enter the kept ones.
+        positions: "keep" for the dense positions, or "renumber" (an ablation).
+        plan: name of the plan by which questions are answered, and which decides in training how reasoning sees the
+            image. Under gather nothing is fused: the kept tokens' keys and values have seen the others.
+        geometry: the vision geometry of the training; None before the first save.
+
+    Raises:
+        ValueError: naming the field with a value that is not allowed.
     """
 
     localize_prompt: str = LOCALIZE_PROMPT
@@ -59,30 +66,21 @@ class VitosSpec:
     keep: KeepRule = field(default_factory=KeepRule)
     fusion: Fusion = field(default_factory=Fusion)
     positions: Literal["keep", "renumber"] = "keep"
-    plan: PlanName = "two_pass"
+    plan: str = "two_pass"
     geometry: VisionGeometry | None = None
 
     def __post_init__(self) -> None:
         for name in ("localize_prompt", "reason_prompt"):
             if "{question}" not in getattr(self, name):
-                raise ValueError(f"{name} must hold {{question}}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must contain {{question}}, got {getattr(self, name)!r}")
         for name, known in (
             ("coordinates", get_args(CoordinateStyle)),
             ("answer_with", ("letter", "text")),
             ("positions", ("keep", "renumber")),
-            ("plan", get_args(PlanName)),
+            ("plan", PLANS.names()),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.plan == "gather":
-            if self.positions == "renumber":
-                raise ValueError("positions: renumber has no effect on keys that are written already (plan: gather)")
-            first, second = self.localize_text("\0").partition("\0")[0], self.reason_text("\0").partition("\0")[0]
-            if first != second:
-                raise ValueError(
-                    "plan gather goes on behind the image that localization saw: localize_prompt and reason_prompt "
-                    f"must begin alike up to {{question}}, got {first!r} and {second!r}"
-                )
 
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the localization branch."""
@@ -94,16 +92,16 @@ class VitosSpec:
         return self.reason_prompt.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
 
     def save(self, folder: Path, backbone: Backbone) -> None:
-        """Write `vitos.json` with the geometry in force."""
+        """Write `vitos.json` with the backbone's geometry."""
         data = dataclasses.asdict(dataclasses.replace(self, geometry=backbone.geometry))
         write_json_atomic(folder / FILE_NAME, {"format": FORMAT, **data})
 
     @classmethod
     def load(cls, path: str | Path) -> VitosSpec | None:
-        """The spec beside a checkpoint, or None where there is no `vitos.json` (an ordinary model).
+        """The spec in a checkpoint's folder, or None if there is no `vitos.json` (an ordinary model).
 
         Raises:
-            ValueError: if the file does not parse or is of another format; it names the file.
+            ValueError: if the file does not parse or has another format; the message names the file.
         """
         file = Path(path) / FILE_NAME
         if not file.is_file():
@@ -124,7 +122,11 @@ class VitosSpec:
             raise ValueError(f"{file}: not a valid {FILE_NAME}: {error}") from error
 
     def check_geometry(self, backbone: Backbone, where: str) -> None:
-        """Refuse a backbone whose pixels would land in other tokens than in training (field_notes P2)."""
+        """Refuse a backbone in which a pixel belongs to another visual token than in training.
+
+        Raises:
+            ValueError: if the geometries differ; `where` begins the message.
+        """
         if self.geometry is not None and self.geometry != backbone.geometry:
             raise ValueError(
                 f"{where}: trained with {self.geometry}, but the image processor is set to {backbone.geometry}; "

@@ -1,108 +1,163 @@
-"""What goes into a policy and what comes out of it: a scan, a question, rollouts, a finding; and what it cost."""
+"""The inputs and outputs of a policy: a scan, a question, rollouts, a finding."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from PIL import Image
 
 from vitos.core.geometry import BoolArray, Box, TokenGrid
-from vitos.core.names import PlanName
 from vitos.core.prompt import VisualTokens
 from vitos.core.record import IMAGE_PLACEHOLDER, AnswerKind, parse_options
 from vitos.core.response import Response
+from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.data.images import ImageFacts
 from vitos.engines.base import Completion
 from vitos.engines.prefix import Prefix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scan:
     """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image.
 
+    Two scans are equal only if they are the same object.
+
+    >>> from PIL import Image
+    >>> from vitos import SparseVLM
+    >>> scan = SparseVLM.from_pretrained("nano", device="cpu").encode(Image.new("RGB", (128, 128)))
+    >>> scan.visuals[0].grid.num_tokens  # nano sees 16 x 16 pixels per token
+    64
+
     Attributes:
-        images: how each was opened (frame, slice, window, crop); empty where pictures were given, not files.
-        pictures: the RGB images, for plans that look again; empty where nobody will.
-        prefix: keys and values of system text and image(s), which questions share; None: each runs them itself. The
-            model's weights must not change while it is in use.
-        reduced: the first image's visual tokens are those of a reduced image (plan coarse).
+        visuals: the visual tokens of each image.
+        images: facts on how each file was opened (frame, slice, window, crop); empty for pictures that were not files.
+        pictures: the RGB images, for plans that encode again; empty for other plans.
+        prefix: keys and values of system text and image(s), which questions share; None if each question runs them
+            itself. The model's weights must not change while it is in use.
+        reduced: whether the first image's visual tokens are those of a reduced image (plan coarse).
     """
 
     visuals: tuple[VisualTokens, ...]
+    _: KW_ONLY
     images: tuple[ImageFacts, ...] = ()
     pictures: tuple[Image.Image, ...] = ()
     prefix: Prefix | None = None
     reduced: bool = False
 
     def of_files(self, images: Sequence[ImageFacts]) -> Scan:
-        """The scan of pictures that were opened so: their tokens laid over the stored images."""
+        """The same scan with facts on its files, and its tokens laid over the stored images."""
         placed = (v.within(facts.shown) for v, facts in zip(self.visuals, images, strict=True))
         return replace(self, visuals=tuple(placed), images=tuple(images))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """A question, with one `<image>` for each image of its scan, options inline; `kind` says what answers it."""
+    """A question about a scan.
+
+    Attributes:
+        scan: the image(s).
+        question: the text with one `<image>` per image of the scan, options inline.
+        kind: form of the answer: an option's letter, a word, or a few words.
+        boxes: evidence given by a person, in fractions of the original image; the model then does not localize.
+        budget: share of the first image's visual tokens to keep, in (0, 1]; None to follow the keep rule.
+        tokens: the visual tokens of the first image to keep, exactly, bool (N,); the model then does not localize.
+
+    Raises:
+        ValueError: for a budget outside (0, 1], no box, or a mask of another shape or without a token.
+    """
 
     scan: Scan
     question: str
     kind: AnswerKind = "letter"
+    _: KW_ONLY
+    boxes: tuple[Box, ...] | None = None
+    budget: float | None = None
+    tokens: BoolArray | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ValueError(f"the budget is a share of the visual tokens in (0, 1], got {self.budget}")
+        if self.boxes is not None and not self.boxes:
+            raise ValueError("the list of boxes is empty; leave `boxes` out to let the model localize")
+        if self.tokens is not None and (self.tokens.shape != (self.grid.num_tokens,) or not self.tokens.any()):
+            raise ValueError(f"tokens must be a mask of {self.grid.num_tokens} visual tokens that keeps at least one")
 
     @classmethod
-    def about(cls, scan: Scan, text: str) -> Query:
-        """A user's question: placeholders in front where it has none; without options it wants a few words."""
+    def about(
+        cls,
+        scan: Scan,
+        text: str,
+        *,
+        boxes: Sequence[Box] | None = None,
+        budget: float | None = None,
+        tokens: BoolArray | None = None,
+    ) -> Query:
+        """A user's question: placeholders are put in front if it has none; without options it asks for a few words."""
         placed = text if IMAGE_PLACEHOLDER in text else IMAGE_PLACEHOLDER * len(scan.visuals) + text
-        return cls(scan, placed, "letter" if parse_options(placed) else "text")
+        kind: AnswerKind = "letter" if parse_options(placed) else "text"
+        return cls(scan, placed, kind, boxes=None if boxes is None else tuple(boxes), budget=budget, tokens=tokens)
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The grid of the first image's visual tokens."""
+        return self.scan.visuals[0].grid
 
     @property
     def options(self) -> dict[str, str]:
-        """Letter → text of the options that may be chosen; empty where the question asks for no letter."""
+        """Letter → text of the options that may be chosen; empty if the question does not ask for a letter."""
         return parse_options(self.question) if self.kind == "letter" else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion of a branch and what could be read from it."""
+    """One completion of a branch and the boxes, thought and answer that were read from it."""
 
     completion: Completion
     response: Response
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The answer to one question, and where it comes from.
+    """The answer to one question, and the evidence that it was given from.
+
+    >>> from PIL import Image
+    >>> from vitos import Box, SparseVLM
+    >>> vlm = SparseVLM.from_pretrained("nano", device="cpu")
+    >>> scan = vlm.encode(Image.new("RGB", (128, 128)))
+    >>> finding = vlm.ask(scan, "What is shown?\\nA. nodule\\nB. cyst", boxes=[Box(0, 0, 0.5, 0.5)])
+    >>> finding.boxes, finding.kept.count, finding.kept_ratio
+    ((Box(x1=0, y1=0, x2=0.5, y2=0.5),), 16, 0.25)
 
     Attributes:
-        answer: option letter; where the question has no options, the answer's text. None: none could be read.
-        thought: the reasoning branch's thought.
-        boxes: evidence in fractions of the original image.
-        kept: visual tokens of the first image that the answer was given from, bool (N,), on `grid`: the cells of the
-            whole image at full resolution. Under plan crop: those that the crop covers.
-        fallback: the plan could not be followed; `fallback_reason` says why and what was done instead.
-        localization: None under plan dense.
-        seconds, tokens: time and tokens of each stage: encoded ("vision"), run ("prefix", "…_prefill") or written
-            ("…_decode"). Of several questions answered together, those of all; the scan's making is not here.
-        images: how the scan's files were opened (frame, slice, window, crop).
+        answer: the option's letter or, for a question without options, the answer's text; None if none could be read.
+        thought: the thought of the reasoning branch; None if none could be read.
+        boxes: evidence in fractions of the original image, written by the model or given by a person.
+        kept: visual tokens of the first image that the answer was given from, on the grid of the whole image at full
+            resolution; under plan crop, those that the crop covers.
+        localization: the rollout of the localization branch; None if there was none (plan dense, or given boxes).
+        reasoning: the rollout of the reasoning branch.
+        seconds, tokens: time and tokens of each span: encoded ("vision"), run ("prefix", "…_prefill") or written
+            ("…_decode"). For questions answered together, those of all of them. The encoding of the scan is not
+            included; `with_encoding` adds it.
+        images: facts on how the scan's files were opened (frame, slice, window, crop).
+        plan: name of the plan that was followed.
     """
 
     answer: str | None
     thought: str | None
     boxes: tuple[Box, ...]
-    kept: BoolArray
-    fallback: bool
+    kept: Kept
     localization: Rollout | None
     reasoning: Rollout
     seconds: dict[str, float]
-    images: tuple[ImageFacts, ...]
-    plan: PlanName
-    grid: TokenGrid
-    fallback_reason: str
     tokens: dict[str, int]
+    images: tuple[ImageFacts, ...]
+    plan: str
 
     def with_encoding(self, watch: Stopwatch) -> Finding:
-        """The same with what making the scan cost added to its seconds and tokens."""
+        """The same finding with the cost of encoding the scan added to its seconds and tokens."""
         seconds = {n: watch.seconds.get(n, 0.0) + self.seconds.get(n, 0.0) for n in watch.seconds | self.seconds}
         tokens = {n: watch.tokens.get(n, 0) + self.tokens.get(n, 0) for n in watch.tokens | self.tokens}
         return replace(self, seconds=seconds, tokens=tokens)
@@ -110,14 +165,29 @@ class Finding:
     @property
     def kept_ratio(self) -> float:
         """Share of the first image's visual tokens that the answer was given from, in (0, 1]."""
-        return float(self.kept.mean())
+        return self.kept.ratio
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The grid of the first image's visual tokens."""
+        return self.kept.grid
+
+    @property
+    def fallback(self) -> bool:
+        """Whether the plan could not be followed."""
+        return bool(self.kept.why_not)
+
+    @property
+    def fallback_reason(self) -> str:
+        """Reason why the plan could not be followed, and what was done instead; empty if it was followed."""
+        return self.kept.why_not
 
 
 def tokens_read(tokens: Mapping[str, int]) -> int:
-    """Of `Finding.tokens` those that the language model ran, text and visual ones, the image's prefix included."""
+    """Number of tokens in `Finding.tokens` that the language model read, those of the image's prefix included."""
     return sum(count for name, count in tokens.items() if name == "prefix" or name.endswith("_prefill"))
 
 
 def tokens_written(tokens: Mapping[str, int]) -> int:
-    """Of `Finding.tokens` those that the language model wrote."""
+    """Number of tokens in `Finding.tokens` that the language model wrote."""
     return sum(count for name, count in tokens.items() if name.endswith("_decode"))

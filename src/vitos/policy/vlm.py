@@ -1,12 +1,4 @@
-"""`SparseVLM`: one policy used twice. Encode an image once, then localize, reason and ask as often as you like.
-
-    vlm = SparseVLM.from_pretrained("nano")
-    scan = vlm.encode("slice.png")
-    finding = vlm.ask(scan, "<image>What is the finding in the left lung?\\nA. nodule\\nB. cyst")
-    finding.answer, finding.boxes, finding.kept_ratio
-
-A scan serves any number of questions.
-"""
+"""`SparseVLM`: one policy used twice. Encode an image once, then ask as often as you like."""
 
 from __future__ import annotations
 
@@ -20,37 +12,47 @@ import torch
 from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
-from vitos.core.names import PlanName
+from vitos.backbones.companions import write_companions
+from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
 from vitos.core.record import IMAGE_PLACEHOLDER
-from vitos.core.response import Response, parse_localization, parse_reasoning, read_answer_text
-from vitos.core.sparsify import Selection, select
 from vitos.core.stopwatch import Stopwatch
+from vitos.data.files import set_default_modes
 from vitos.data.images import ImageFacts, load_image, load_image_facts
-from vitos.engines.base import Completion, Sampling
-from vitos.engines.prefix import Prefix, count_run
+from vitos.engines.base import Completion, Sampling, count_run
 from vitos.engines.torch_engine import TorchEngine
-from vitos.nano import resolve_model_path
-from vitos.policy import plans
-from vitos.policy.plans import Limits, Piece
+from vitos.policy import run
+from vitos.policy.branches import Branches
+from vitos.policy.locate import resolve_model_path
+from vitos.policy.plans import Limits, Plan, get_plan
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Finding, Query, Rollout, Scan
-
-__all__ = ["Finding", "Limits", "Piece", "Query", "Rollout", "Scan", "SparseVLM", "Stopwatch"]
 
 
 class SparseVLM:
     """A vision-language model with the two branches of dual-stream reasoning.
 
+    >>> from PIL import Image
+    >>> from vitos import SparseVLM
+    >>> vlm = SparseVLM.from_pretrained("nano", device="cpu")
+    >>> scan = vlm.encode(Image.new("RGB", (128, 128), "gray"))  # the vision encoder runs once
+    >>> finding = vlm.ask(scan, "What is the finding in the left lung?\\nA. nodule\\nB. cyst")
+    >>> finding.answer in ("A", "B", None), 0 < finding.kept_ratio <= 1
+    (True, True)
+
     Args:
         backbone: the loaded model.
-        spec: prompts, coordinates, keep rule and fusion; by default those of an ordinary model.
+        spec: prompts, coordinates, keep rule and fusion; None for the defaults.
+
+    Raises:
+        ValueError: if the spec contradicts its plan.
     """
 
     def __init__(self, backbone: Backbone, spec: VitosSpec | None = None) -> None:
         self.backbone = backbone
         self.spec = spec or VitosSpec()
         self.engine = TorchEngine(backbone)
+        self._check_spec()
 
     @classmethod
     def from_pretrained(
@@ -64,13 +66,13 @@ class SparseVLM:
         """Load a checkpoint with its `vitos.json`, or an ordinary model of a known family with the default spec.
 
         Args:
-            path: folder, hub id, or "nano" for the embedded model.
-            device: by default the GPU if there is one.
-            spec: used instead of the checkpoint's own.
-            options: of `load_backbone`, such as dtype and max_pixels.
+            path: folder, hub id, or the name of an embedded model such as "nano".
+            device: the device of the model; None for the GPU if there is one.
+            spec: a spec to use instead of the checkpoint's.
+            options: options of `load_backbone`, such as dtype and max_pixels.
 
         Raises:
-            ValueError: for an unknown family, or if the image processor's geometry is not that of the training.
+            ValueError: for an unknown family, or if the image processor's geometry differs from that of the training.
         """
         where = resolve_model_path(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,40 +86,70 @@ class SparseVLM:
         """Write an ordinary Hugging Face checkpoint plus `vitos.json`.
 
         Args:
-            state_dict: weights to write instead of the model's own, where those are sharded.
+            folder: the folder of the checkpoint; made if it does not exist.
+            state_dict: weights to write instead of the model's, for models whose weights are sharded.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.model.save_pretrained(folder, state_dict=state_dict)
         self.backbone.tokenizer.save_pretrained(folder)
+        self.save_beside(folder)
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what belongs to a checkpoint besides model and tokenizer: all files of the base checkpoint, the image
+        processor and `vitos.json`; and let everybody read the weights whom the umask lets."""
         self.backbone.image_processor.save_pretrained(folder)
+        write_companions(self.backbone.companions, self.backbone.image_processor, folder)
         self.spec.save(folder, self.backbone)
+        set_default_modes(folder)
 
     def with_spec(self, **changes: Any) -> SparseVLM:
-        """The same model with parts of the spec changed, such as `fusion=Fusion("none")`."""
+        """The same model with parts of the spec changed, such as `fusion=Fusion("none")`.
+
+        Raises:
+            ValueError: if the spec contradicts its plan.
+        """
         other = copy.copy(self)
         other.spec = dataclasses.replace(self.spec, **changes)
+        other._check_spec()
         return other
+
+    @property
+    def branches(self) -> Branches:
+        """Prompts and parsers of both branches."""
+        return Branches(self.backbone, self.spec)
+
+    @property
+    def plan(self) -> Plan:
+        """The spec's plan."""
+        return get_plan(self.spec.plan)
+
+    def _check_spec(self) -> None:
+        if problem := self.plan.spec_problem(self.spec):
+            raise ValueError(problem)
 
     # --- images and questions ---------------------------------------------------------------------------------------
 
     def encode(
         self,
         *images: Image.Image | str | Path,
-        plan: PlanName | None = None,
+        plan: str | None = None,
         watch: Stopwatch | None = None,
     ) -> Scan:
-        """What questions about the image(s) share: visual tokens, and the keys and values of system text and image.
+        """Encode the part that questions about the image(s) share.
+
+        These are the visual tokens, and the keys and values of system text and image.
 
         Args:
             images: pictures, or files as records name them.
-            plan: what `ask` will follow; by default the spec's. All but coarse can use one another's scans.
-            watch: gets the stages "vision" and "prefix".
+            plan: name of the plan that `ask` will follow; None for the spec's. Plans other than coarse can use each
+                other's scans.
+            watch: a stopwatch for the spans "vision" and "prefix".
 
         Raises:
             ValueError: if the family cannot follow the plan.
         """
-        method, watch = plans.PLANS[plan or self.spec.plan], watch or Stopwatch()
+        method, watch = get_plan(plan or self.spec.plan), watch or Stopwatch()
         if refusal := method.refusal(self.backbone):
             raise ValueError(refusal)
         facts: tuple[ImageFacts, ...] = ()
@@ -127,8 +159,8 @@ class SparseVLM:
         else:
             loaded = [load_image_facts(Path(str(image))) for image in images]
             pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
-        with watch.stage("vision"):
-            scan = method.scan(self, pictures)
+        with watch.span("vision"):
+            scan = method.scan(self.branches, pictures)
         watch.count("vision", sum(v.grid.num_tokens for v in scan.visuals))
         if facts:
             scan = scan.of_files(facts)
@@ -141,79 +173,78 @@ class SparseVLM:
         self,
         scan: Scan,
         question: str,
-        max_tokens: int = 256,
         *,
-        plan: PlanName | None = None,
+        boxes: Sequence[Box] | None = None,
+        budget: float | None = None,
+        plan: str | None = None,
         limits: Limits | None = None,
     ) -> Finding:
-        """Answer one question by a plan, by default the spec's; greedy.
+        """Answer one question; greedy.
 
         Args:
-            max_tokens: of each branch, where no `limits` are given.
+            scan: the image(s), from `encode`.
+            question: the text of the question, with its options if it has any.
+            boxes: evidence to use instead of the model's, in fractions of the original image; the model then does not
+                localize.
+            budget: share of the visual tokens to keep, in (0, 1]; evidence is cut or widened to it.
+            plan: name of the plan to follow; None for the spec's.
+            limits: length limits of the texts.
 
         Raises:
-            ValueError: if the family cannot follow the plan, or the scan was made for another.
+            ValueError: if the family cannot follow the plan, the scan was made for another plan, or the plan cannot
+                use boxes or a budget.
         """
-        return self.ask_many([scan], [question], max_tokens, plan=plan, limits=limits)[0]
+        return self.answer([Query.about(scan, question, boxes=boxes, budget=budget)], plan=plan, limits=limits)[0]
 
     def ask_many(
         self,
         scans: Sequence[Scan],
         questions: Sequence[str],
-        max_tokens: int = 256,
         *,
-        plan: PlanName | None = None,
+        boxes: Sequence[Sequence[Box] | None] | None = None,
+        budget: float | None = None,
+        plan: str | None = None,
         limits: Limits | None = None,
     ) -> list[Finding]:
-        """`ask` for several questions together, each about its scan; the engine runs them sorted by length."""
-        policy, watch = self.with_spec(plan=plan or self.spec.plan), Stopwatch()
-        queries = [Query.about(scan, question) for scan, question in zip(scans, questions, strict=True)]
-        outcomes = plans.answer(policy, queries, limits or Limits(max_tokens, max_tokens), watch)
-        return [policy.finding(query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
+        """`ask` for several questions together, each with its scan and its boxes."""
+        rows = zip(scans, questions, boxes or [None] * len(scans), strict=True)
+        queries = [Query.about(scan, question, boxes=given, budget=budget) for scan, question, given in rows]
+        return self.answer(queries, plan=plan, limits=limits)
 
     def stream(
         self,
         scan: Scan,
         question: str,
-        max_tokens: int = 256,
         *,
-        plan: PlanName | None = None,
+        boxes: Sequence[Box] | None = None,
+        budget: float | None = None,
+        plan: str | None = None,
         limits: Limits | None = None,
-    ) -> Generator[Piece, None, Finding]:
-        """`ask`, its text piece by piece: yields `Piece`s, returns the finding (`finding = yield from …`)."""
-        policy, watch, query = self.with_spec(plan=plan or self.spec.plan), Stopwatch(), Query.about(scan, question)
-        outcome = yield from plans.stream(policy, query, limits or Limits(max_tokens, max_tokens), watch)
-        return policy.finding(query, outcome, watch)
+    ) -> Generator[run.Piece, None, Finding]:
+        """`ask` with the text piece by piece: yields `Piece`s and returns the finding (`finding = yield from …`)."""
+        method, watch = get_plan(plan or self.spec.plan), Stopwatch()
+        query = Query.about(scan, question, boxes=boxes, budget=budget)
+        outcome = yield from run.stream(method, self.branches, self.engine, query, limits or Limits(), watch)
+        return run.finding(method, query, outcome, watch)
 
-    def finding(self, query: Query, outcome: plans.Outcome, watch: Stopwatch) -> Finding:
-        """What a plan's outcome says to the asker; the policy's spec holds the plan."""
-        response = outcome.reasoning.response
-        return Finding(
-            answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
-            thought=response.thought,
-            boxes=outcome.localization.response.boxes if outcome.localization else (),
-            kept=outcome.mask,
-            fallback=bool(outcome.fallback),
-            localization=outcome.localization,
-            reasoning=outcome.reasoning,
-            seconds=watch.seconds,
-            images=query.scan.images,
-            plan=self.spec.plan,
-            grid=outcome.grid,
-            fallback_reason=outcome.fallback,
-            tokens=watch.tokens,
-        )
+    def answer(
+        self,
+        queries: Sequence[Query],
+        *,
+        plan: str | None = None,
+        limits: Limits | None = None,
+        watch: Stopwatch | None = None,
+    ) -> list[Finding]:
+        """Answer questions together by a plan, by default the spec's; the engine runs them sorted by length.
+
+        Raises:
+            ValueError: as in `ask`.
+        """
+        method, watch = get_plan(plan or self.spec.plan), watch or Stopwatch()
+        outcomes = run.answer(method, self.branches, self.engine, queries, limits or Limits(), watch)
+        return [run.finding(method, query, outcome, watch) for query, outcome in zip(queries, outcomes, strict=True)]
 
     # --- batches ----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode_many(self, images: Sequence[Sequence[Image.Image]]) -> list[Scan]:
-        """One scan for every sequence of RGB images.
-
-        Every image is encoded alone: the last bits of a matrix product can depend on the rows beside it, and the
-        tokens of an image must not depend on its batch, or on whether they were encoded now or for the cache.
-        """
-        return [Scan(tuple(self.backbone.encode([image])[0] for image in group)) for group in images]
 
     def localize(
         self,
@@ -223,115 +254,48 @@ class SparseVLM:
         watch: Stopwatch | None = None,
         prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The localization branch on all visual tokens: for every query one rollout a seed (one, if no seeds).
+        """The localization branch on all visual tokens: one rollout per query and seed; without seeds, one per query.
 
         Args:
-            prompts: those of `localize_prompts`, where the caller has them already.
+            queries: the questions.
+            sampling: length and temperature.
+            seeds: the seeds of each question's rollouts.
+            watch: a stopwatch for the spans "localize_prefill" and "localize_decode".
+            prompts: the prompts from `Branches.localize_prompt`, if the caller has them already.
         """
-        prompts = prompts or self.localize_prompts(queries)
-        sampled = self._sample(prompts, self.known_prefixes(queries, prompts), sampling, seeds, watch, "localize")
-        return [[self.read_localization(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
-
-    def read_localization(self, query: Query, completion: Completion) -> Rollout:
-        """What a completion of the localization branch says."""
-        read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
-        return Rollout(completion, parse_localization(completion.text, query.options, read_box))
-
-    def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
-        """What a completion of the reasoning branch says."""
-        return Rollout(completion, parse_reasoning(completion.text, query.options))
-
-    def select(self, query: Query, response: Response) -> Selection:
-        """Visual tokens of the first image that a localization's boxes keep."""
-        return select(query.scan.visuals[0].grid, response.boxes, self.spec.keep)
+        branches = self.branches
+        prompts = prompts or [branches.localize_prompt(query) for query in queries]
+        sampled = self._sample(queries, prompts, sampling, seeds, watch, "localize")
+        return [[branches.read_localization(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def reason(
         self,
         queries: Sequence[Query],
-        selections: Sequence[Selection | None],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None = None,
         watch: Stopwatch | None = None,
-        prompts: Sequence[Prompt] | None = None,
     ) -> list[list[Rollout]]:
-        """The reasoning branch on the selected tokens (None: all of them), one rollout a seed.
-
-        Args:
-            prompts: those of `reason_prompts`, where the caller has them already.
-        """
-        prompts = prompts or self.reason_prompts(queries, selections)
-        sampled = self._sample(prompts, self.known_prefixes(queries, prompts), sampling, seeds, watch, "reason")
-        return [[self.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
-
-    def localize_prompts(self, queries: Sequence[Query]) -> list[Prompt]:
-        """Dense prompts of the localization branch."""
-        return [
-            self.backbone.build_prompt(self.spec.localize_text(q.question, q.kind), q.scan.visuals) for q in queries
-        ]
-
-    def reason_prompts(self, queries: Sequence[Query], selections: Sequence[Selection | None]) -> list[Prompt]:
-        """Prompts of the reasoning branch, further images whole.
-
-        Outside tokens are fused into the kept ones or, under plan gather, hidden from what follows the image.
-        """
-        prompts = []
-        built: dict[int, Prompt] = {}  # a question stands here once for each of its localizations
-        for query, selection in zip(queries, selections, strict=True):
-            if id(query) not in built:
-                text = self.spec.reason_text(query.question, query.kind)
-                built[id(query)] = self.backbone.build_prompt(text, query.scan.visuals)
-            dense = built[id(query)]
-            if selection is None or selection.mask.all():
-                prompts.append(dense)
-                continue
-            whole = [torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in query.scan.visuals[1:]]
-            masks = [torch.from_numpy(selection.mask), *whole]
-            if self.spec.plan == "gather":
-                prompts.append(dense.gather(masks))
-            else:
-                prompts.append(dense.sparse(masks, self.spec.fusion, renumber=self.spec.positions == "renumber"))
-        return prompts
+        """The reasoning branch behind prompts that a plan or a selector has made, one rollout per prompt and seed."""
+        branches = self.branches
+        sampled = self._sample(queries, prompts, sampling, seeds, watch, "reason")
+        return [[branches.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def with_prefixes(self, queries: Sequence[Query], watch: Stopwatch | None = None) -> list[Query]:
-        """The same questions, system text and image run for every distinct scan (stage "prefix").
-
-        Raises:
-            ValueError: for a family whose cache does not hold every token.
-        """
-        watch, known, out = watch or Stopwatch(), {}, []
-        for query, prompt in zip(queries, self.localize_prompts(queries), strict=True):
-            scan, head = query.scan, prompt.head(prompt.prefix_length)
-            if scan.prefix is None or not scan.prefix.covers(prompt, self.backbone.model):
-                key = (id(scan), tuple(head.input_ids.tolist()))
-                if key not in known:
-                    with watch.stage("prefix"):
-                        known[key] = self.engine.prefix(head)
-                    watch.count("prefix", len(head))
-                scan = dataclasses.replace(scan, prefix=known[key])
-            out.append(dataclasses.replace(query, scan=scan))
-        return out
-
-    def known_prefixes(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[Prefix | None]:
-        """For every prompt its scan's prefix, where it begins with that."""
-        prefixes = [query.scan.prefix for query in queries]
-        model = self.backbone.model
-        return [x if x and x.covers(p, model) else None for p, x in zip(prompts, prefixes, strict=True)]
-
-    def complete(self, request: plans.Request, watch: Stopwatch) -> list[Completion]:
-        """One greedy completion for every prompt of a plan's request."""
-        rows = self._sample(request.prompts, request.prefixes, request.sampling, None, watch, request.branch)
-        return [row[0] for row in rows]
+        """The same questions, with system text and image run once per scan (`vitos.policy.run.with_prefixes`)."""
+        return run.with_prefixes(self.branches, self.engine, queries, watch or Stopwatch())
 
     def _sample(
         self,
+        queries: Sequence[Query],
         prompts: Sequence[Prompt],
-        prefixes: Sequence[Prefix | None],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]] | None,
         watch: Stopwatch | None,
         branch: str,
     ) -> list[list[Completion]]:
         clock, seeds = watch or Stopwatch(), seeds or [[0]] * len(prompts)
-        rows = self.engine.sample(prompts, sampling, seeds, lambda move: clock.stage(f"{branch}_{move}"), prefixes)
+        prefixes = self.branches.known_prefixes(queries, prompts)
+        rows = self.engine.sample(prompts, sampling, seeds, clock.spans(branch), prefixes)
         count_run(clock, branch, prompts, prefixes, rows)
         return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vitos.reports import values as v
 
 # Okabe–Ito without its yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-# One colour and mark for each way to choose tokens, the same in every figure.
+# Colour and mark of each way to choose tokens.
 CONDITION_STYLE = {
     "sparse": ("#0072B2", "o"),
     "oracle": ("#009E73", "D"),
@@ -31,7 +31,6 @@ CONDITION_STYLE = {
     "centre": ("#E69F00", "^"),
     "inverted": ("#CC79A7", "v"),
 }
-CONDITION_NAMES = {"sparse": "Own boxes"}
 GREY = "#5f6672"
 
 
@@ -62,8 +61,8 @@ NAMES = {"iou": "mean IoU", "kept_ratio": "tokens kept", "fallback_rate": "fallb
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """Small multiples of a run: raw values as dots, a centred running mean within each stage as a line.
 
-    Panels without a metric are left out. A change of stage is a vertical line; where the steps begin anew with it,
-    the next stage is drawn after the last one.
+    Panels without a metric are left out. A change of stage is a vertical line; where a stage counts its steps from the
+    start again, it is drawn after the stage before it.
 
     Args:
         metrics: rows of `metrics.jsonl` in the order of the file; a row may hold any subset of the metrics.
@@ -71,9 +70,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Raises:
         ValueError: if no row holds a metric that a panel shows, or a row has no `step`.
     """
-    available = list(
-        dict.fromkeys(key for row in metrics for key in row if v.number(_only(row, key), key) is not None)
-    )
+    available = list(dict.fromkeys(key for row in metrics for key, value in row.items() if _is_figure(value)))
     panels = [(panel, found) for panel in PANELS if (found := panel.found(available))]
     if not panels:
         raise ValueError("no row of the metrics holds a reward, accuracy, IoU, rate or group figure to draw")
@@ -85,7 +82,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     figure = _figure(3.7 * columns, 2.7 * rows)
     for index, (panel, found) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        for key, colour in zip(found, _cycle(len(found)), strict=True):
+        for key, colour in zip(found, cycle(COLOURS), strict=False):
             _draw_metric(axes, x, metrics, key, changes, colour)
         _draw_stages(axes, x, stages, changes, with_names=index == 0)
         _finish(axes, panel.title)
@@ -99,8 +96,25 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetCurve:
+    """Accuracy of one way of choosing tokens at several budgets.
+
+    Attributes:
+        points: (share of visual tokens kept, accuracy), both 0..1, in any order.
+        marker: matplotlib's letter for the mark at each point.
+        main: the curve that the figure is about; it is drawn thicker.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: str
+    marker: str
+    main: bool = False
+
+
 def pareto(results: Mapping[str, Any]) -> Figure:
-    """Accuracy over the share of tokens kept, one line for each way to choose them; the base model as a level.
+    """Accuracy over the share of tokens kept, a curve for each way of choosing them; the base model as a level.
 
     Args:
         results: content of `results.json` with `budgets`; the run's own point is drawn from `kept_ratio`.
@@ -111,35 +125,48 @@ def pareto(results: Mapping[str, Any]) -> Figure:
     budgets = results.get("budgets") or {}
     if not budgets:
         raise ValueError("the results hold no budgets; evaluate with evaluate.budgets=[0.75, 0.5, 0.25, 0.1]")
-    figure = _figure(6.6, 3.6)
-    axes = figure.add_subplot()
+    curves = []
     for condition, (colour, marker) in CONDITION_STYLE.items():
-        curve = []
+        points = []
         for budget, row in budgets.items():
             kept, value = v.share(row, "kept_ratio"), v.share(row, condition)
             if value is not None:
-                curve.append((float(budget) if kept is None else kept, value))
-        if curve:
-            xs, ys = zip(*sorted(curve), strict=True)
-            main = condition == "sparse"
-            axes.plot(
-                xs,
-                ys,
-                color=colour,
-                marker=marker,
-                markersize=5,
-                lw=2.4 if main else 1.4,
-                label=CONDITION_NAMES.get(condition, v.label(condition)),
-            )
-    kept, value = v.share(results, "kept_ratio"), v.accuracy(results, "sparse")
+                points.append((float(budget) if kept is None else kept, value))
+        main = condition == "sparse"
+        label = "Own boxes" if main else v.label(condition)
+        curves.append(BudgetCurve(label=label, points=points, colour=colour, marker=marker, main=main))
+    own = ("This run, budget free", v.share(results, "kept_ratio"), v.accuracy(results, "sparse"))
+    level = (v.label("base_dense"), v.accuracy(results, "base_dense"))
+    return draw_pareto("Accuracy at equal token budgets", curves, own, level)
+
+
+def draw_pareto(
+    title: str,
+    curves: Sequence[BudgetCurve],
+    own: tuple[str, float | None, float | None],
+    level: tuple[str, float | None],
+    size: tuple[float, float] = (6.6, 3.6),
+) -> Figure:
+    """Accuracy over the share of visual tokens kept.
+
+    Args:
+        curves: those without points are left out.
+        own: label, share of tokens kept and accuracy of the answers from the model's own boxes; None: not known.
+        level: label and accuracy of the answers from all tokens; None: not known.
+        size: width and height in inches.
+    """
+    figure = _figure(*size)
+    axes = figure.add_subplot()
+    for curve in (curve for curve in curves if curve.points):
+        xs, ys = zip(*sorted(curve.points), strict=True)
+        width = 2.4 if curve.main else 1.4
+        axes.plot(xs, ys, color=curve.colour, marker=curve.marker, markersize=5, lw=width, label=curve.label)
+    label, kept, value = own
     if kept is not None and value is not None:
-        axes.plot(
-            [kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label="This run, budget free"
-        )
-    base = v.accuracy(results, "base_dense")
-    if base is not None:
-        axes.axhline(base, color=GREY, lw=1.2, ls=(0, (4, 3)), label=v.label("base_dense"))
-    _finish(axes, "Accuracy at equal token budgets")
+        axes.plot([kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label=label)
+    if level[1] is not None:
+        axes.axhline(level[1], color=GREY, lw=1.2, ls=(0, (4, 3)), label=level[0])
+    _finish(axes, title)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("visual tokens kept")
     axes.set_ylabel("accuracy", color=GREY, fontsize=8.5)
@@ -150,7 +177,7 @@ def pareto(results: Mapping[str, Any]) -> Figure:
 
 
 def _timeline(metrics: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], list[str]]:
-    """Position of every row on one axis, shape (rows,), and its stage."""
+    """Position of each row on one axis, shape (rows,), and its stage."""
     positions: list[float] = []
     stages: list[str] = []
     offset = 0.0
@@ -167,7 +194,7 @@ def _timeline(metrics: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64]
 
 
 def _stage_name(stage: object) -> str:
-    """`2.0` → `stage 2`; a log over the end of a stage holds the mean of both numbers and counts to the nearer."""
+    """`2.0` → `stage 2`; a log across two stages holds the mean of their numbers and belongs to the nearer one."""
     return f"stage {round(stage)}" if isinstance(stage, int | float) else str(stage or "")
 
 
@@ -190,7 +217,7 @@ def _draw_metric(
 
 
 def running_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred mean over about a tenth of the values; at either end over what there is. Same shape as `y`."""
+    """Centred mean over about a tenth of the values, at both ends over the values that exist. Same shape as `y`."""
     half = len(y) // 20
     kernel = np.ones(2 * half + 1)
     middle = slice(half, half + len(y))
@@ -225,11 +252,6 @@ def _finish(axes: Axes, title: str) -> None:
     axes.spines["bottom"].set_color("#b6bac2")
 
 
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
-
-
-def _only(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The row's one entry if it may be a metric: text such as the branch, and flags, are none."""
-    value = row[key]
-    return {key: value} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+def _is_figure(value: object) -> bool:
+    """A finite number; text such as the branch, and flags, are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from vitos.core.geometry import BoolArray, Box, Rect, TokenGrid, View
 
-# Okabe–Ito: told apart with every common colour vision deficiency. The gold box is dashed too.
+# Okabe–Ito colours, which differ under every common colour vision deficiency. The gold box is dashed as well.
 PREDICTED_COLOUR = (230, 159, 0)
 GOLD_COLOUR = (86, 180, 233)
 
@@ -19,7 +19,7 @@ _HALO = (0, 0, 0, 150)
 _CELL_LINE = (255, 255, 255, 56)
 _KEPT_EDGE = (255, 255, 255, 190)
 _VIEW_LINE = (255, 255, 255, 120)
-# Dropped cells: this share of the picture remains, the rest is a dark blue that shows on a black background too.
+# Share of the picture that remains in dropped cells; the rest is a dark blue, which differs from black too.
 _DIM = 0.4
 _DIM_COLOUR = np.array([18.0, 24.0, 44.0])
 
@@ -34,9 +34,9 @@ def draw_overlay(
 ) -> Image.Image:
     """Draw kept tokens, predicted boxes (orange) and gold boxes (sky blue, dashed) over an image.
 
-    Of several views, the first that covers all that was shown of the image is drawn with its cells and the others as
-    outlines; where none covers it, a pixel is bright if any view keeps it. Cells outside the image (padding) are not
-    seen; what a crop left out is dark.
+    If the grid has several views, the first that covers all of the shown image is drawn with its cells and the others
+    as outlines; if none covers it, a pixel is bright where any view keeps it. Cells outside the image (padding) are
+    not drawn; what a crop left out is dark.
 
     Args:
         image: upright original image, whole where the model saw a crop of it, any mode.
@@ -44,8 +44,8 @@ def draw_overlay(
         kept: token indices, or a mask of shape (num_tokens,); None draws the image undimmed and without cells.
         boxes: predicted evidence.
         gold_boxes: annotated evidence.
-        min_side: images with a smaller side are enlarged by the next integer factor, without smoothing, so that
-            the pixels stay what they were; strips only until their long side reaches four times this.
+        min_side: images with a side smaller than this are enlarged by an integer factor, without smoothing; narrow
+            strips only until their long side reaches four times this.
 
     Returns:
         A new RGB image; its side lengths are those of `image` times an integer.
@@ -86,20 +86,16 @@ def _as_mask(kept: Sequence[int] | BoolArray, num_tokens: int) -> BoolArray:
         if values.shape != (num_tokens,):
             raise ValueError(f"the mask of kept tokens has shape {values.shape}, the grid has {num_tokens} tokens")
         return values
-    mask = np.zeros(num_tokens, dtype=bool)
-    if values.size:
-        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"kept tokens must be a list of indices or a mask, got {kept!r}")
-        if values.min() < 0 or values.max() >= num_tokens:
-            raise ValueError(
-                f"kept tokens must be in 0..{num_tokens - 1}, the grid's tokens; got {values.min()}..{values.max()}"
-            )
-        mask[values] = True
-    return mask
+    if values.size and (values.ndim != 1 or not np.issubdtype(values.dtype, np.integer)):
+        raise ValueError(f"kept tokens must be a list of indices or a mask, got {kept!r}")
+    if values.size and (values.min() < 0 or values.max() >= num_tokens):
+        span = f"{values.min()}..{values.max()}"
+        raise ValueError(f"kept tokens must be in 0..{num_tokens - 1}, the grid's tokens; got {span}")
+    return np.isin(np.arange(num_tokens), values)
 
 
 def _shown_views(grid: TokenGrid, mask: BoolArray) -> list[tuple[View, BoolArray]]:
-    """The views whose cells are drawn, with their kept cells, each of shape (rows, cols)."""
+    """The views whose cells are drawn, each with its kept cells, shape (rows, cols)."""
     ends = np.cumsum([view.num_tokens for view in grid.views])
     parts = np.split(mask, ends[:-1])
     views = [(view, part.reshape(view.rows, view.cols)) for view, part in zip(grid.views, parts, strict=True)]
@@ -124,9 +120,9 @@ def _dim(canvas: Image.Image, shown: Sequence[tuple[View, BoolArray]]) -> Image.
 
 
 def _draw_cells(draw: ImageDraw.ImageDraw, view: View, mask: BoolArray, size: tuple[int, int], line: int) -> None:
-    """Each line between two cells once: faint between kept cells, strong between kept and dropped."""
+    """Draw each line between two cells once: faint between kept cells, strong between kept and dropped."""
     x, y = _edges(view, size)
-    # Cells of padding, or less than a pixel wide, have nothing to frame.
+    # Cells in the padding, or less than a pixel wide, have nothing to frame.
     cols = (x[1:] > np.maximum(x[:-1], 0)) & (x[:-1] < size[0])
     rows = (y[1:] > np.maximum(y[:-1], 0)) & (y[:-1] < size[1])
     padded = np.pad(mask & np.outer(rows, cols), 1)
@@ -151,7 +147,7 @@ def _draw_box(
     line: int,
     dash: int | None = None,
 ) -> None:
-    """A frame that lies inside the box, in a thin dark halo, solid or in dashes that start at the corners."""
+    """Draw a frame inside the box, with a thin dark halo, solid or in dashes that start at the corners."""
     x1, y1, x2, y2 = pixels
     draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_HALO, width=1)
     if min(x2 - x1, y2 - y1) > 2 * line:
@@ -165,7 +161,7 @@ def _draw_box(
 
 
 def _dashes(start: int, end: int, dash: int | None) -> list[tuple[int, int]]:
-    """Dashes of about `dash` pixels, gaps a little shorter, one dash at either end; the whole line without `dash`."""
+    """Ends of dashes of about `dash` pixels, the gaps a little shorter, one dash at each end; one line without it."""
     if dash is None or end - start < 3 * dash:
         return [(start, end)]
     count = 2 * round((end - start) / (2 * dash)) + 1
@@ -180,6 +176,6 @@ def _edges(view: View, size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArra
 
 
 def _pixels(rect: Rect, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First and last pixel of a rectangle, both inclusive; at least two pixels each way."""
+    """First and last pixel of a rectangle, both inclusive; at least two pixels wide and high."""
     x1, y1 = round(rect.x1 * size[0]), round(rect.y1 * size[1])
     return x1, y1, max(round(rect.x2 * size[0]) - 1, x1 + 1), max(round(rect.y2 * size[1]) - 1, y1 + 1)

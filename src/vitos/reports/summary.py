@@ -11,8 +11,8 @@ from typing import Any
 
 from vitos.reports import values as v
 
-# From this share on, a random choice of tokens costs so little that the controls can hardly differ (docs/method.md,
-# section 11).
+# From this share of kept tokens on, a random choice loses so little that the controls can hardly differ: see
+# "Controls" in docs/results.md.
 LARGE_BUDGET = 0.7
 
 NAMES = {
@@ -59,7 +59,7 @@ def _relative(results: Mapping[str, Any]) -> str:
     text += f" with a 95% interval of {v.percent_interval(ci)}"
     if ci.contains(1):
         return f"{text}. The interval contains 100%: a difference from the base model is not shown."
-    gap = v.difference(results, "sparse", "base_dense") or v.Difference(0.0)
+    gap = v.difference(results, "sparse", "base_dense") or v.Difference(estimate=0.0)
     count = v.number(results, "num_questions")
     if not gap.is_enough or (count is not None and count < v.MIN_QUESTIONS):
         return f"{text}. With fewer than {v.MIN_QUESTIONS} questions, a difference from the base model is not shown."

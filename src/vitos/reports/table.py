@@ -25,11 +25,22 @@ STAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
     """A table as text: the first column names the row, the others hold its figures.
 
-    `rows` all have as many cells as `columns`; `note` is one sentence for below the table, or empty.
+    Attributes:
+        columns: one heading per column.
+        rows: one cell per column in each row; a sheet without rows is not shown.
+        note: a sentence for below the table, or empty.
+
+    >>> sheet = Sheet(title="Boxes", columns=("Set", "IoU"), rows=(("val", "0.56"),))
+    >>> print(sheet.markdown())
+    ### Boxes
+    <BLANKLINE>
+    | Set | IoU |
+    | :-- | --: |
+    | val | 0.56 |
     """
 
     title: str
@@ -38,7 +49,7 @@ class Sheet:
     note: str = ""
 
     def markdown(self) -> str:
-        """A heading and a pipe table, figures to the right."""
+        """A heading and a pipe table, its figures aligned to the right."""
         head = [self.columns, (":--", *["--:"] * (len(self.columns) - 1))]
         lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in (*head, *self.rows)]
         return "\n".join([f"### {_cell(self.title)}", "", *lines, *(("", self.note) if self.note else ())])
@@ -75,13 +86,13 @@ def main_sheet(results: Mapping[str, Any]) -> Sheet:
         ("Box lists that parsed", v.percent(v.share(results, "parse_rate")), ""),
         *((("Sparse answers that could not be read", v.percent(unread), ""),) if unread is not None else ()),
     )
-    return Sheet("Main figures", ("Figure", "Value", "Detail"), rows)
+    return Sheet(title="Main figures", columns=("Figure", "Value", "Detail"), rows=rows)
 
 
 def control_sheet(results: Mapping[str, Any]) -> Sheet:
     """Accuracy of each control, and by how much the sparse branch is better.
 
-    Controls that always belong to an evaluation show a dash where they are missing; the others are left out.
+    Controls that every evaluation has show a dash where they are missing; the others are left out.
     """
     rows = []
     for control in (*v.CONTROLS, "dense"):
@@ -93,11 +104,12 @@ def control_sheet(results: Mapping[str, Any]) -> Sheet:
         "Random, shifted, centre and inverted see as many tokens as the sparse branch did on the same question "
         "(inverted fewer where the boxes cover most of the image); oracle sees the tokens of the gold boxes."
     )
-    return Sheet("Controls", ("Control", "Accuracy", "Sparse minus control"), tuple(rows), note)
+    columns = ("Control", "Accuracy", "Sparse minus control")
+    return Sheet(title="Controls", columns=columns, rows=tuple(rows), note=note)
 
 
-def comparison_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """Listed comparisons that the other sheets do not show, or None."""
+def comparison_sheet(results: Mapping[str, Any]) -> Sheet:
+    """Listed comparisons that the other sheets do not show."""
     shown = [{"sparse", c} for c in (*v.CONTROLS, "dense")] + [{c, "base_dense"} for c in ("localization", "sparse")]
     rows = []
     for row in results.get("comparisons") or ():
@@ -105,50 +117,53 @@ def comparison_sheet(results: Mapping[str, Any]) -> Sheet | None:
         if {a, b} not in shown:
             gap = _difference(v.difference(results, a, b), results.get("num_questions"))
             rows.append((v.label(a), v.label(b), gap))
-    return Sheet("Other comparisons", ("Condition", "Minus", "Difference"), tuple(rows)) if rows else None
+    return Sheet(title="Other comparisons", columns=("Condition", "Minus", "Difference"), rows=tuple(rows))
 
 
-def template_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """One row for each question template, or None."""
+def template_sheet(results: Mapping[str, Any]) -> Sheet:
+    """One row per question template."""
     return _group_sheet("By question template", "Template", results.get("by_template") or {})
 
 
-def dataset_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """One row for each data set where there are several, or None."""
+def dataset_sheet(results: Mapping[str, Any]) -> Sheet:
+    """One row per data set, where there are several."""
     groups = results.get("by_dataset") or {}
-    return _group_sheet("By data set", "Data set", groups) if len(groups) > 1 else None
+    return _group_sheet("By data set", "Data set", groups if len(groups) > 1 else {})
 
 
-def budget_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """Accuracy of each way of choosing tokens at each budget, largest first, or None."""
+def budget_sheet(results: Mapping[str, Any]) -> Sheet:
+    """Accuracy of each way of choosing tokens at each budget, largest first."""
     heads = {"sparse": "Own boxes", "random": "Random", "centre": "Centre", "inverted": "Inverted", "oracle": "Oracle"}
     rows = []
     for budget, row in sorted((results.get("budgets") or {}).items(), key=lambda item: -float(item[0])):
         figures = (v.percent(v.share(row, key)) for key in ("kept_ratio", *heads))
         rows.append((v.percent(float(budget)), *figures))
-    return _without_empty(Sheet("Token budgets", ("Budget", "Kept", *heads.values()), tuple(rows))) if rows else None
+    return _without_empty("Token budgets", ("Budget", "Kept", *heads.values()), rows)
 
 
-def stage_sheet(results: Mapping[str, Any]) -> Sheet | None:
-    """Seconds per question in each stage, the sum of both passes and one dense pass, or None."""
-    times = results.get("seconds_by_stage") or {}
-    total = v.number(times, "total")
-    rows = []
-    for key, name in STAGES.items():
-        value = v.number(times, key)
-        part = v.percent(value / total) if value is not None and total else v.DASH
-        rows.append((name, v.seconds(value), part))
-    if all(row[1] == v.DASH for row in rows):
-        return None
+def stage_sheet(results: Mapping[str, Any]) -> Sheet:
+    """Seconds per question in each stage, their sum over both passes, and one dense pass; no rows if none is known."""
+    times = {key: v.number(results.get("seconds_by_stage") or {}, key) for key in STAGES}
+    total = times["total"]
+    rows = [
+        (name, v.seconds(value), v.percent(value / total) if value is not None and total else v.DASH)
+        for name, value in zip(STAGES.values(), times.values(), strict=True)
+    ]
     note = "The dense pass is the base model on all tokens, once, in the same engine: the base line of any speed-up."
-    return Sheet("Time per question", ("Stage", "Time", "Share of both passes"), tuple(rows), note)
+    return Sheet(
+        title="Time per question",
+        columns=("Stage", "Time", "Share of both passes"),
+        rows=tuple(rows) if set(times.values()) != {None} else (),
+        note=note,
+    )
 
 
 def sheets(results: Mapping[str, Any]) -> list[Sheet]:
     """All tables for which `results` holds figures, in the order of reading."""
-    optional = (comparison_sheet, dataset_sheet, template_sheet, budget_sheet, stage_sheet)
-    found = (make(results) for make in optional)
-    return [main_sheet(results), control_sheet(results), *(sheet for sheet in found if sheet is not None)]
+    makers = (
+        main_sheet, control_sheet, comparison_sheet, dataset_sheet, template_sheet, budget_sheet, stage_sheet
+    )  # fmt: skip
+    return [sheet for make in makers if (sheet := make(results)).rows]
 
 
 # --- how it is shown ------------------------------------------------------------------------------------------------
@@ -198,7 +213,7 @@ def _accuracy_row(results: Mapping[str, Any], condition: str) -> tuple[str, str,
     return v.label(condition), v.percent(v.accuracy(results, condition)), detail
 
 
-def _group_sheet(title: str, head: str, groups: Mapping[str, Mapping[str, Any]]) -> Sheet | None:
+def _group_sheet(title: str, head: str, groups: Mapping[str, Mapping[str, Any]]) -> Sheet:
     conditions = {
         "base_dense": "Base",
         "localization": "Localization",
@@ -214,15 +229,14 @@ def _group_sheet(title: str, head: str, groups: Mapping[str, Mapping[str, Any]])
         figures = (v.percent(v.share(row, condition)) for condition in conditions)
         count, iou, kept = v.number(row, "num_questions"), v.share(row, "mean_iou"), v.share(row, "kept_ratio")
         rows.append((name, v.decimal(count, 0), *figures, v.decimal(iou), v.percent(kept)))
-    columns = (head, "Questions", *conditions.values(), "IoU", "Kept")
-    return _without_empty(Sheet(title, columns, tuple(rows))) if rows else None
+    return _without_empty(title, (head, "Questions", *conditions.values(), "IoU", "Kept"), rows)
 
 
-def _without_empty(sheet: Sheet) -> Sheet:
-    """The sheet without columns that hold nothing but dashes."""
-    keep = [i for i in range(len(sheet.columns)) if any(row[i] != v.DASH for row in sheet.rows)]
-    rows = tuple(tuple(row[i] for i in keep) for row in sheet.rows)
-    return Sheet(sheet.title, tuple(sheet.columns[i] for i in keep), rows, sheet.note)
+def _without_empty(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Sheet:
+    """A sheet without the columns that hold nothing but dashes."""
+    keep = [i for i in range(len(columns)) if any(row[i] != v.DASH for row in rows)]
+    kept = (tuple(row[i] for i in keep) for row in (columns, *rows))
+    return Sheet(title=title, columns=next(kept), rows=tuple(kept))
 
 
 def _difference(gap: v.Difference | None, num_questions: int | None = None) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 DASH = "–"
 MINUS = "−"
@@ -41,18 +41,18 @@ class ResultsError(ValueError):
     """A field of the results, cases or metrics does not hold what the schema says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A 95 % interval; both ends in the unit of the estimate."""
+class ConfidenceInterval(NamedTuple):
+    """A 95% interval; both ends in the unit of the estimate."""
 
     low: float
     high: float
 
     def contains(self, value: float) -> bool:
+        """Whether a value lies in the interval, ends included."""
         return self.low <= value <= self.high
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """Accuracy of one condition minus that of another on the same questions, in fractions.
 
@@ -61,7 +61,7 @@ class Difference:
     """
 
     estimate: float
-    interval: Interval | None = None
+    interval: ConfidenceInterval | None = None
     p_value: float | None = None
     num_questions: int | None = None
 
@@ -105,7 +105,7 @@ def share(values: Mapping[str, Any], key: str) -> float | None:
     return value
 
 
-def interval(values: Mapping[str, Any], key: str) -> Interval | None:
+def interval(values: Mapping[str, Any], key: str) -> ConfidenceInterval | None:
     """`values[key]` = [low, high]; None where it, or one of its ends, is missing, null or not finite.
 
     Raises:
@@ -117,7 +117,7 @@ def interval(values: Mapping[str, Any], key: str) -> Interval | None:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         raise ResultsError(f"field {key!r} must be [low, high] or null, got {pair!r}")
     low, high = (number({key: end}, key) for end in pair)
-    return None if low is None or high is None else Interval(low, high)
+    return None if low is None or high is None else ConfidenceInterval(low, high)
 
 
 def accuracy(results: Mapping[str, Any], condition: str) -> float | None:
@@ -141,11 +141,11 @@ def difference(results: Mapping[str, Any], a: str, b: str) -> Difference | None:
         if estimate is None or pair not in ((a, b), (b, a)):
             continue
         ci, p_value, count = interval(row, "ci"), number(row, "p_value"), row.get("num_questions")
-        if pair == (a, b):
-            return Difference(estimate, ci, p_value, count)
-        return Difference(-estimate, Interval(-ci.high, -ci.low) if ci else None, p_value, count)
+        if pair != (a, b):
+            estimate, ci = -estimate, ConfidenceInterval(-ci.high, -ci.low) if ci else None
+        return Difference(estimate=estimate, interval=ci, p_value=p_value, num_questions=count)
     first, second = accuracy(results, a), accuracy(results, b)
-    return None if first is None or second is None else Difference(first - second)
+    return None if first is None or second is None else Difference(estimate=first - second)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -163,6 +163,7 @@ def percent(value: float | None) -> str:
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
+    """0.555 → `0.56`."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
@@ -174,15 +175,18 @@ def points(value: float | None) -> str:
     return "0.0" if text[1:] == "0.0" else text
 
 
-def percent_interval(value: Interval | None) -> str:
-    return DASH if value is None else f"{percent(value.low)} to {percent(value.high)}"
+def percent_interval(ends: Sequence[float] | None) -> str:
+    """(0.2, 0.31) → `20.0% to 31.0%`."""
+    return DASH if ends is None else " to ".join(map(percent, ends))
 
 
-def points_interval(value: Interval | None) -> str:
-    return DASH if value is None else f"{points(value.low)} to {points(value.high)}"
+def points_interval(ends: Sequence[float] | None) -> str:
+    """(-0.01, 0.04) → `−1.0 to +4.0`."""
+    return DASH if ends is None else " to ".join(map(points, ends))
 
 
 def p_value(value: float | None) -> str:
+    """0.0312 → `p = 0.031`."""
     if value is None:
         return DASH
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, cast
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from vitos.data.files import write_json_atomic
 from vitos.policy.vlm import SparseVLM
 
 if TYPE_CHECKING:
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
-    """The policy's model with adapters; "all-linear" leaves the vision encoder and the head out."""
+    """The policy's model with adapters; "all-linear" excludes the vision encoder and the head."""
     from peft import get_peft_model
 
     model = policy.backbone.model
@@ -28,17 +31,40 @@ def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
 
 
 def is_adapted(model: Any) -> bool:
-    """`model` is a PEFT model with adapters."""
+    """Whether `model` is a PEFT model with adapters."""
     return hasattr(model, "merge_and_unload")
 
 
-def merged_copy(policy: SparseVLM, model: Any) -> SparseVLM:
-    """The policy as it can be saved while training goes on: itself, or a copy with the adapters of `model` merged.
+@torch.no_grad()
+def merged_weights(model: Any) -> dict[str, Tensor]:
+    """The weights of an adapted model with its adapters added, float32, on the CPU; the model stays as it is.
 
-    Merging in place and unmerging again would round the weights.
+    `W + s·B·A` is made tensor by tensor. In float32, because a step of training is smaller than what bfloat16 weights
+    can take: rounding would undo it.
     """
-    if not is_adapted(model):
-        return policy
-    backbone, adapted = copy.copy(policy.backbone), cast(Any, copy.deepcopy(model))
-    backbone.model = adapted.merge_and_unload()
-    return SparseVLM(backbone, policy.spec)
+    network = model.get_base_model()
+    weights = {
+        name.replace(".base_layer.", "."): value.detach().to(
+            "cpu", torch.float32 if value.is_floating_point() else None
+        )
+        for name, value in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in network.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            for adapter in layer.active_adapters:
+                weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight(adapter).to(
+                    "cpu", torch.float32
+                )
+    return weights
+
+
+def save_adapted(policy: SparseVLM, model: Any, folder: Path) -> None:
+    """Write a policy with its adapters merged as an ordinary float32 checkpoint."""
+    policy.save_pretrained(folder, merged_weights(model))
+    file = folder / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    write_json_atomic(file, settings)

@@ -1,9 +1,13 @@
-"""What one branch's loss sees of a rollout batch: prompts, completions and the sums of their advantages."""
+"""The part of a rollout batch that one branch's loss needs: prompts, completions and the sums of their advantages.
+
+Axes: P questions, G localizations per question, K reasonings per localization; in a micro-batch, R completions of at
+most L tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,16 +22,20 @@ from vitos.rl.metrics import stack
 from vitos.rl.rollout import QuestionGroup, RolloutBatch
 from vitos.rl.schedule import LOCALIZATION, REASONING
 
+BUILT_IN_TERMS = ("format", "iou", "accuracy", "sparse_format", "sparse_accuracy")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BranchBatch:
     """Prompts of one branch with the completions that share them.
 
     Attributes:
-        completions: for every prompt, its completions.
-        positive, negative: for every prompt, A⁺ and A⁻ of its completions (see `policy_loss`).
-        repeats: times that each completion stands in the loss: K for localizations, 1 for reasonings.
-        skipped: groups left out because all their outcomes are equal.
+        prompts: the P prompts whose completions take part.
+        completions: completions of each prompt.
+        positive, negative: A⁺ and A⁻ of each prompt's completions (see `policy_loss`), 0 where nothing is learnt.
+        repeats: number of times that each completion counts in the loss: K for localizations, 1 for reasonings.
+        mean_tokens: number of tokens that the token mean of the policy gradient runs over, repeats counted.
+        skipped: number of groups that the policy gradient leaves out because all their outcomes are equal.
     """
 
     prompts: list[Prompt]
@@ -35,31 +43,32 @@ class BranchBatch:
     positive: list[FloatArray]
     negative: list[FloatArray]
     repeats: int
+    mean_tokens: int
     skipped: int
 
     @property
     def token_ids(self) -> list[list[Tensor]]:
+        """Token ids of each prompt's completions."""
         return [[c.token_ids for c in siblings] for siblings in self.completions]
 
     @property
     def tokens(self) -> int:
-        """Tokens in the mean, repeats counted, at least 1."""
-        return max(1, self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings))
+        """Number of tokens of all completions, repeats counted: what the mean of a KL term runs over."""
+        return self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings)
 
     def part(self, index: Sequence[int]) -> BranchBatch:
         """The prompts of `index` only."""
-        return BranchBatch(
-            [self.prompts[i] for i in index],
-            [self.completions[i] for i in index],
-            [self.positive[i] for i in index],
-            [self.negative[i] for i in index],
-            self.repeats,
-            self.skipped,
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in index],
+            completions=[self.completions[i] for i in index],
+            positive=[self.positive[i] for i in index],
+            negative=[self.negative[i] for i in index],
         )
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
-        old = torch.zeros_like(like)
+        """The sampler's log-probabilities (R, L), A⁺ (R,) and A⁻ (R,), padded and placed like `like` (R, L)."""
+        old = torch.zeros_like(like)  # (R, L), 0 on padding
         for row, completion in enumerate(c for siblings in self.completions for c in siblings):
             old[row, : len(completion.logprobs)] = completion.logprobs.to(like.device)
         positive, negative = (
@@ -70,70 +79,108 @@ class BranchBatch:
 
 
 def signal(groups: Sequence[QuestionGroup], branch: str, options: DualStreamOptions) -> NDArray[np.bool_]:
-    """Pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their advantage group.
+    """True at pairs that a branch learns from, shape (P, G, K): those whose outcomes differ within their group.
 
-    Outcomes of the localization branch are the answers of both branches and the IoU, of the reasoning branch its
-    answers.
+    Outcomes of the localization branch are the answers of both branches and the IoU; of the reasoning branch its
+    answers; of each also the user's rewards.
     """
-    sparse = stack(groups, "sparse_accuracy")
+    sparse = stack(groups, "sparse_accuracy")  # (P, G, K)
     if not options.skip_equal_outcomes:
         return np.ones(sparse.shape, dtype=bool)
+    extra = [stack(groups, term) for term in groups[0].rewards.terms if term not in BUILT_IN_TERMS]
     if branch == REASONING:
-        return informative(sparse, group=options.advantage_group)
-    once = [np.broadcast_to(stack(groups, term)[..., None], sparse.shape) for term in ("accuracy", "iou")]
-    return informative(*once, sparse)
+        return informative(sparse, *(term for term in extra if term.ndim == 3), group=options.advantage_group)
+    once = [stack(groups, "accuracy"), stack(groups, "iou"), *(term for term in extra if term.ndim == 2)]
+    return informative(sparse, *(np.broadcast_to(term[..., None], sparse.shape) for term in once))
 
 
 def count_with_signal(
     groups: Sequence[QuestionGroup], weights: Mapping[str, float], options: DualStreamOptions
 ) -> int:
-    """Questions that at least one of the trained branches (weight > 0) learns from."""
+    """Number of questions that at least one of the trained branches (weight > 0) learns from."""
     if not groups:
         return 0
-    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]
+    trained = [signal(groups, branch, options) for branch, weight in weights.items() if weight > 0]  # (P, G, K) each
     return int(np.any(trained, axis=(0, 2, 3)).sum())
 
 
-def localization_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
-    """The G localizations of each question; O_i stands K times, run once.
+def localization_batch(batch: RolloutBatch, options: DualStreamOptions, *, everything: bool = False) -> BranchBatch:
+    """The G localizations of each question; O_i counts K times, run once.
 
     The baseline is always the question's: within one localization there is nothing to compare.
+
+    Args:
+        everything: completions without a signal take part as well, with advantages of 0: a KL term acts on all.
     """
-    rewards = np.stack([group.rewards.localization for group in batch.groups])
+    rewards = np.stack([group.rewards.localization for group in batch.groups])  # (P, G, K)
     advantages = group_advantages(
         rewards, group="pair", scale=options.scale_advantages, std_floor=options.advantage_std_floor
     )
-    used = signal(batch.groups, LOCALIZATION, options)
-    positive, negative = split_signs(advantages)
-    index = [p for p in range(len(batch.groups)) if used[p].any()]
-    return BranchBatch(
-        prompts=[batch.localize_prompts[p] for p in index],
-        completions=[[r.completion for r in batch.groups[p].localizations] for p in index],
-        positive=[positive[p] for p in index],
-        negative=[negative[p] for p in index],
+    used = np.any(signal(batch.groups, LOCALIZATION, options), axis=(1, 2))  # (P,)
+    positive, negative = split_signs(advantages * used[:, None, None])  # (P, G)
+    return _assemble(
+        prompts=batch.localize_prompts,
+        completions=[[r.completion for r in group.localizations] for group in batch.groups],
+        positive=positive,
+        negative=negative,
+        used=used,
         repeats=rewards.shape[-1],
-        skipped=len(batch.groups) - len(index),
+        skipped=int((~used).sum()),
+        options=options,
+        everything=everything,
     )
 
 
-def reasoning_batch(batch: RolloutBatch, options: DualStreamOptions) -> BranchBatch:
-    """The K reasonings of each localization, each standing once."""
-    rewards = np.stack([group.rewards.reasoning for group in batch.groups])
+def reasoning_batch(batch: RolloutBatch, options: DualStreamOptions, *, everything: bool = False) -> BranchBatch:
+    """The K reasonings of each localization, each counting once; `everything` as in `localization_batch`."""
+    rewards = np.stack([group.rewards.reasoning for group in batch.groups])  # (P, G, K)
     advantages = group_advantages(
         rewards,
         group=options.advantage_group,
         scale=options.scale_advantages,
         std_floor=options.advantage_std_floor,
-    ).reshape(-1, rewards.shape[-1])
-    used = signal(batch.groups, REASONING, options)
-    completions = [[r.completion for r in row] for group in batch.groups for row in group.reasonings]
-    index = np.flatnonzero(used.reshape(-1, rewards.shape[-1]).any(-1))
-    groups = used.any(-1).any(-1) if options.advantage_group == "pair" else used.any(-1)
-    return BranchBatch(
-        prompts=[batch.reason_prompts[i] for i in index],
-        completions=[completions[i] for i in index],
-        positive=[np.maximum(advantages[i], 0) for i in index],
-        negative=[np.minimum(advantages[i], 0) for i in index],
+    )
+    signals = np.any(signal(batch.groups, REASONING, options), axis=-1)  # (P, G)
+    advantages = (advantages * signals[..., None]).reshape(-1, rewards.shape[-1])  # (P·G, K)
+    groups = np.any(signals, axis=-1) if options.advantage_group == "pair" else signals
+    return _assemble(
+        prompts=batch.reason_prompts,
+        completions=[[r.completion for r in row] for group in batch.groups for row in group.reasonings],
+        positive=np.maximum(advantages, 0),
+        negative=np.minimum(advantages, 0),
+        used=signals.ravel(),
         repeats=1,
         skipped=int((~groups).sum()),
+        options=options,
+        everything=everything,
+    )
+
+
+def _assemble(
+    *,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    positive: FloatArray,
+    negative: FloatArray,
+    used: NDArray[np.bool_],
+    repeats: int,
+    skipped: int,
+    options: DualStreamOptions,
+    everything: bool,
+) -> BranchBatch:
+    """The prompts that take part; completions that were cut off are left out of the policy gradient if asked for."""
+    counted = np.array(
+        [[c.finished or not options.mask_truncated for c in siblings] for siblings in completions], dtype=bool
+    ).reshape(positive.shape)
+    lengths = np.array([[len(c.token_ids) for c in siblings] for siblings in completions]).reshape(positive.shape)
+    in_mean = counted & (used[:, None] if options.token_mean == "kept" else True)
+    index = range(len(prompts)) if everything else np.flatnonzero(used).tolist()
+    return BranchBatch(
+        prompts=[prompts[i] for i in index],
+        completions=[list(completions[i]) for i in index],
+        positive=[positive[i] * counted[i] for i in index],
+        negative=[negative[i] * counted[i] for i in index],
+        repeats=repeats,
+        mean_tokens=repeats * int(lengths[in_mean].sum()),
+        skipped=skipped,
     )

@@ -1,19 +1,22 @@
-"""What a user sees of a run while it goes on: a bar with the figures that matter, `metrics.jsonl`, drawn samples."""
+"""Output of a run while it goes on: a bar with the main figures, `metrics.jsonl`, and drawn samples."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vitos.data.files import write_text_atomic
+from vitos.data.files import write_json_atomic, write_text_atomic
+from vitos.rl.rollout import QuestionGroup
 
 METRICS_FILE = "metrics.jsonl"
-# Short names of the bar, in order.
+# Figures of the bar, in its order, with their short names.
 _SHOWN = {
     "reward/localization": "r_loc",
     "reward/reasoning": "r_rea",
@@ -27,7 +30,7 @@ _SHOWN = {
 
 
 class LogCallback(TrainerCallback):
-    """Watches what the first process logs."""
+    """A callback that gets the figures logged by the first process."""
 
     def on_log(
         self,
@@ -41,14 +44,14 @@ class LogCallback(TrainerCallback):
             self.on_figures(args, state, logs)
 
     def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
-        """Called with every log; the last one is Trainer's summary."""
+        """Called with the figures of each log; the last log is Trainer's summary."""
         raise NotImplementedError
 
 
 class MetricsFileCallback(LogCallback):
-    """One JSON object a line for every log, whatever else `report_to` names.
+    """Writes one JSON line per log to `metrics.jsonl`, whatever `report_to` names.
 
-    A resumed run first drops the lines behind its checkpoint, so that the series has neither gap nor repeat.
+    A resumed run first removes the lines after its checkpoint, so that no update is missing or occurs twice.
     """
 
     def on_train_begin(
@@ -68,7 +71,7 @@ class MetricsFileCallback(LogCallback):
 
 
 class FiguresCallback(LogCallback):
-    """A progress bar over the updates of the whole run, with rewards, accuracies and rates behind it."""
+    """A progress bar over the updates of the whole run, followed by rewards, accuracies and rates."""
 
     _bar: Any = None
 
@@ -91,7 +94,7 @@ class FiguresCallback(LogCallback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`, oldest first; a last line cut off by a kill is left out."""
+    """Rows of a `metrics.jsonl`, oldest first; a last line that a kill cut off is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -101,7 +104,39 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def write_samples(
+    run: Path, step: int, groups: Sequence[QuestionGroup], draw: Callable[[QuestionGroup], Image.Image] | None = None
+) -> None:
+    """Write questions of one update with all their texts to `samples/step-N.json`; with `draw`, also pictures."""
+    folder = run / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, group in enumerate(groups):
+        row: dict[str, Any] = {
+            "id": group.record.id,
+            "question": group.record.question,
+            "gold": group.record.answer,
+            "localizations": [
+                {
+                    "text": rollout.completion.text,
+                    "kept_ratio": kept.ratio,
+                    "fallback": kept.fallback,
+                    "rewards": rewards.tolist(),
+                    "reasonings": [r.completion.text for r in answers],
+                }
+                for rollout, kept, rewards, answers in zip(
+                    group.localizations, group.kept, group.rewards.localization, group.reasonings, strict=True
+                )
+            ],
+        }
+        if draw is not None:
+            row["overlay"] = f"step-{step}-{index}.png"
+            draw(group).save(folder / row["overlay"])
+        rows.append(row)
+    write_json_atomic(folder / f"step-{step}.json", rows)
+
+
 def _line(row: dict[str, Any]) -> str:
-    """One JSON line; what is not a finite number becomes null, which JSON can say."""
+    """One JSON line; numbers that are not finite become null, since JSON has no other word for them."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(clean) + "\n"

@@ -14,8 +14,15 @@ from vitos.config.options import DualStreamOptions
 class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[misc]
     """All fields of `DualStreamOptions`, where they are documented, and of `transformers.TrainingArguments`.
 
-    `max_steps`, the batch size and what the loop must not do on its own (drop columns, accumulate gradients) follow
-    from the options and are set here.
+    `max_steps` and the batch size follow from the options. Settings of the loop that do not go with the dual stream,
+    such as dropping columns, are switched off.
+
+    >>> config = DualStreamConfig(output_dir="runs/mine", localization_steps=20, reasoning_steps=30, use_cpu=True)
+    >>> config.max_steps, config.num_localizations
+    (50, 4)
+
+    Raises:
+        ValueError: for values out of range, and for combinations that contradict each other.
     """
 
     def __post_init__(self) -> None:
@@ -26,9 +33,9 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
         self.save_strategy = "steps"
         self.logging_strategy = "steps"
         self.logging_first_step = True
-        self.dataloader_pin_memory = False  # records are no tensors
+        self.dataloader_pin_memory = False  # records are not tensors
         if self.disable_tqdm is None:
-            self.disable_tqdm = False  # Trainer would drop the bar where its own messages are silenced
+            self.disable_tqdm = False  # Trainer would drop the bar when its messages are silenced
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 "gradient_accumulation_steps must be 1: a step's questions are questions_per_step, and its memory is "
@@ -37,7 +44,7 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.n_gpu > 1:
             raise ValueError(
-                f"one process sees {self.n_gpu} GPUs; start one process for each with `accelerate launch` (see "
+                f"one process sees {self.n_gpu} GPUs; start one process per GPU with `accelerate launch` (see "
                 "recipes/accelerate), or make one visible (CUDA_VISIBLE_DEVICES=0)"
             )
         if self.questions_per_step % self.world_size:
@@ -49,13 +56,13 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
 
     @classmethod
     def from_options(cls, options: DualStreamOptions, output_dir: str, **trainer: Any) -> DualStreamConfig:
-        """From a recipe's `train` and `trainer` sections.
+        """The configuration of a recipe's `train` and `trainer` sections.
 
         Raises:
             ValueError: for a `trainer` key that `transformers.TrainingArguments` does not have.
         """
         known = {field.name for field in fields(TrainingArguments)}
         if unknown := sorted(set(trainer) - known):
-            raise ValueError(f"trainer.{unknown[0]} is no field of transformers.TrainingArguments")
+            raise ValueError(f"trainer.{unknown[0]} is not a field of transformers.TrainingArguments")
         own = {field.name: getattr(options, field.name) for field in fields(DualStreamOptions)}
         return cls(**own, output_dir=output_dir, **trainer)

@@ -1,12 +1,12 @@
-"""What several processes do together: sum figures and gradients, sample with sharded weights, move optimizer states.
+"""Work of several processes together: sum figures and gradients, sample with sharded weights, move optimizer states.
 
-Every process takes whole questions, so baselines and advantages need nobody else. What is shared is the token count in
-the loss's mean, the gradients and the figures. Two ways, both set up by accelerate:
+Each process takes whole questions, so baselines and advantages need no other process. Shared are the token count in
+the mean of the loss, the gradients and the figures. There are two ways, both set up by accelerate:
 
-- DDP: every process has all weights. An update has as many backward passes as its micro-batches, which differ between
-  processes, so the module inside the wrapper runs and the gradients are summed once, at the end.
-- FSDP2: every forward and backward pass gathers weights from all processes and shards the gradient again, so all run
-  the same number of micro-batches. For sampling, whose length nobody knows, `whole_weights` gathers them once.
+- DDP: each process has all weights. The number of micro-batches, and so of backward passes, differs between processes.
+  Therefore the module inside the wrapper runs, and the gradients are summed once, at the end.
+- FSDP2: each forward and backward pass gathers weights from all processes and shards the gradient again, so all run
+  the same number of micro-batches. For sampling, whose length is not known before, `whole_weights` gathers them once.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ T = TypeVar("T")
 
 
 def runnable(model: torch.nn.Module) -> torch.nn.Module:
-    """The module whose forward pass is called: what is inside a DDP wrapper, any other as it is."""
+    """The module whose forward pass is called: the one inside a DDP wrapper; any other model as it is."""
     inner: torch.nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     return inner
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """The weights of `model` lie on several processes (FSDP2)."""
+    """Whether the weights of `model` are spread over several processes (FSDP2)."""
     return isinstance(model, FSDPModule)
 
 
 def set_up_sharding(accelerator: Accelerator, backbone: Backbone) -> None:
-    """Settings of accelerate's FSDP plugin that follow from the trainer; before the model is prepared.
+    """Set the options of accelerate's FSDP plugin that follow from the trainer; called before the model is prepared.
 
-    The frozen vision encoder stays whole on every device, since it runs on its own, outside of the model's forward
-    pass; layers are sharded one by one.
+    The frozen vision encoder stays whole on each device, since it runs outside of the model's forward pass; layers are
+    sharded one by one.
 
     Raises:
-        ValueError: for FSDP1, and for loading on one process only, which comes too late here.
+        ValueError: for FSDP1, and for loading on one process only, for which it is too late here.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ValueError("set fsdp_config.version: 2; FSDP1 cannot hold frozen weights beside trained ones")
+        raise ValueError("set fsdp_config.version: 2; FSDP1 cannot hold both frozen and trained weights")
     if plugin.cpu_ram_efficient_loading:
         raise ValueError("set fsdp_config.cpu_ram_efficient_loading: false; the policy is loaded before it is sharded")
     vision = {id(m) for root in backbone.vision_modules for m in root.modules()}
@@ -64,13 +64,14 @@ def set_up_sharding(accelerator: Accelerator, backbone: Backbone) -> None:
 
 @contextmanager
 def whole_weights(model: torch.nn.Module, reshard_after_forward: bool) -> Iterator[None]:
-    """While the block runs, every process holds all weights of an FSDP2 model and samples at its own pace.
+    """Let each process hold all weights of an FSDP2 model, and sample at its own pace, while the block runs.
 
-    Costs the memory of one whole copy of the language model in the computing dtype on every device, as long as it
-    runs, and one gathering. Other models are left as they are.
+    This costs one gathering and, for the time of the block, the memory of a whole copy of the language model in the
+    computing dtype on each device. Other models are left as they are.
 
     Args:
-        reshard_after_forward: what holds for the layers outside of the block.
+        model: the model.
+        reshard_after_forward: whether layers are sharded again after a forward pass outside of the block.
     """
     units = [m for m in model.modules() if isinstance(m, FSDPModule)]
     for unit in units:
@@ -92,7 +93,7 @@ def whole_weights(model: torch.nn.Module, reshard_after_forward: bool) -> Iterat
 
 
 def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
-    """Each value summed over all processes."""
+    """The sum of each value over all processes."""
     if accelerator.num_processes == 1:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
@@ -110,7 +111,7 @@ def maximum(accelerator: Accelerator, value: int) -> int:
 
 
 def gathered(accelerator: Accelerator, items: list[T]) -> list[T]:
-    """The items of all processes, in their order; they must hold no large tensors."""
+    """The items of all processes, in the order of the processes; they must not contain large tensors."""
     if accelerator.num_processes == 1:
         return items
     everything: list[T] = gather_object(items)
@@ -121,24 +122,24 @@ def gathered(accelerator: Accelerator, items: list[T]) -> list[T]:
 
 
 def sum_gradients(accelerator: Accelerator, model: torch.nn.Module) -> None:
-    """Add up the processes' gradients of replicated weights; sharded ones have been added by FSDP's backward pass."""
+    """Sum the gradients of replicated weights over processes; FSDP's backward pass does so for sharded ones."""
     if accelerator.num_processes == 1 or is_sharded(model):
         return
     for parameter in (p for p in model.parameters() if p.requires_grad):
-        if parameter.grad is None:  # this process had nothing to learn from, others had
+        if parameter.grad is None:  # no question of this process carried signal, but one of another did
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
 
 
 def gradient(model: torch.nn.Module) -> Tensor:
-    """All gradients of this process, of its own shards if sharded, as one float32 vector."""
+    """All gradients of this process as one float32 vector; for sharded weights, those of its shards."""
     return torch.cat([_local(p.grad if p.grad is not None else torch.zeros_like(p)) for p in _trained(model)])
 
 
 def gradient_products(
     accelerator: Accelerator, model: torch.nn.Module, vectors: Sequence[Tensor]
 ) -> list[list[float]]:
-    """Inner products of all pairs of gradients (see `gradient`), summed over processes."""
+    """Inner products of all pairs of gradients (from `gradient`), summed over processes."""
     if accelerator.num_processes > 1 and not is_sharded(model):
         for vector in vectors:
             dist.all_reduce(vector)
@@ -150,7 +151,7 @@ def gradient_products(
 
 
 def gradient_norm(accelerator: Accelerator, model: torch.nn.Module) -> float:
-    """Norm of the gradients after they have been summed; 0 without any, not finite if one of them is not."""
+    """Norm of the summed gradients; 0 without any, not finite if one of them is not."""
     squares = [_local(p.grad).double().square().sum() for p in _trained(model) if p.grad is not None]
     total = float(torch.stack(squares).sum()) if squares else 0.0
     if is_sharded(model):
@@ -172,7 +173,7 @@ def _local(tensor: Tensor) -> Tensor:
 def whole_weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """The `state_dict` with sharded tensors gathered on the CPU; all processes must call it together.
 
-    A tied weight stands under its first name only, as in a file of `save_pretrained`.
+    A tied weight appears under its first name only, as in a file of `save_pretrained`.
     """
     once = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
@@ -186,7 +187,7 @@ def _whole(value: Any) -> Any:
 def whole_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """An optimizer's `state_dict` with sharded tensors gathered on the CPU; all processes must call it together.
 
-    The result is that of an optimizer in one process, so that a run can go on with another number of them.
+    The result is the state of an optimizer in one process, so a run can go on with another number of processes.
     """
     return {
         **state,

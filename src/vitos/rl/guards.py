@@ -1,4 +1,4 @@
-"""What a run watches over: updates that are not finite, and rewards that are earned the wrong way."""
+"""Guards of a run: updates that are not finite are left out, and rewards earned the wrong way cause a warning."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vitos.rl.callbacks import LogCallback
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 10  # logs that a rate is averaged over
-# Figure, limit, whether more or less than the limit is bad, and what that means.
+WINDOW = 10  # number of logs that a rate is averaged over
+# Figure, limit, whether more (True) or less than the limit is bad, and the meaning of that.
 _SIGNS = (
     (
         "fallback_rate",
@@ -49,10 +49,10 @@ _SIGNS = (
 
 
 class UpdateGuard:
-    """Counts updates whose loss or gradient is not finite.
+    """Leaves out updates whose loss or gradient is not finite.
 
     Args:
-        most: such updates in a row that are left out; one more stops the run.
+        most: largest number of consecutive updates to leave out; one more stops the run.
     """
 
     def __init__(self, most: int) -> None:
@@ -63,7 +63,7 @@ class UpdateGuard:
         """Whether the update may change the weights.
 
         Raises:
-            FloatingPointError: after too many that may not.
+            FloatingPointError: after too many consecutive updates that may not.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
@@ -72,14 +72,14 @@ class UpdateGuard:
         what = f"the loss of update {step} is {loss} and the norm of its gradient {norm} (questions {list(ids)})"
         if self.in_a_row > self.most:
             raise FloatingPointError(
-                f"{what}, the {self.in_a_row}. such update in a row; lower learning_rate, or train in float32"
+                f"{what}: {self.in_a_row} such updates in a row; lower learning_rate, or train in float32"
             )
         logger.warning("%s; the update is left out", what)
         return False
 
 
 class CollapseWarning(LogCallback):
-    """Says once, in plain words, when a rate of the last logs shows that rewards are earned the wrong way."""
+    """Warns once, with the remedy, if a rate of the last logs shows that rewards are earned the wrong way."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name, *_ in _SIGNS}

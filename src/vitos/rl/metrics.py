@@ -1,4 +1,4 @@
-"""The figures of an update that are logged."""
+"""Figures of an update, for the log."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vitos.rl.rollout import QuestionGroup
 
 
 def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
-    """The figures of one update's questions that are logged.
+    """Figures of one update's questions; docs/results.md describes all of them.
 
-    `fallback_rate` and `parse_rate` are shares of the localizations; `whole_image_rate` of boxes with more than 0.9 of
-    the image; `group_std` is the standard deviation of a question's rewards, averaged, and `zero_std_rate` the share
-    of questions without any.
+    `fallback_rate`, `parse_rate` and `whole_image_rate` are shares of the localizations, the last one of those with a
+    box over more than 0.9 of the image. `group_std` is the mean standard deviation of a question's rewards,
+    `zero_std_rate` the share of questions whose rewards are all equal.
     """
     localizations = [r for g in groups for r in g.localizations]
     reasonings = [r for g in groups for row in g.reasonings for r in row]
-    selections = [s for g in groups for s in g.selections]
+    kept = [k for g in groups for k in g.kept]
     boxes = [len(r.response.boxes) for r in localizations]
     whole = [any(b.area > 0.9 for b in r.response.boxes) for r in localizations]
     spread = np.array([[g.rewards.localization.std(), g.rewards.reasoning.std()] for g in groups])
@@ -28,8 +28,8 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
         "reward/reasoning": float(np.mean([g.rewards.reasoning.mean() for g in groups])),
         "accuracy/localization": float(stack(groups, "accuracy").mean()),
         "accuracy/sparse": float(stack(groups, "sparse_accuracy").mean()),
-        "kept_ratio": float(np.mean([s.kept_ratio for s in selections])),
-        "fallback_rate": float(np.mean([s.fallback for s in selections])),
+        "kept_ratio": float(np.mean([k.ratio for k in kept])),
+        "fallback_rate": float(np.mean([k.fallback for k in kept])),
         "parse_rate": float(np.mean([r.response.evidence_parsed for r in localizations])),
         "no_answer_rate": float(np.mean([r.response.answer is None for r in reasonings])),
         "boxes_per_response": float(np.mean(boxes)),
@@ -51,5 +51,5 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
 
 
 def stack(groups: Sequence[QuestionGroup], term: str) -> NDArray[np.float64]:
-    """A reward term of all groups, shape (P, G) or (P, G, K)."""
+    """A reward term of P groups, shape (P, G) or (P, G, K)."""
     return np.stack([group.rewards.terms[term] for group in groups])

@@ -1,11 +1,11 @@
-"""Further questions in the place of those whose groups carry no signal ("dynamic sampling", DAPO, arXiv 2503.14476).
+"""Further questions to replace those whose groups carry no signal ("dynamic sampling", DAPO, arXiv 2503.14476).
 
-A group whose outcomes are all equal teaches nothing (`advantages.py:informative`), so an update of P questions has
-fewer that count, and ever fewer as the policy gets better. Here as many further questions are rolled out as are
-lacking, in at most so many rounds. Where DAPO goes on in the order of the epoch, further questions are drawn at random
-from the seed of the run and the number of the update alone: the sampler stays where it is, so a resumed run draws
-what the uninterrupted one does, every question still comes once an epoch in its turn, and a run in several processes
-asks what one process would.
+A group whose outcomes are all equal teaches nothing (`advantages.py:informative`). So an update of P questions learns
+from fewer than P, and from ever fewer as the policy gets better. Here the missing number of further questions is
+rolled out, in a limited number of rounds. DAPO takes them in the order of the epoch. Here they are drawn at random
+from the run's seed and the number of the update alone. The sampler of the epoch does not move, so a resumed run draws
+the same questions as an uninterrupted one, each question still comes once per epoch in its turn, and several
+processes ask the same questions as one.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ def roll_out_until_full(
     further: Callable[[Collection[str]], Iterator[Record]],
     rounds: int,
 ) -> list[RolloutBatch]:
-    """This process's rollouts: of its own questions, then of each round of further ones, which may be empty.
+    """The rollouts of this process: first its questions, then each round of further ones, which may be empty.
 
-    All processes call it together. They share out each round's questions in their order, each taking as many as it
-    lacks, so that all of them together ask what one process would.
+    All processes call it together. They share the questions of each round in order, and each takes as many as it
+    lacks, so that all of them together ask the same questions as one process.
 
     Args:
+        accelerator: the processes.
         records: the questions of this process.
-        roll: makes rollouts of questions.
-        count: how many groups carry signal.
-        further: questions to go on with, given the ids of all that were asked; alike in all processes.
-        rounds: at most; 0 asks nobody.
+        roll: a function that makes the rollouts of questions.
+        count: a function that counts the groups with signal.
+        further: a function from the ids of all questions asked so far to further ones; the same in all processes.
+        rounds: largest number of rounds; 0 for no further questions.
     """
     batches = [roll(records)]
     if rounds == 0:
@@ -60,13 +61,13 @@ def roll_out_until_full(
 
 
 def further_questions(dataset: Sequence[Record], asked: Collection[str], seed: int, step: int) -> Iterator[Record]:
-    """The questions of a data set that an update has not asked, each once, in an order of the seed and the update."""
+    """The questions of a data set that an update has not asked, each once, in an order drawn from seed and update."""
     order = np.random.default_rng(derive_seed(seed, step, "oversampling")).permutation(len(dataset))
     return (dataset[i] for i in order.tolist() if dataset[i].id not in asked)
 
 
 def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
-    """Several batches as one, in their order."""
+    """Several batches as one batch, in their order."""
     return RolloutBatch(
         [group for batch in batches for group in batch.groups],
         [prompt for batch in batches for prompt in batch.localize_prompts],

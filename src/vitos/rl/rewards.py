@@ -1,14 +1,14 @@
-"""Rewards of the two branches (algorithm.md §6): small pure functions, and their sum over the group of one question.
+"""Rewards of the two branches (docs/method.md, section 7): small pure functions, and their sums for one question.
 
 For localization rollout `O_i` and its sparse rollouts `O'_ij`, i = 1..G, j = 1..K:
 
     r_ij  = w_f·format(O_i)   + w_iou·IoU(O_i) + w_a·acc(O_i)   + λ·acc(O'_ij)      localization branch
     r'_ij = w_f·format(O'_ij)                  + w_a·acc(O'_ij) + λ·acc(O_i)        reasoning branch
 
-The λ terms are the cross-feedback: each branch is paid for its partner's accuracy. The terms and where they go are the
-paper's; the weights are ours and come from the recipe.
+The λ terms are the cross-feedback: each branch is rewarded for its partner's accuracy. The terms and their places are
+those of the paper; the weights are ours and come from the recipe.
 
-A reward of your own is one function in a file, named in the recipe as `file.py:function`:
+To add a reward, write one function in a file and name it in the recipe as `file.py:function`:
 
     def short(response: Response, record: Record) -> float | None:   # None abstains
         return -len(response.text) / 1000
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
 from typing import Literal
 
@@ -39,15 +39,24 @@ class RewardError(ValueError):
     """A user's reward could not be loaded, failed, or returned something that is not a finite number or None."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardWeights:
     """Weights of the terms, finite and >= 0; 0 switches a term off.
 
+    >>> RewardWeights(iou=0.5)
+    RewardWeights(format=0.2, iou=0.5, accuracy=1.0, feedback=0.5)
+
+    Attributes:
+        format: w_f, weight of the format.
+        iou: w_iou, weight of the boxes' IoU with the gold boxes.
+        accuracy: w_a, weight of the branch's accuracy.
+        feedback: λ, weight of the partner's accuracy.
+
     Raises:
-        ValueError: naming the weight that is not.
+        ValueError: naming a weight that is negative or not finite.
     """
 
-    # One place for the defaults: the recipe's section, whose class attributes they are.
+    # The defaults have one place, the recipe's section.
     format: float = RewardsSection.format  # w_f
     iou: float = RewardsSection.iou  # w_iou
     accuracy: float = RewardsSection.accuracy  # w_a
@@ -62,9 +71,17 @@ class RewardWeights:
 
 @dataclass(frozen=True, slots=True)
 class ExtraReward:
-    """A user's reward: `weight` × `function(response, record)`, added to the rollouts of `branch`.
+    """A user's reward: `weight` × `function(response, record)`, added to the rewards of `branch`.
 
-    The weight may be negative (a penalty). Where the function abstains with None, the term is left out of that sum.
+    >>> def length(response, record):
+    ...     return len(response.text) / 1000
+    >>> penalty = ExtraReward("length", length, weight=-0.1, branch="reasoning")
+
+    Attributes:
+        name: name of the reward in the log.
+        function: the reward of a response to a record; None abstains, and the term is left out of that sum.
+        weight: weight of the reward; negative for a penalty.
+        branch: the branch that gets the reward, "localization", "reasoning" or "both".
 
     Raises:
         ValueError: if the weight is not finite.
@@ -72,6 +89,7 @@ class ExtraReward:
 
     name: str
     function: RewardFunction
+    _: KW_ONLY
     weight: float
     branch: Branch
 
@@ -85,11 +103,11 @@ class GroupRewards:
     """Rewards of the G×K pairs of one question.
 
     Attributes:
-        localization: r_ij, shape (G, K).
-        reasoning: r'_ij, shape (G, K).
-        terms: the same before weighting, to be logged; NaN where a reward abstained. `format`, `iou`, `accuracy` of
-            shape (G,), `sparse_format`, `sparse_accuracy` of shape (G, K), and each extra reward by its name: (G,)
-            for localization, and prefixed with `sparse_`, (G, K), for reasoning.
+        localization: rewards r_ij of the localization branch, shape (G, K).
+        reasoning: rewards r'_ij of the reasoning branch, shape (G, K).
+        terms: the terms before weighting, for the log; NaN where a reward abstained. `format`, `iou` and `accuracy`
+            have shape (G,), `sparse_format` and `sparse_accuracy` (G, K). An extra reward has its name and shape (G,)
+            for localization, and its name prefixed with `sparse_` and shape (G, K) for reasoning.
     """
 
     localization: FloatArray
@@ -98,7 +116,7 @@ class GroupRewards:
 
 
 def accuracy(response: Response, record: Record) -> float:
-    """1 if the answer is the record's letter, else 0; no answer is 0."""
+    """1 if the answer is the record's letter, else 0; 0 without an answer."""
     return float(response.answer == record.answer)
 
 
@@ -110,8 +128,8 @@ def format_reward(response: Response) -> float:
 def iou_reward(response: Response, record: Record) -> float | None:
     """Mean IoU over the optimal matching of predicted and gold boxes, 0..1; 0 if no boxes could be read.
 
-    None (abstains) where the record has no gold boxes. An empty tuple abstains as well: with nothing to find, any
-    answer would score the same, so the term could only punish the rollouts for boxes that nobody judged.
+    None (abstains) if the record has no gold boxes. An empty tuple abstains as well: with nothing to find, all answers
+    would score the same, and the term could only punish rollouts for boxes without a judgement.
     """
     if not record.boxes:
         return None
@@ -128,8 +146,10 @@ def group_rewards(
     """Rewards of both branches for all rollouts of one question.
 
     Args:
-        localizations: O_i, length G.
-        reasonings: O'_ij, G rows of length K; row i is conditioned on the boxes of O_i.
+        record: the question.
+        localizations: responses O_i, length G.
+        reasonings: responses O'_ij, G rows of length K; row i is conditioned on the boxes of O_i.
+        weights: weights of the built-in terms.
         extra: a user's rewards, added to the sums of their branch.
 
     Raises:
@@ -156,15 +176,15 @@ def group_rewards(
         "sparse_format": per_reasoning(format_reward),
         "sparse_accuracy": per_reasoning(lambda o: accuracy(o, record)),
     }
-    # (G, 1) against (G, K): O_i is paid K times, once with each partner.
+    # (G, 1) against (G, K): O_i is rewarded K times, once with each partner.
     dense = {name: terms[name][:, None] for name in ("format", "iou", "accuracy")}
-    localization = (
+    localization = (  # (G, K)
         weights.format * dense["format"]
         + weights.iou * np.nan_to_num(dense["iou"])  # NaN: abstained
         + weights.accuracy * dense["accuracy"]
         + weights.feedback * terms["sparse_accuracy"]
     )
-    reasoning = (
+    reasoning = (  # (G, K)
         weights.format * terms["sparse_format"]
         + weights.accuracy * terms["sparse_accuracy"]
         + weights.feedback * dense["accuracy"]
@@ -186,7 +206,7 @@ def group_rewards(
 
 
 def _checked(reward: ExtraReward, record: Record) -> Callable[[Response], float | None]:
-    """`reward.function` for one record, its failures named."""
+    """`reward.function` for one record; errors name the reward and the record."""
 
     def call(response: Response) -> float | None:
         where = f"reward {reward.name!r}, record {record.id!r}"
@@ -211,5 +231,5 @@ def _finite(value: object, where: str) -> float:
 
 
 def _array(values: Sequence[float | None] | Sequence[Sequence[float | None]]) -> FloatArray:
-    """float64 of the same shape, None as NaN."""
+    """The values as float64, None as NaN."""
     return np.array(values, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""G localization and G×K reasoning rollouts of each question, with their rewards: what one update learns from."""
+"""The data of one update: G localization and G×K reasoning rollouts per question, with their rewards."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vitos.core.geometry import TokenGrid
 from vitos.core.prompt import Prompt
 from vitos.core.record import Record
-from vitos.core.sparsify import Selection
+from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling, derive_seed
-from vitos.policy.plans import PLANS
+from vitos.policy.plans.dense import Dense
 from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.rewards import ExtraReward, GroupRewards, RewardWeights, group_rewards
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionGroup:
     """All rollouts of one question.
 
     Attributes:
-        localizations: O_i, length G; `selections` are the visual tokens that their boxes keep, of `grid`.
-        reasonings: O'_ij, G rows of K.
+        record: the question as the data set has it.
+        query: the question about its scan.
+        localizations: rollouts O_i, length G.
+        kept: visual tokens that the boxes of each localization keep, length G.
+        reasonings: rollouts O'_ij, G rows of K.
+        rewards: rewards of both branches.
     """
 
     record: Record
     query: Query
     localizations: list[Rollout]
-    selections: list[Selection]
+    kept: list[Kept]
     reasonings: list[list[Rollout]]
     rewards: GroupRewards
-    grid: TokenGrid
 
     def without_embeddings(self) -> QuestionGroup:
-        """The same group, its visual tokens' embeddings left out, small enough to be sent to other processes."""
+        """The same group without embeddings of visual tokens, small enough to be sent to other processes."""
         visuals = tuple(
             replace(v, embeddings=v.embeddings.new_empty(v.grid.num_tokens, 0).cpu(), streams=())
             for v in self.query.scan.visuals
@@ -47,11 +49,12 @@ class QuestionGroup:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """The groups of one update and the prompts they were sampled from.
+    """The groups of one update and the prompts that they were sampled from.
 
     Attributes:
-        localize_prompts: one for each question (P).
-        reason_prompts: one for each localization (P×G).
+        groups: the rollouts of each question, length P.
+        localize_prompts: one prompt per question, length P.
+        reason_prompts: one prompt per localization, length P×G.
     """
 
     groups: list[QuestionGroup]
@@ -59,14 +62,16 @@ class RolloutBatch:
     reason_prompts: list[Prompt]
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutOptions:
     """How rollouts are drawn.
 
     Attributes:
-        num_localizations, num_reasonings: G and K.
-        seed: of the run; every completion's seed follows from it, the step, the record's id, the branch, i and j.
-        dense: reasoning sees all tokens, whatever the boxes (RL without pruning).
+        num_localizations: G, number of localizations per question.
+        num_reasonings: K, number of reasonings per localization.
+        localize, reason: length and temperature of each branch.
+        seed: the run's seed; the seed of a completion follows from it, the step, the record's id, the branch, i and j.
+        dense: whether reasoning sees all tokens, whatever the boxes are (RL without pruning).
     """
 
     num_localizations: int
@@ -83,7 +88,7 @@ def roll_out(
     records: Sequence[Record],
     scans: Sequence[Scan],
     step: int,
-    plan: RolloutPlan,
+    options: RolloutOptions,
     weights: RewardWeights,
     extra_rewards: Sequence[ExtraReward] = (),
     localizer: SparseVLM | None = None,
@@ -92,34 +97,43 @@ def roll_out(
     """Sample both branches and reward them.
 
     Args:
-        policy: samples the reasoning branch, and the localization branch unless
-        localizer: another policy (frozen stage-1 weights) writes the boxes.
-        step: number of the update, part of every seed.
+        policy: the policy that samples both branches.
+        records: the questions, length P.
+        scans: the visual tokens of each question, length P.
+        step: number of the update, which is part of each seed.
+        options: group sizes, lengths, temperature and seed.
+        weights: weights of the built-in rewards.
+        extra_rewards: a user's rewards.
+        localizer: another policy that writes the boxes (the frozen stage-1 weights); None for `policy`.
+        watch: a stopwatch for the spans of both branches.
     """
     watch = watch or Stopwatch()
     queries = [Query(scan, record.question) for record, scan in zip(records, scans, strict=True)]
 
     def seeds(record: Record, branch: str, *index: int) -> int:
-        return derive_seed(plan.seed, step, record.id, branch, *index)
+        return derive_seed(options.seed, step, record.id, branch, *index)
 
-    first = [[seeds(r, "localization", i) for i in range(plan.num_localizations)] for r in records]
-    localize_prompts = policy.localize_prompts(queries)
-    # Both branches go on behind one dense pass over the image. A frozen localizer does not: the keys are not its own.
-    shared = policy.with_prefixes(queries, watch) if policy.spec.plan == "gather" else queries
-    localizations = (localizer or policy).localize(shared, plan.localize, first, watch, localize_prompts)
+    first = [[seeds(r, "localization", i) for i in range(options.num_localizations)] for r in records]  # (P, G)
+    branches, plan = policy.branches, Dense("dense") if options.dense else policy.plan
+    localize_prompts = [branches.localize_prompt(query) for query in queries]
+    # Both branches go on behind one dense pass over the image. A frozen localizer does not: it did not make the keys.
+    shared = policy.with_prefixes(queries, watch) if policy.plan.shares_prefix else queries
+    localizations = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
 
-    flat_queries = [query for query in shared for _ in range(plan.num_localizations)]
-    responses = [rollout.response for row in localizations for rollout in row]
-    method = PLANS["dense" if plan.dense else policy.spec.plan]
-    looks = method.looks(policy, flat_queries, responses, watch)
-    reason_prompts, selections = [look.prompt for look in looks], [look.selection for look in looks]
-    second = [
-        [seeds(record, "reasoning", i, j) for j in range(plan.num_reasonings)]
+    with watch.span(plan.timed_as):
+        rows = [  # (P, G)
+            plan.reason(branches, query, [rollout.response.boxes for rollout in row], watch)
+            for query, row in zip(shared, localizations, strict=True)
+        ]
+    reason_prompts = [one.prompt for row in rows for one in row]  # (P·G,)
+    flat_queries = [query for query in shared for _ in range(options.num_localizations)]
+    second = [  # (P·G, K)
+        [seeds(record, "reasoning", i, j) for j in range(options.num_reasonings)]
         for record in records
-        for i in range(plan.num_localizations)
+        for i in range(options.num_localizations)
     ]
-    flat = policy.reason(flat_queries, selections, plan.reason, second, watch, reason_prompts)
-    size = plan.num_localizations
+    flat = policy.reason(flat_queries, reason_prompts, options.reason, second, watch)  # (P·G, K)
+    size = options.num_localizations
     groups = []
     for p, (record, query) in enumerate(zip(records, queries, strict=True)):
         own = slice(p * size, (p + 1) * size)
@@ -131,6 +145,15 @@ def roll_out(
             weights,
             extra_rewards,
         )
-        grid = looks[p * size].grid
-        groups.append(QuestionGroup(record, query, localizations[p], selections[own], reasonings, rewards, grid))
+        kept = [one.kept for one in rows[p]]
+        groups.append(
+            QuestionGroup(
+                record=record,
+                query=query,
+                localizations=localizations[p],
+                kept=kept,
+                reasonings=reasonings,
+                rewards=rewards,
+            )
+        )
     return RolloutBatch(groups, localize_prompts, reason_prompts)

@@ -1,4 +1,4 @@
-"""Which engine writes the rollouts of a training run."""
+"""The engine that writes the rollouts of a training run, where it is not the trained model itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitos.rl.config import DualStreamConfig
 
 
 def vllm_engine(backbone: Backbone, network: torch.nn.Module, args: DualStreamConfig) -> VllmEngine:
-    """vLLM in this process, in the number format that training computes in.
+    """vLLM in this process, in the number format of the training.
 
     Raises:
         ValueError: for adapters, and for several processes: their weights would have to be merged or gathered first.
@@ -21,7 +21,7 @@ def vllm_engine(backbone: Backbone, network: torch.nn.Module, args: DualStreamCo
         raise ValueError("train.sampler: vllm takes no adapters yet; leave out model.lora, or sample with torch")
     if args.world_size > 1:
         raise ValueError(
-            f"train.sampler: vllm runs in one training process, this is one of {args.world_size}; sample with torch"
+            f"train.sampler: vllm runs in one training process, but there are {args.world_size}; sample with torch"
         )
     dtype = torch.bfloat16 if args.bf16 else backbone.model.dtype
     sampler = VllmSampler(backbone, str(dtype).removeprefix("torch."), **args.sampler_options)

@@ -1,4 +1,4 @@
-"""Which branch is trained at which update (algorithm.md §8): every schedule and ablation is a list of stages."""
+"""The branch that is trained at each update (docs/method.md, section 10): each schedule is a list of stages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from vitos.config.options import DualStreamOptions
 LOCALIZATION, REASONING = "localization", "reasoning"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A run of updates with one objective.
+    """Consecutive updates with one objective.
 
     Attributes:
         name: "localization", "reasoning", "alternating", "joint" or "dense".
-        start, steps: its first update and their number.
-        dense: RL without pruning: the reasoning branch sees all visual tokens.
-        share: weight of the localization loss mixed into a reasoning stage (a guard against forgetting).
+        start: number of the first update, from 0.
+        steps: number of updates.
+        dense: whether the reasoning branch sees all visual tokens (RL without pruning).
+        share: weight of the localization loss in a reasoning stage (a guard against forgetting).
     """
 
     name: str
@@ -28,7 +29,7 @@ class Stage:
     share: float = 0.0
 
     def branches(self, step: int) -> Mapping[str, float]:
-        """Weights of the branches' losses at an update (counted over the whole run)."""
+        """Weights of the branches' losses at an update, whose number counts from the start of the run."""
         if self.name == "joint":
             return {LOCALIZATION: 1.0, REASONING: 1.0}
         if self.name == "alternating":
@@ -41,29 +42,29 @@ class Stage:
 
 
 def make_stages(options: DualStreamOptions) -> tuple[Stage, ...]:
-    """The stages of a schedule, in order; optimiser state and learning-rate schedule start anew with each."""
+    """The stages of a schedule, in order; each starts with a fresh optimiser state and learning-rate schedule."""
     first, second = options.localization_steps, options.reasoning_steps
     match options.schedule:
         case "staged":
             return (
-                Stage(LOCALIZATION, 0, first),
-                Stage(REASONING, first, second, share=options.localization_share),
+                Stage(name=LOCALIZATION, start=0, steps=first),
+                Stage(name=REASONING, start=first, steps=second, share=options.localization_share),
             )
         case "reversed":
-            return (Stage(REASONING, 0, second), Stage(LOCALIZATION, second, first))
+            return (Stage(name=REASONING, start=0, steps=second), Stage(name=LOCALIZATION, start=second, steps=first))
         case "localization-only":
-            return (Stage(LOCALIZATION, 0, first),)
+            return (Stage(name=LOCALIZATION, start=0, steps=first),)
         case "reasoning-only":
-            return (Stage(REASONING, 0, second),)
+            return (Stage(name=REASONING, start=0, steps=second),)
         case "dense":
-            return (Stage("dense", 0, first + second, dense=True),)
+            return (Stage(name="dense", start=0, steps=first + second, dense=True),)
         case "alternating" | "joint":
-            return (Stage(options.schedule, 0, first + second),)
+            return (Stage(name=options.schedule, start=0, steps=first + second),)
     raise ValueError(f"unknown schedule {options.schedule!r}")
 
 
 def stage_at(stages: tuple[Stage, ...], step: int) -> tuple[int, Stage]:
-    """Number (from 0) and stage of an update."""
+    """The stage of an update, with the number of the stage, from 0."""
     for number, stage in enumerate(stages):
         if stage.start <= step < stage.start + stage.steps:
             return number, stage

@@ -1,11 +1,11 @@
 """Supervised learning of answers and boxes: the warm start before reinforcement learning.
 
-Reinforcement learning sharpens what a model can already do now and then; a model that never writes a box learns
-nothing from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is
-one image with several exercises about it: the image runs through the model once for all of them.
+Reinforcement learning improves a skill that a model shows now and then; a model that never writes a box learns nothing
+from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is one image
+with several exercises about it: the image runs through the model once for all of them.
 
 Simplification: a plain AdamW loop on one device. For supervised fine-tuning of a large model use a library made for
-it (such as TRL), on targets written by `target_texts`.
+it (such as TRL), with targets from `record_lesson`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from vitos.data.images import load_image_facts
 from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.spec import VitosSpec
 from vitos.policy.vlm import SparseVLM
+from vitos.rl.freezing import freeze_others
 
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """A user message (with one `<image>` for each image of its lesson) and the answer to be learned."""
+    """A user message (with one `<image>` per image of its lesson) and the answer to be learned."""
 
     text: str
     target: str
@@ -44,10 +45,12 @@ class Exercise:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Images, or their visual tokens where the encoder is frozen, and the exercises that share them.
+    """Images and the exercises that share them.
 
     Attributes:
-        kept: for every image which visual tokens are shown, bool (N,), the others left out; None: all of them.
+        images: pictures or, for a frozen encoder, their visual tokens.
+        exercises: the exercises.
+        kept: for each image a mask of the visual tokens to show, bool (N,); None for all tokens.
     """
 
     images: tuple[Image.Image | VisualTokens, ...]
@@ -56,29 +59,32 @@ class Lesson:
 
 
 def record_lesson(
-    record: Record, image: Image.Image, backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
+    record: Record, images: Sequence[Image.Image], backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
 ) -> Lesson:
-    """Both branches' exercises of one record; without gold boxes the reasoning branch's only.
+    """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
 
-    The thought is the record's `thought`, or the text of the right option. The answer is its letter or its text, as
-    the checkpoint does it (`spec.answer_with`); a question whose options are not known has its letter only.
+    The thought is the record's `thought`, or the text of the right option. The answer is the letter or the text of the
+    right option, as `spec.answer_with` says; it is the letter if the options are not known.
 
     Args:
-        image: the record's, or what its name cuts out of it.
-        shown: which part of the stored image that is.
+        record: the question with its answer.
+        images: the pictures of the record, or the parts of them that the record's paths select.
+        backbone: the model.
+        spec: prompts and coordinates.
+        shown: the part of the first stored image, to which boxes refer, that is shown.
     """
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
     answer = right if spec.answer_with == "text" else record.answer
     reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, answer))
     if not record.boxes:
-        return Lesson((image,), (reason,))
+        return Lesson(tuple(images), (reason,))
     with torch.no_grad():
-        (visual,) = backbone.encode([image])
+        (visual,) = backbone.encode([images[0]])
     placed = visual.within(shown)
     boxes = format_box_list([backbone.write_box(box, placed, spec.coordinates) for box in record.boxes])
     localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
-    return Lesson((image,), (localize, reason))
+    return Lesson(tuple(images), (localize, reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +92,9 @@ class _Row:
     """One exercise behind the prefix of its lesson.
 
     Attributes:
-        ids: shape (L,), the rest of the question and the target with its end token.
-        asked: tokens of the question among them.
-        answer: first and last place of the tokens between the target's `<answer>` and `</answer>`; (0, -1) without.
+        ids: the rest of the question and the target with its end token, shape (L,).
+        asked: number of tokens of the question among them.
+        answer: first and last index of the tokens between `<answer>` and `</answer>`; (0, -1) if there are none.
     """
 
     ids: Tensor
@@ -100,8 +106,10 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
 
     Args:
-        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others weigh 1. One token in
-            twenty, a letter would otherwise hardly be heard.
+        engine: the engine of the model.
+        lessons: the lessons of a batch.
+        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others have weight 1. A letter is
+            one token in twenty, so with equal weights it would hardly count.
     """
     backbone = engine.backbone
     given = [image for lesson in lessons for image in lesson.images]
@@ -110,18 +118,18 @@ def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weigh
     packed = [_lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images]) for lesson in lessons]
     scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
     rows = [row for _, siblings in packed for row in siblings]
-    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)
-    asked, first, last = (
+    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)  # (L,)
+    asked, first, last = (  # (R, 1) each
         torch.tensor(values, device=place.device)[:, None]
         for values in zip(*((row.asked, *row.answer) for row in rows), strict=True)
     )
-    learned = scores.mask & (place >= asked)
+    learned = scores.mask & (place >= asked)  # (R, L)
     weight = torch.where((place >= first) & (place <= last), answer_weight, 1.0)[learned]
     return -(weight * scores.logprobs[learned]).sum() / weight.sum()
 
 
 def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens]) -> tuple[Prompt, list[_Row]]:
-    """What all exercises of a lesson start with, and the rest of each."""
+    """The common start of a lesson's exercises, and the rest of each."""
     prompts = [backbone.build_prompt(exercise.text, visuals) for exercise in lesson.exercises]
     # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
     shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if visuals else 1
@@ -147,7 +155,7 @@ def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTok
 
 
 def _answer_span(target: Any, exercise: Exercise, asked: int) -> tuple[int, int]:
-    """Where an answer's tokens stand in a row whose target begins at `asked`."""
+    """First and last index of an answer's tokens in a row whose target begins at `asked`."""
     before, tag, answer = exercise.target.partition("<answer>")
     text = answer.partition("</answer>")[0]
     if not text:
@@ -172,11 +180,15 @@ def train_supervised(
     """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
 
     Args:
-        batches: batches of lessons; must not run out before `steps`.
-        learning_rate, weight_decay: of AdamW.
-        optimizers: others instead of AdamW, with peak learning rates of their own.
-        answer_weight: see `supervised_loss`.
-        on_step: called with the number of steps done and the loss.
+        backbone: the model.
+        batches: batches of lessons; at least `steps` of them.
+        steps: number of updates.
+        learning_rate, weight_decay: options of AdamW.
+        warmup_share: share of the steps in which the learning rate rises to its peak.
+        max_grad_norm: largest norm of the gradient; larger ones are scaled down.
+        answer_weight: weight of the answers' tokens, as in `supervised_loss`.
+        optimizers: optimizers to use instead of AdamW, each with its peak learning rate.
+        on_step: a function that gets the number of steps done and the loss.
 
     Raises:
         ValueError: if the batches run out, or a loss is not finite.
@@ -213,8 +225,26 @@ def train_supervised(
         raise ValueError(f"the lessons ran out after {done} of {steps} steps")
 
 
-def warm_start(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> None:
-    """Supervised updates on the records' gold boxes and answers, all weights, in shuffled order."""
+def warm_start(
+    policy: SparseVLM,
+    records: Sequence[Record],
+    section: WarmStartSection,
+    unfrozen_parameters: str | Sequence[str] | None = None,
+) -> None:
+    """Supervised updates on the records' gold boxes and answers, in shuffled order.
+
+    It trains the weights that the training itself trains, and with `section.train_encoder` the vision encoder, too.
+
+    Args:
+        policy: the policy; its weights are trained in place.
+        records: the questions, with gold boxes where evidence is to be learned.
+        section: number of updates and learning rate.
+        unfrozen_parameters: as in `TrainOptions`.
+
+    Raises:
+        ValueError: as `freeze_others`.
+    """
+    freeze_others(policy.backbone, unfrozen_parameters, encoder=section.train_encoder)
     bar = tqdm(total=section.steps, unit="update", dynamic_ncols=True)
 
     def show(step: int, loss: float) -> None:
@@ -243,6 +273,7 @@ def _lesson_batches(policy: SparseVLM, records: Sequence[Record], section: WarmS
         batch = [records[queue.pop(0)] for _ in range(section.batch_size)]
         for record in batch:
             if record.id not in lessons:
-                image, facts = load_image_facts(record.image_paths[0])
-                lessons[record.id] = record_lesson(record, image, policy.backbone, policy.spec, facts.shown)
+                opened = [load_image_facts(path) for path in record.image_paths]
+                images, shown = [image for image, _ in opened], opened[0][1].shown
+                lessons[record.id] = record_lesson(record, images, policy.backbone, policy.spec, shown)
         yield [lessons[record.id] for record in batch]

@@ -1,45 +1,36 @@
 """`DualStreamTrainer`: a `transformers.Trainer` whose step is the dual stream.
 
-One update: roll out both branches, reward them, turn the rewards into advantages, and run the loss of the branch (or
-branches) that the schedule names (`gradients.py`). Everything else (loop, optimiser, logging, mixed precision, resume)
-is Trainer's.
+The update itself is in `update.py`. Here are stages, references, learning rates and files; the loop, the optimiser,
+logging, mixed precision and resume are Trainer's.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
 
 from vitos.core.record import Record
-from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Sampling
-from vitos.policy.plans import PLANS
 from vitos.policy.vlm import SparseVLM
-from vitos.reports.samples import write_samples
-from vitos.rl.adapters import add_adapters, is_adapted, merged_copy
-from vitos.rl.batch import count_with_signal
-from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback
-from vitos.rl.checkpoint import CheckpointError, all_checkpoints, complete_checkpoints, damage
+from vitos.rl.adapters import add_adapters, is_adapted
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
+from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
-from vitos.rl.distributed import gathered, runnable, set_up_sharding, whole_weights
-from vitos.rl.gradients import GradientTrainer
+from vitos.rl.distributed import set_up_sharding
+from vitos.rl.freezing import freeze_others
 from vitos.rl.guards import CollapseWarning, UpdateGuard
-from vitos.rl.metrics import rollout_metrics
-from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
 from vitos.rl.rewards import ExtraReward, RewardWeights
-from vitos.rl.rollout import RolloutBatch, RolloutPlan, roll_out
+from vitos.rl.rollout import QuestionGroup
 from vitos.rl.sampler import vllm_engine
-from vitos.rl.schedule import LOCALIZATION, Stage, make_stages, stage_at
+from vitos.rl.schedule import LOCALIZATION, make_stages, stage_at
+from vitos.rl.update import DualStreamUpdate
 from vitos.scans.cache import EmbeddingCache
 from vitos.scans.store import ScanStore
 
@@ -50,22 +41,47 @@ logger = logging.getLogger(__name__)
 FINAL = "model"
 
 
-class DualStreamTrainer(GradientTrainer):
+class DualStreamTrainer(CheckpointedTrainer):
     """Trains both branches of a policy by reinforcement learning.
 
-    Args:
-        model: the policy; its vision encoder is frozen, its weights are trained in place.
-        args: schedule, group sizes, optimiser.
-        train_dataset: questions, with gold boxes where the IoU reward shall count.
-        reward_weights: of the built-in terms.
-        reward_funcs: further rewards.
-        lora: train adapters on the language model instead of its weights; they are merged into the final checkpoint.
-        cache: visual tokens of the questions' images; without one they are computed.
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from vitos import DualStreamConfig, SparseVLM, read_records
+    >>> from vitos.data.phantom import write_phantoms
+    >>> with TemporaryDirectory() as folder:
+    ...     records = read_records(write_phantoms(Path(folder), "train", 2))
+    ...     config = DualStreamConfig(
+    ...         output_dir=f"{folder}/run", schedule="joint", localization_steps=1, reasoning_steps=1,
+    ...         questions_per_step=2, num_localizations=2, num_reasonings=2, use_cpu=True, disable_tqdm=True,
+    ...         max_localization_tokens=24, max_reasoning_tokens=12,
+    ...     )
+    ...     trainer = DualStreamTrainer(SparseVLM.from_pretrained("nano", device="cpu"), config, records)
+    ...     done = trainer.train()
+    ...     trained = SparseVLM.from_pretrained(f"{folder}/run/model", device="cpu")
+    >>> done.global_step  # two updates, each of both branches
+    2
 
-    After `train()`: `output_dir/model` is an ordinary Hugging Face checkpoint plus `vitos.json`, `stage1` the policy
-    between two stages, `checkpoint-N` what `train(resume_from_checkpoint=True)` goes on from, `metrics.jsonl` the
-    figures of every logged update and `samples/` rollouts with their boxes drawn.
+    After `train()`, `output_dir/model` is an ordinary Hugging Face checkpoint plus `vitos.json`, `stage1` the policy
+    between two stages, `checkpoint-N` the state from which `train(resume_from_checkpoint=True)` goes on,
+    `metrics.jsonl` the figures of each logged update, and `samples/` texts of rollouts, with `draw` also pictures.
+
+    Args:
+        model: the policy; its vision encoder is frozen, its other weights are trained in place.
+        args: schedule, group sizes, optimiser.
+        train_dataset: the questions, with gold boxes if the IoU reward is to count.
+        reward_weights: weights of the built-in terms.
+        reward_funcs: further rewards.
+        lora: adapters to train on the language model instead of its weights; merged into the final checkpoint.
+        callbacks: further callbacks of `transformers.Trainer`.
+        cache: visual tokens of the questions' images; None to compute them.
+        draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
+            texts alone.
+
+    Raises:
+        ValueError: if the plan cannot be trained under, or the options, the data and the model contradict each other.
     """
+
+    args: DualStreamConfig
 
     def __init__(
         self,
@@ -78,6 +94,7 @@ class DualStreamTrainer(GradientTrainer):
         lora: LoraConfig | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
+        draw: Callable[[QuestionGroup], Image.Image] | None = None,
     ) -> None:
         if len(train_dataset) < args.questions_per_step:
             raise ValueError(
@@ -87,15 +104,10 @@ class DualStreamTrainer(GradientTrainer):
         if refusal := _plan_refusal(model, args):
             raise ValueError(refusal)
         self.policy = model
-        self._records = train_dataset
         self.stages = make_stages(args)
-        self.reward_weights, self.reward_funcs = reward_weights, tuple(reward_funcs)
-        for module in model.backbone.vision_modules:
-            module.requires_grad_(False)
-        if args.unfrozen_parameters is not None:
-            if lora is not None:
-                raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
-            freeze_others(model.backbone.model, args.unfrozen_parameters)
+        if args.unfrozen_parameters is not None and lora is not None:
+            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        freeze_others(model.backbone, args.unfrozen_parameters)
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         super().__init__(
             model=network,
@@ -116,10 +128,18 @@ class DualStreamTrainer(GradientTrainer):
         self._warn_of_small_dtype(network)
         if args.sampler == "vllm":
             model.engine = vllm_engine(model.backbone, network, args)
-        coarse = model.spec.plan == "coarse"
-        self.scans = ScanStore(model, cache=cache, keep_pictures=coarse, reduced=coarse)
+        self.draw = draw
         self.update_guard = UpdateGuard(args.max_skipped_updates)
-        self._initial = _frozen_copy(model, args.device) if args.kl_beta > 0 else None
+        self.update = DualStreamUpdate(
+            policy=model,
+            args=args,
+            accelerator=self.accelerator,
+            dataset=train_dataset,
+            scans=ScanStore(model, cache=cache),
+            reward_weights=reward_weights,
+            reward_funcs=tuple(reward_funcs),
+            initial=_frozen_copy(model, args.device) if args.kl_beta > 0 else None,
+        )
         self._pending: list[dict[str, float]] = []
 
     @property
@@ -143,62 +163,20 @@ class DualStreamTrainer(GradientTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Roll out, reward, and back-propagate one update; returns its loss, detached."""
-        args, step, records = self.args, self.state.global_step, inputs["records"]
+        """One update by `DualStreamUpdate.run`; returns its loss, detached, or 0 if the update is left out."""
+        step = self.state.global_step
         number, stage = stage_at(self.stages, step)
         if number > 0:
             self._enter_stage(number, first_step=step == stage.start)
-        watch, weights = Stopwatch(), stage.branches(step)
-        model.eval()
-        self.policy.engine.model = runnable(model)
-        self.policy.engine.max_batch_tokens = args.micro_batch_tokens
-        refreshed = self.policy.engine.refresh()
-        with whole_weights(model, self.is_fsdp_enabled and self._sharding.reshard_after_forward):
-            rounds = roll_out_until_full(
-                self.accelerator,
-                records,
-                partial(self._roll_out, step=step, stage=stage, watch=watch),
-                partial(count_with_signal, weights=weights, options=args),
-                partial(further_questions, self._records, seed=args.seed, step=step),
-                args.oversampling_rounds,
-            )
-        first, *more_groups = (
-            gathered(self.accelerator, [group.without_embeddings() for group in part.groups]) for part in rounds
-        )
-        groups, batch = [*first, *itertools.chain(*more_groups)], joined(rounds)
-        metrics = rollout_metrics(groups) | refreshed
-        if args.oversampling_rounds:
-            metrics["oversampled_questions"] = float(len(groups) - len(first))
-            metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
-        model.train()
-        with watch.stage("update"):
-            loss, norm, more = self._backward(model, batch, weights, stage, step)
-        admitted = self.update_guard.admits(step + 1, loss, norm, [group.record.id for group in groups])
+        done = self.update.run(model, inputs["records"], stage, step)
+        admitted = self.update_guard.admits(step + 1, done.loss, done.norm, [group.record.id for group in done.groups])
         if not admitted:
             model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
-        metrics |= more | {f"seconds/{name}": value for name, value in watch.seconds.items()}
-        metrics |= {"stage": float(number + 1), "loss/policy": loss, "skipped_update": float(not admitted)}
-        self._pending.append(metrics)
-        if args.log_samples_steps and (step + 1) % args.log_samples_steps == 0 and self.is_world_process_zero():
-            write_samples(self.run_folder, step + 1, groups[: args.log_samples])
-        return torch.tensor(loss if admitted else 0.0, device=args.device)
-
-    def _roll_out(self, records: Sequence[Record], step: int, stage: Stage, watch: Stopwatch) -> RolloutBatch:
-        """Both branches' rollouts of some questions."""
-        args = self.args
-        with watch.stage("encode"):
-            scans = self.scans.get(records)
-        plan = RolloutPlan(
-            *args.group_size(set(stage.branches(step)) == {LOCALIZATION}),
-            Sampling(args.max_localization_tokens, args.temperature),
-            Sampling(args.max_reasoning_tokens, args.temperature),
-            seed=args.seed,
-            dense=stage.dense,
-        )
-        localizer = self._stage_one if args.frozen_boxes else None
-        return roll_out(
-            self.policy, records, scans, step, plan, self.reward_weights, self.reward_funcs, localizer, watch
-        )
+        self._pending.append(done.metrics | {"stage": float(number + 1), "skipped_update": float(not admitted)})
+        every = self.args.log_samples_steps
+        if every and (step + 1) % every == 0 and self.is_world_process_zero():
+            write_samples(self.run_folder, step + 1, done.groups[: self.args.log_samples], self.draw)
+        return torch.tensor(done.loss if admitted else 0.0, device=self.args.device)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -206,14 +184,15 @@ class DualStreamTrainer(GradientTrainer):
         """Begin a stage on the checkpoint of the one before: a fresh optimiser, and references for the guards."""
         folder = self.run_folder / f"stage{number}"
         if first_step:
-            self._write_policy(folder, lambda: merged_copy(self.policy, self.model))
+            self._write_policy(folder)
             self._inner_optimizer.state.clear()
-        if self._stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
-            self._stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
-            self._stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+        if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
+            stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
+            stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+            self.update.stage_one = stage_one
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Trainer's learning-rate schedule, run anew in every stage with that stage's peak."""
+        """Trainer's learning-rate schedule, started again in each stage with the peak of that stage."""
         optimizer = optimizer or self.optimizer
         if optimizer is None:
             raise ValueError("create the optimizer before its schedule")
@@ -246,11 +225,12 @@ class DualStreamTrainer(GradientTrainer):
         """Run all stages and write `output_dir/model`.
 
         Args:
-            resume_from_checkpoint: True goes on from the last complete checkpoint in `output_dir` (from the start, if
-                there is none), saying what is lost if that is not the last one; a path from that one.
+            resume_from_checkpoint: the folder of a checkpoint, or True for the last complete one in `output_dir` (with
+                a warning about damaged ones behind it); if there is none, training begins at the start.
+            kwargs: further arguments of `Trainer.train`.
 
         Raises:
-            FileExistsError: if `output_dir` holds checkpoints and it is not to be resumed.
+            FileExistsError: if `output_dir` holds checkpoints and the run is not to be resumed.
             CheckpointError: if the given checkpoint is not complete.
         """
         run = self.run_folder
@@ -260,26 +240,32 @@ class DualStreamTrainer(GradientTrainer):
             where = f"training goes on from {found[-1].name}" if found else "training starts at update 1"
             every = all_checkpoints(run)
             for path in every[every.index(found[-1]) + 1 if found else 0 :]:
-                logger.warning("%s is of no use: %s; %s", path, damage(path), where)
+                logger.warning("%s cannot be used: %s; %s", path, damage(path), where)
             if not every:
                 logger.warning("%s holds no checkpoint; %s", run, where)
         elif found and not resume_from_checkpoint:
             raise FileExistsError(f"{run} holds {found[-1].name}; pass --resume to go on, or another output_dir")
         elif resume_from_checkpoint and (problem := damage(Path(resume_from_checkpoint))):
-            raise CheckpointError(f"{resume_from_checkpoint} is no complete checkpoint: {problem}; name another one")
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is not a complete checkpoint: {problem}; name another one"
+            )
         result = None
         if resume_from_checkpoint and Path(resume_from_checkpoint).name == f"checkpoint-{self.args.max_steps}":
             self._load_from_checkpoint(resume_from_checkpoint)  # all updates are done: Trainer would make one more
         else:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        self._write_policy(run / FINAL, self._final_policy)
+        self._write_policy(run / FINAL)
+        self._merge_in_place()
         return result
 
-    def _final_policy(self) -> SparseVLM:
-        """The trained policy, adapters merged into the weights."""
-        if is_adapted(self.model):
-            self.policy.backbone.model = cast(Any, self.model).merge_and_unload()
-        return self.policy
+    def _merge_in_place(self) -> None:
+        """Take the adapters out of the policy in memory, their changes in its weights.
+
+        Only where the weights are float32: in bfloat16 that would round the changes away, so the adapters stay.
+        """
+        network = cast(Any, self.model)
+        if is_adapted(network) and network.get_base_model().dtype == torch.float32:
+            self.policy.backbone.model = network.merge_and_unload()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's figures and ours, averaged over the updates since the last log."""
@@ -293,41 +279,18 @@ class DualStreamTrainer(GradientTrainer):
 
 
 def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
-    """Why the policy's plan cannot be trained under; empty if it can."""
-    name = model.spec.plan
-    if name not in ("two_pass", "gather", "coarse"):
-        return f"reasoning is trained under plan two_pass, gather or coarse, not {name}; set one of them"
-    if name == "coarse" and (args.schedule == "dense" or args.sampler == "vllm"):
+    """Reason why the policy cannot be trained under its plan; empty if it can."""
+    plan = model.plan
+    if not plan.trainable:
+        return f"no model can be trained under plan {plan.name}; use two_pass, gather or coarse"
+    if plan.needs_pictures and (args.schedule == "dense" or args.sampler == "vllm"):
         wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
-        return f"{wrong} does not go with plan coarse, whose image is looked at twice; set plan two_pass"
-    return PLANS[name].refusal(model.backbone)
+        return f"{wrong} does not go with plan {plan.name}, which encodes the image twice; set plan two_pass"
+    return plan.refusal(model.backbone)
 
 
 def _collate(records: Sequence[Record]) -> dict[str, Any]:
     return {"records": list(records)}
-
-
-def freeze_others(model: torch.nn.Module, patterns: str | Sequence[str]) -> None:
-    """Freeze all weights but those whose name holds a match of one of the regular expressions.
-
-    Raises:
-        ValueError: for a pattern that is no regular expression, or that no weight which trains so far matches.
-    """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            found = {name for name in weights if re.search(pattern, name)}
-        except re.error as error:
-            raise ValueError(f"unfrozen_parameters: {pattern!r} is no regular expression ({error})") from error
-        if not found:
-            raise ValueError(
-                f"unfrozen_parameters: {pattern!r} is in the name of no weight that trains; names look like "
-                f"{', '.join(list(weights)[:: max(1, len(weights) // 3)])}"
-            )
-        chosen |= found
-    for name, weight in weights.items():
-        weight.requires_grad_(name in chosen)
 
 
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:

@@ -1,4 +1,4 @@
-"""Rewards of the user: one function in a file, named in the recipe as `file.py:function`."""
+"""Rewards that a user adds: one function in a file, named in the recipe as `file.py:function`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitos.rl.rewards import RewardError, RewardFunction
 def load_reward(spec: str) -> RewardFunction:
     """Import one reward function from a file: `path/to/file.py:function`, the path relative to the working directory.
 
-    This runs the file: it is code, to be trusted like the rest of the recipe. Loading it again runs it again.
+    This runs the file, which must be trusted like the rest of the recipe. Loading it again runs it again.
 
     Raises:
         RewardError: if the file or function does not exist, the file fails to import, or the function does not take

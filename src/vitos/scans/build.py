@@ -1,7 +1,7 @@
-"""Making an embedding cache: estimate, ask, then encode what is missing, shard by shard.
+"""Making an embedding cache: estimate, ask, then encode the missing images, shard by shard.
 
-Whatever stops it (Ctrl-C, a kill, a full disk, a broken image), the shards written so far stand and the next run goes
-on from them; it first reads all of them and drops the damaged ones. One builder at a time in a folder.
+Whatever stops a build (Ctrl-C, a kill, a full disk, a broken image), the shards written so far stay, and the next
+build goes on from them; it first reads all of them and removes the damaged ones. One build at a time per folder.
 """
 
 from __future__ import annotations
@@ -35,23 +35,25 @@ from vitos.scans.cache import (
 
 SHARD_BYTES = 256 << 20
 ASK_ABOVE = 10 << 30
-KEPT_FREE = 1 << 30  # of the disk, for everything else that is written meanwhile
+KEPT_FREE = 1 << 30  # bytes of the disk left free for other programs
 SAMPLED = 16
 GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a build did.
+    """The result of a build.
 
     Attributes:
-        files: image names asked for.
-        images: distinct images now in the cache.
-        computed: of these, encoded by this run.
+        folder: the folder of the cache.
+        dtype: number format of the tokens.
+        files: number of image names asked for.
+        images: number of distinct images in the cache.
+        computed: number of images that this build encoded.
         dropped: names of damaged shards that were removed and made again.
-        tokens: visual tokens computed.
-        size: bytes of all shards.
-        seconds: of this run.
+        tokens: number of visual tokens that this build computed.
+        size: number of bytes of all shards.
+        seconds: duration of this build.
     """
 
     folder: Path
@@ -75,17 +77,21 @@ def build_cache(
     progress: Callable[[int, int], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> BuildReport:
-    """Compute what the cache lacks; an existing one must be of this encoder and number format.
+    """Compute the tokens that the cache lacks; an existing cache must have this encoder and number format.
 
     Args:
-        images: as records name them, each once.
-        dtype: a key of `DTYPES`; None: that of the encoder. A shorter one than the encoder's loses precision.
-        confirm: asked, with the estimate, before more than `ASK_ABOVE` bytes are written.
-        progress: called with (images done, images in all).
+        policy: the policy whose encoder runs.
+        images: the image files, named as in records, each once.
+        folder: the folder of the cache.
+        dtype: a key of `DTYPES`; None for the encoder's. A shorter format than the encoder's loses precision.
+        confirm: a question to the user, called with the estimate before more than `ASK_ABOVE` bytes are written.
+        progress: a function that gets the number of images done and of all images.
+        shard_bytes: size at which a shard is written.
 
     Raises:
-        CacheError: a cache of something else, too little disk, not confirmed, or a failing write.
-        ImageError: if an image cannot be read; it names the file.
+        CacheError: if the cache was made with something else, the disk is too small, the user does not confirm, or
+            writing fails.
+        ImageError: if an image cannot be read; the message names the file.
     """
     started = time.perf_counter()
     dtype = _prepare(policy, folder, dtype)
@@ -113,15 +119,25 @@ def build_cache(
                 progress(number, len(images))
     except (OSError, SafetensorError) as error:
         raise CacheError(
-            f"{folder} could not be written ({error}); what is in it is whole. Free space and run it again to go on"
+            f"{folder} could not be written ({error}); its shards are complete. Free space and run it again to go on"
         ) from error
     size = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
     seconds = time.perf_counter() - started
-    return BuildReport(folder, dtype, len(images), len(done), computed, dropped, tokens, size, seconds)
+    return BuildReport(
+        folder=folder,
+        dtype=dtype,
+        files=len(images),
+        images=len(done),
+        computed=computed,
+        dropped=dropped,
+        tokens=tokens,
+        size=size,
+        seconds=seconds,
+    )
 
 
 def _prepare(policy: SparseVLM, folder: Path, dtype: str | None) -> str:
-    """The number format; refuses a folder that holds something else."""
+    """The number format; refuses a folder with other contents."""
     if dtype is not None and dtype not in DTYPES:
         raise CacheError(f"dtype {dtype!r} is not known; take one of {', '.join(DTYPES)}")
     if (folder / HEAD).is_file():
@@ -135,7 +151,7 @@ def _prepare(policy: SparseVLM, folder: Path, dtype: str | None) -> str:
 
 
 def _keep_whole_shards(folder: Path) -> tuple[set[str], tuple[str, ...]]:
-    """Images of the shards that are whole, every byte read; damaged ones and what a kill left are removed."""
+    """The images of undamaged shards, all bytes read; damaged shards and leftovers of a kill are removed."""
     done: set[str] = set()
     dropped = []
     for shard in shard_names(folder):
@@ -164,10 +180,10 @@ def _check_room(
     done: set[str],
     confirm: Callable[[str], bool],
 ) -> dict[str, VisualTokens]:
-    """Estimate from a few images, spread over all, and compare with the free disk and with what needs no question.
+    """Estimate the size from a few images, spread over all; refuse it if the disk is too small, ask if it is large.
 
     Returns:
-        What was encoded for that, by image key, so that it is not encoded again.
+        The tokens of the images encoded for the estimate, by image key, so that these are not encoded again.
     """
     sample = images[:: max(1, len(images) // SAMPLED)][:SAMPLED]
     encoded: dict[str, VisualTokens] = {}
@@ -194,7 +210,7 @@ def _check_room(
 
 
 def _encode(policy: SparseVLM, picture: Image.Image) -> VisualTokens:
-    return policy.encode_many([[picture]])[0].visuals[0]
+    return policy.branches.encode([picture])[0]
 
 
 def _size(visual: VisualTokens, dtype: str) -> int:

@@ -2,15 +2,15 @@
 
 A cache is a folder:
 
-| file | what is in it |
+| file | contents |
 | --- | --- |
-| `cache.json` | what the tokens were made with, part by part (`fingerprint`), and their number format |
+| `cache.json` | the encoder and settings that the tokens were made with (`fingerprint`), and their number format |
 | `shard-<id>.safetensors` | tensors `<image>/0` (visual tokens), `<image>/1` … (extra streams); read by memory map |
-| `shard-<id>.json` | written after its shard: size, and for every image its grid and the checksum of its tensors |
+| `shard-<id>.json` | written after its shard: size, and for each image its grid and the checksum of its tensors |
 
-An image is named by the SHA-256 of its size and RGB pixels as they enter the model's image processor, so the same
-picture in two files is stored once, and a file that changes is another image. No path and no header value is stored.
-A shard without its JSON does not exist for a reader; every read is checked against the checksum of that image.
+An image is named by the SHA-256 of its size and RGB pixels as they enter the model's image processor. So the same
+picture in two files is stored once, and a changed file is another image. No path and no header value is stored. A
+reader ignores a shard without its JSON, and checks each read against the checksum of the image.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitos import __version__
 from vitos.backbones import Backbone
 from vitos.core.geometry import Rect, TokenGrid, View
 from vitos.core.prompt import VisualTokens
+from vitos.core.version import __version__
 from vitos.data.files import atomic_write, write_json_atomic
 
 FORMAT = 1
 HEAD = "cache.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-REBUILD = "run the same `vitos data cache` again: it keeps what is whole and computes the rest"
-# What of the settings says where they come from, not what happens to pixels; dtypes are in the weights' digest.
+REBUILD = "run the same `vitos data cache` again: it keeps undamaged shards and computes the rest"
+# Settings that name an origin and do not change pixels; number formats are in the digest of the weights.
 _NAMES = (
     *("image_processor_type", "processor_class", "_processor_class", "name_or_path", "_name_or_path"),
     *("transformers_version", "architectures", "torch_dtype", "dtype"),
@@ -49,12 +49,19 @@ _NAMES = (
 
 
 class CacheError(RuntimeError):
-    """A cache does not fit, is damaged or could not be written; says which part or shard, and what to do."""
+    """A cache does not fit, is damaged or could not be written; the message names the part or shard and the remedy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image in a shard: where its tokens look, how many extra streams there are, and the checksum of it all."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheEntry:
+    """One image in a shard.
+
+    Attributes:
+        grid: the cells that its tokens look at.
+        resized: width and height in pixels of the image that the encoder saw.
+        streams: number of extra visual streams.
+        checksum: checksum of name, geometry and tensors.
+    """
 
     grid: TokenGrid
     resized: tuple[int, int]
@@ -66,10 +73,15 @@ class Entry:
         return {"views": views, "resized": list(self.resized), "streams": self.streams, "checksum": self.checksum}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Entry:
+    def from_json(cls, data: Mapping[str, Any]) -> CacheEntry:
         views = tuple(View(Rect(*row[:4]), row[4], row[5]) for row in data["views"])
         width, height = data["resized"]
-        return cls(TokenGrid(views), (width, height), int(data["streams"]), str(data["checksum"]))
+        return cls(
+            grid=TokenGrid(views),
+            resized=(width, height),
+            streams=int(data["streams"]),
+            checksum=str(data["checksum"]),
+        )
 
 
 def image_key(picture: Image.Image) -> str:
@@ -80,9 +92,9 @@ def image_key(picture: Image.Image) -> str:
 
 
 def fingerprint(backbone: Backbone) -> dict[str, Any]:
-    """All that the visual tokens of an image depend on, by part; equal fingerprints give equal tokens on one device.
+    """Everything that the visual tokens of an image depend on, by part; if equal, tokens are equal on the same device.
 
-    The device is not part of it: tokens made on a GPU may be read on another machine.
+    The device is not part of the fingerprint: tokens made on a GPU may be read on another machine.
     """
     config = backbone.model.config
     processor = {k: v for k, v in backbone.image_processor.to_dict().items() if k not in _NAMES}
@@ -100,7 +112,7 @@ def fingerprint(backbone: Backbone) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's configuration without the language model's: which layer's features, how they are pooled, and so on."""
+    """A model's configuration without the language model's part: the layer of the features, their pooling …"""
     return {
         str(key): _settings(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -122,13 +134,13 @@ def _json_digest(value: object) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The tensor's memory as bytes, in any number format, without a copy where it is on the CPU."""
+    """The tensor's memory as bytes, in any number format; without a copy if it is on the CPU."""
     octets: NDArray[np.uint8] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return octets.data
 
 
 def differences(cached: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, one line a part."""
+    """The differences between two fingerprints, one line per part."""
     lines = []
     for part in {**cached, **here}:
         there, now = cached.get(part), here.get(part)
@@ -148,10 +160,10 @@ def _short(value: object) -> str:
 class EmbeddingCache:
     """A cache opened for reading; `open` has checked that it was made with this encoder.
 
-    Processes share a cache by opening it each for itself. Shards that are added later are not seen.
+    To share a cache, each process opens it. Shards that are added later are not seen.
     """
 
-    def __init__(self, folder: Path, backbone: Backbone, shards: Mapping[str, Mapping[str, Entry]]) -> None:
+    def __init__(self, folder: Path, backbone: Backbone, shards: Mapping[str, Mapping[str, CacheEntry]]) -> None:
         self._folder = folder
         self._backbone = backbone
         self._where = {key: (shard, entry) for shard, entries in shards.items() for key, entry in entries.items()}
@@ -159,10 +171,11 @@ class EmbeddingCache:
 
     @classmethod
     def open(cls, folder: str | Path, backbone: Backbone) -> EmbeddingCache:
-        """Open a cache and refuse one of another encoder.
+        """Open a cache; one of another encoder is refused.
 
         Raises:
-            CacheError: if there is none, its files are damaged, or a part of the fingerprint differs: it says which.
+            CacheError: if there is no cache, its files are damaged, or a part of the fingerprint differs; the message
+                names the part.
         """
         folder = Path(folder)
         read_head(folder, backbone)
@@ -176,7 +189,8 @@ class EmbeddingCache:
         """The visual tokens of an RGB image, in the number format and on the device of the model.
 
         Args:
-            name: how an error names the image.
+            picture: the image.
+            name: name of the image in errors.
 
         Raises:
             CacheError: if the image is not in the cache, or its shard is damaged.
@@ -188,7 +202,7 @@ class EmbeddingCache:
         tensors = read_entry(self._handle(shard), self._folder / f"{shard}.safetensors", key, entry)
         device, dtype = self._backbone.device, self._backbone.vision_dtype
         embeddings, *streams = (t.to(device, dtype, copy=True) for t in tensors)
-        return VisualTokens(embeddings, entry.grid, entry.resized, tuple(streams))
+        return VisualTokens(embeddings, entry.grid, resized=entry.resized, streams=tuple(streams))
 
     def _handle(self, shard: str) -> Any:
         if shard not in self._open:
@@ -200,7 +214,7 @@ class EmbeddingCache:
 
 
 def read_head(folder: Path, backbone: Backbone) -> str:
-    """The number format of a cache that fits the encoder; see `EmbeddingCache.open` for errors."""
+    """The number format of a cache that fits the encoder; errors as in `EmbeddingCache.open`."""
     path = folder / HEAD
     if not path.is_file():
         raise CacheError(f"{folder} holds no embedding cache; make it with `vitos data cache … --out {folder}`")
@@ -220,20 +234,20 @@ def read_head(folder: Path, backbone: Backbone) -> str:
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Shards that were written to their end."""
+    """Names of the shards that were written to their end."""
     return sorted(path.stem for path in folder.glob("shard-*.json"))
 
 
-def read_index(folder: Path, shard: str) -> dict[str, Entry]:
-    """The images of a shard, which must have the size that it was written with.
+def read_index(folder: Path, shard: str) -> dict[str, CacheEntry]:
+    """The images of a shard, whose file must have the size that it was written with.
 
     Raises:
-        CacheError: naming the shard.
+        CacheError: if a file is damaged; the message names it.
     """
     path, tensors = folder / f"{shard}.json", folder / f"{shard}.safetensors"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        entries = {key: Entry.from_json(row) for key, row in data["images"].items()}
+        entries = {key: CacheEntry.from_json(row) for key, row in data["images"].items()}
         size = int(data["bytes"])
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CacheError(f"{path} is damaged ({error}); {REBUILD}") from error
@@ -255,7 +269,7 @@ def open_shard(path: Path) -> Any:
         raise CacheError(f"{path} is damaged ({error}); {REBUILD}") from error
 
 
-def read_entry(handle: Any, path: Path, key: str, entry: Entry) -> list[Tensor]:
+def read_entry(handle: Any, path: Path, key: str, entry: CacheEntry) -> list[Tensor]:
     """Visual tokens and streams of an image, as stored.
 
     Raises:
@@ -271,7 +285,7 @@ def read_entry(handle: Any, path: Path, key: str, entry: Entry) -> list[Tensor]:
 
 
 def checksum(key: str, grid: TokenGrid, resized: tuple[int, int], tensors: Iterable[Tensor]) -> str:
-    """Of an image's name and geometry, and of its tensors' number formats, shapes and bytes."""
+    """Checksum of an image's name and geometry, and of its tensors' number formats, shapes and bytes."""
     digest = hashlib.blake2b(f"{key} {grid.views} {resized}\n".encode(), digest_size=16)
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -280,9 +294,9 @@ def checksum(key: str, grid: TokenGrid, resized: tuple[int, int], tensors: Itera
 
 
 def write_shard(folder: Path, images: Mapping[str, VisualTokens], dtype: torch.dtype) -> None:
-    """Write one shard, tensors first, then the JSON by which it exists; both appear whole or not at all.
+    """Write one shard, first the tensors, then the JSON without which it is ignored; both appear whole or not at all.
 
-    The name follows from the images, so two builders at once write different shards, or the same one twice.
+    The name follows from the images, so two concurrent builds write different shards, or the same one twice.
     """
     from safetensors.torch import save_file
 
@@ -293,7 +307,9 @@ def write_shard(folder: Path, images: Mapping[str, VisualTokens], dtype: torch.d
         stored = [t.detach().to("cpu", dtype).contiguous() for t in visual.tensors]
         tensors |= {f"{key}/{number}": tensor for number, tensor in enumerate(stored)}
         proof = checksum(key, visual.grid, visual.resized, stored)
-        rows[key] = Entry(visual.grid, visual.resized, len(visual.streams), proof).to_json()
+        rows[key] = CacheEntry(
+            grid=visual.grid, resized=visual.resized, streams=len(visual.streams), checksum=proof
+        ).to_json()
     path = folder / f"{shard}.safetensors"
     with atomic_write(path) as temporary:
         save_file(tensors, temporary)

@@ -1,6 +1,6 @@
-"""Visual tokens of records, each distinct image encoded once and kept in memory, or read from a cache on disk.
+"""Visual tokens of records: each distinct image is encoded once and kept in memory, or read from a cache on disk.
 
-The encoder is frozen during reinforcement learning, so its output serves both branches, all rollouts and every epoch.
+The encoder is frozen during reinforcement learning, so its output serves both branches, all rollouts and all epochs.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from vitos.core.record import Record
 from vitos.data.images import load_image_facts
-from vitos.policy.plans import PLANS
+from vitos.policy.plans import Plan
 from vitos.policy.types import Scan
 from vitos.policy.vlm import SparseVLM
 from vitos.scans.cache import EmbeddingCache
 
 
 class RecentScans:
-    """Scans by key, least recently used ones dropped beyond a size.
+    """Scans by key; the least recently used ones are dropped beyond a size.
 
     Args:
-        max_bytes: of all together; 0 keeps none.
-        size: bytes that a scan counts.
+        max_bytes: largest size of all scans together; 0 keeps none.
+        size: a function that gives the size of a scan in bytes.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[Scan], int]) -> None:
@@ -33,10 +33,11 @@ class RecentScans:
         self._bytes = 0
 
     def get(self, key: Hashable) -> Scan | None:
+        """The scan of a key, or None."""
         return self._scans.get(key)
 
     def keep(self, key: Hashable, scan: Scan) -> None:
-        """A scan that was just used; it may be dropped at once if it is too large."""
+        """Keep a scan that was just used; one that is too large is dropped at once."""
         if key not in self._scans:
             self._bytes += self._size(scan)
         self._scans[key] = scan
@@ -47,18 +48,18 @@ class RecentScans:
 
 
 class ScanStore:
-    """Scans by record, least recently used ones dropped beyond a size.
+    """Scans by record; the least recently used ones are dropped beyond a size.
 
     Args:
-        policy: whose encoder runs; it must not change while the store is in use.
-        max_bytes: of visual tokens kept; 0 keeps none.
-        batch_size: images open at a time.
-        cache: read from here instead of encoding; it must fit the policy (`EmbeddingCache.open` sees to it).
-        keep_pictures: scans hold the images, too, for plans that look again; they do not count in `max_bytes`.
-        reduced: the first image is encoded at half its width and height, as plan coarse begins.
+        policy: the policy whose encoder runs; the encoder must not change while the store is in use.
+        max_bytes: largest size of all visual tokens that are kept; 0 keeps none.
+        batch_size: number of records whose images are open at a time.
+        cache: a cache to read from instead of encoding; it must fit the policy, which `EmbeddingCache.open` checks.
+        plan: the plan that the scans are for; None for the policy's. If it needs pictures, the scans contain them
+            (they do not count towards `max_bytes`). If it begins with a reduced image, that one is encoded.
 
     Raises:
-        ValueError: for reduced images and a cache, which holds whole ones.
+        ValueError: for a cache and a plan that begins with reduced images.
     """
 
     def __init__(
@@ -67,23 +68,24 @@ class ScanStore:
         max_bytes: int = 4 << 30,
         batch_size: int = 32,
         cache: EmbeddingCache | None = None,
-        keep_pictures: bool = False,
-        reduced: bool = False,
+        plan: Plan | None = None,
     ) -> None:
-        if reduced and cache is not None:
-            raise ValueError("plan coarse begins with reduced images, which no embedding cache holds; leave it out")
-        self._reduced = reduced
-        self._policy = policy
+        self._plan = plan or policy.plan
+        if self._plan.reduced and cache is not None:
+            raise ValueError(
+                f"plan {self._plan.name} begins with reduced images, but an embedding cache contains whole ones; "
+                "leave the cache out"
+            )
+        self._branches = policy.branches
         self._batch_size = batch_size
         self._cache = cache
-        self._keep_pictures = keep_pictures
         self._recent = RecentScans(max_bytes, visual_bytes)
 
     def get(self, records: Sequence[Record]) -> list[Scan]:
-        """The scan of every record, missing ones encoded or read now.
+        """The scan of each record; missing ones are encoded or read now.
 
         Raises:
-            ImageError: if an image cannot be read; it names the file.
+            ImageError: if an image cannot be read; the message names the file.
             CacheError: if there is a cache and it lacks an image, or the shard of an image is damaged.
         """
         wanted = {record.image_paths: self._recent.get(record.image_paths) for record in records}
@@ -98,10 +100,8 @@ class ScanStore:
     def _load(self, groups: Sequence[tuple[Path, ...]]) -> dict[tuple[Path, ...], Scan]:
         """Scans of several records' images."""
         loaded = [[load_image_facts(path) for path in paths] for paths in groups]
-        if self._reduced:
-            scans = [PLANS["coarse"].scan(self._policy, [picture for picture, _ in images]) for images in loaded]
-        elif self._cache is None:
-            scans = self._policy.encode_many([[picture for picture, _ in images] for images in loaded])
+        if self._cache is None:
+            scans = [self._plan.scan(self._branches, [picture for picture, _ in images]) for images in loaded]
         else:
             scans = [
                 Scan(tuple(self._cache.get(picture, path) for (picture, _), path in zip(images, paths, strict=True)))
@@ -110,12 +110,12 @@ class ScanStore:
         return {
             paths: dataclasses.replace(
                 scan.of_files([facts for _, facts in images]),
-                pictures=tuple(picture for picture, _ in images) if self._keep_pictures else (),
+                pictures=tuple(picture for picture, _ in images) if self._plan.needs_pictures else (),
             )
             for paths, scan, images in zip(groups, scans, loaded, strict=True)
         }
 
 
 def visual_bytes(scan: Scan) -> int:
-    """Bytes of a scan's visual tokens."""
+    """Number of bytes of a scan's visual tokens."""
     return sum(t.nbytes for visual in scan.visuals for t in visual.tensors)

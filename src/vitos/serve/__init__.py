@@ -1,1 +1,5 @@
-"""A trained model for others: an OpenAI-compatible HTTP server (`app.py`) and a web demo (`demo.py`)."""
+"""A trained model for others: `api`, an OpenAI-compatible HTTP server, and `demo`, a page in the browser.
+
+The two share nothing but the policy: the server merges the questions of many clients, the page compares the answers to
+one question.
+"""

@@ -1,4 +1,4 @@
-"""The engine that samples elsewhere, with a stand-in for vLLM; `tests/vllm_plugin` runs the real one."""
+"""The engine that samples with vLLM, with a stand-in for it; `plugin/test_real_sampler.py` runs the real one."""
 
 import copy
 
@@ -13,7 +13,7 @@ from vitos.engines.vllm.engine import VllmEngine, WeightsError
 
 @pytest.fixture
 def backbone(nano):
-    """A nano of its own, in float32: its weights are changed here."""
+    """A copy of nano in float32, because the tests change its weights."""
     other = copy.copy(nano)
     other.model = copy.deepcopy(nano.model).float()
     return other
@@ -69,7 +69,7 @@ def test_a_tensor_that_gets_lost_is_noticed(backbone):
 
 
 def test_a_weight_that_keeps_its_old_value_is_noticed(backbone):
-    """As vLLM's head of a tied model does on a CPU, where it is packed."""
+    """As in vLLM on a CPU, which packs the head of a model with tied weights."""
     with pytest.raises(WeightsError, match="log-probability of one token differs"):
         VllmEngine(backbone, FakeSampler(backbone, unwritten="embed_tokens")).refresh()
 
@@ -88,7 +88,7 @@ def test_times_and_counts_are_checked(backbone, prompts):
 
 
 def test_a_prefix_changes_nothing_and_what_it_cannot_do_is_refused(backbone, prompts):
-    """`encode` makes prefixes for the torch engine; a policy passes them to whichever engine it has."""
+    """`encode` makes prefixes for the torch engine, but a policy passes them to any engine."""
     engine = VllmEngine(backbone, FakeSampler(backbone))
     prefix = engine.prefix(prompts[0].head(prompts[0].prefix_length))
     assert said(engine.sample(prompts, HOT, SEEDS, prefixes=[prefix, None])) == said(

@@ -142,7 +142,7 @@ def write_slake(folder: Path, unpacked: bool = False) -> Expected:
         ],
         [
             *("truncated", "no image 'xmlab4", "'..'", "absolute path", "neither CLOSED nor OPEN"),
-            *("cannot be read", "no JSON object"),
+            *("cannot be read", "not a JSON object"),
         ],
     )
 
@@ -178,7 +178,7 @@ def write_pmc_vqa(folder: Path) -> Expected:
 
 
 def write_pmc_vqa_1(folder: Path) -> Expected:
-    """Version 1: the answer as text, the letter in a column of its own."""
+    """Version 1: the answer as text, the letter in another column."""
     choices = {f"Choice {letter}": f" {letter}:{word} " for letter, word in zip("ABCD", "wxyz", strict=True)}
     row = {"Figure_path": "PMC1_F1.jpg", "Question": "Which?", "Answer": "y", **choices, "Answer_label": "C"}
     write_csv(folder / "test_clean.csv", [row])
@@ -273,7 +273,7 @@ def write_mmmu_medical(folder: Path) -> Expected:
     reasons = [
         "several right answers",
         "image_2 holds no image",
-        "no printed list",
+        "not a printed list",
         "no public answer",
         "has no image",
     ]

@@ -7,17 +7,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tests.backbones.families import FAMILIES_BY_NAME
 
-from vitos.core.geometry import Box, Rect, TokenGrid
+from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid
 from vitos.core.masks import fit_budget
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion
 from vitos.eval.selectors import SELECTORS, Task
 from vitos.eval.selectors.attention import text_attention
-from vitos.eval.selectors.crop import cut
+from vitos.eval.selectors.crop import crop, scaled
 from vitos.eval.selectors.diversity import relevance
 from vitos.eval.selectors.places import uniform_mask
+from vitos.policy.plans.crop import cut_out
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -70,7 +72,7 @@ def test_the_model_sees_what_was_chosen(name, task):
     """As many placeholders as tokens; plain droppers leave the kept embeddings as they are, at their positions."""
     count = task.grid.num_tokens // 2
     choice = SELECTORS[name].choose(task, count)
-    prompt = task.sparse_prompt(choice)
+    prompt = task.prompt_of(choice)
     assert int(prompt.is_visual.sum()) == len(prompt.embeddings) == choice.count
     if choice.visual is None and choice.fusion == Fusion("none"):
         kept = torch.from_numpy(choice.mask)
@@ -86,14 +88,14 @@ def test_the_model_sees_what_was_chosen(name, task):
 def test_everything_kept_is_the_dense_prompt(task):
     for name in ("random", "policy", "fastv", "visionzip", "divprune", "tome"):
         choice = SELECTORS[name].choose(task, task.grid.num_tokens)
-        torch.testing.assert_close(task.sparse_prompt(choice).embeddings, task.prompt.embeddings)
+        torch.testing.assert_close(task.prompt_of(choice).embeddings, task.prompt.embeddings)
 
 
 @pytest.mark.parametrize("name", ["tome", "visionzip"])
 def test_merged_tokens_enter_every_visual_stream(name, make_task):
     task = make_task("qwen3_vl", size=(250, 200))
     choice = SELECTORS[name].choose(task, task.grid.num_tokens // 3)
-    prompt = task.sparse_prompt(choice)
+    prompt = task.prompt_of(choice)
     assert prompt.streams
     assert {len(stream) for stream in prompt.streams} == {choice.count}
     kept = torch.from_numpy(choice.mask)
@@ -187,14 +189,34 @@ def test_question_similarity_by_loops(task):
 
 @given(st.floats(0.05, 1), st.floats(0.05, 1), st.integers(1, 60))
 def test_a_crop_has_the_boxes_pixels_and_fits_its_budget(width, height, count):
-    from PIL import Image
-
     values = np.arange(100 * 80).reshape(80, 100).astype(np.int32)
     box = Box(0, 0, width, height)
-    piece = cut(Image.fromarray(values, mode="I"), box, count, 4)
+    piece = scaled(cut_out(Image.fromarray(values, mode="I"), box, WHOLE_IMAGE), count, 4)
     cols, rows = piece.width // 4, piece.height // 4
     assert rows * cols <= count < rows * cols + rows  # no further column would fit
     assert np.asarray(piece).max() <= values[: int(np.ceil(height * 80)), : int(np.ceil(width * 100))].max() + 200
+
+
+@given(st.integers(1, 2000), st.integers(1, 4000), st.integers(1, 1500))
+def test_a_crop_is_never_longer_than_an_encoder_accepts(width, height, count):
+    """Qwen's image processor refuses a side ratio above 200, which a thin box and a large budget would give."""
+    piece = scaled(Image.new("L", (width, height)), count, 1)
+    assert piece.width * piece.height <= count
+    assert max(piece.size) <= 200 * min(piece.size)
+
+
+def test_a_crop_of_a_cropped_picture_is_cut_where_the_box_is(make_task, monkeypatch, picture):
+    """Boxes are in fractions of the stored image, of which the encoder saw the lower half here."""
+    whole = picture(160, 120)
+    task = make_task(size=(80, 120))
+    lower = whole.crop((0, 80, 120, 160))
+    visual = task.visual.within(Rect(0, 0.5, 1, 1))
+    query = replace(task.query, scan=replace(task.query.scan, visuals=(visual,)))
+    seen = []
+    monkeypatch.setattr("vitos.eval.selectors.crop.scaled", lambda piece, count, side: seen.append(piece) or piece)
+    box = Box(0.25, 0.5, 0.75, 0.75)
+    SELECTORS["crop"].choose(Task(task.policy, query, task.record, boxes=[box], image=lambda: lower), 9)
+    np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(whole.crop((30, 80, 90, 120))))
 
 
 def test_refusals(make_task):
@@ -208,8 +230,9 @@ def test_refusals(make_task):
     before = dict(processor.size)
     processor.size = before | {"shortest_edge": 64 * 64 * 4}
     try:
-        with pytest.raises(ValueError, match=r"q1: crop: the image processor makes \d+ tokens"):
-            SELECTORS["crop"].choose(task, 4)
+        assert crop(task, 4).count > 4
+        assert SELECTORS["crop"].choose(task, 4) is None
+        assert SELECTORS["crop"].choose(task, 1000).count > 4
     finally:
         processor.size = before
 
@@ -222,6 +245,6 @@ def test_further_images_stay_whole(make_task, picture):
     second = query.scan.visuals[1]
     for name in SELECTORS:
         choice = SELECTORS[name].choose(two, 6)
-        prompt = two.sparse_prompt(choice)
+        prompt = two.prompt_of(choice)
         assert len(prompt.embeddings) == choice.count + second.grid.num_tokens
         torch.testing.assert_close(prompt.embeddings[choice.count :], second.embeddings)

@@ -4,37 +4,37 @@ import numpy as np
 import pytest
 import torch
 from tests.backbones.families import FAMILIES, FAMILIES_BY_NAME
+from tests.driven import told, up_to
 
 from vitos.core.geometry import Rect, TokenGrid, out_of_crop
 from vitos.core.prompt import pad_prompts
+from vitos.core.registry import PLANS as REGISTRY
 from vitos.core.sparsify import Fusion, cell_rectangles
 from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion, Sampling
-from vitos.policy import plans
-from vitos.policy.plans import Limits, Piece
+from vitos.engines.base import Sampling
+from vitos.policy.plans import Limits, get_plan
+from vitos.policy.run import Piece
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Finding, Query, Scan
 from vitos.policy.vlm import SparseVLM
 
 QUESTION = "What is shown?\nA. cyst\nB. mass"
-PLANS = ("two_pass", "gather", "coarse", "dense", "crop")
+PLANS = REGISTRY.names()
 
 
-class Given(SparseVLM):
-    """A policy whose localization is overwritten: random weights write no boxes."""
-
-    text = "<think>x</think><evidence>[[0.25, 0.25, 0.63, 0.76]]</evidence><answer>A</answer>"
-
-    def read_localization(self, query, completion):
-        return super().read_localization(
-            query, Completion(completion.token_ids, completion.logprobs, self.text, completion.finished)
-        )
+TEXT = "<think>x</think><evidence>[[0.25, 0.25, 0.63, 0.76]]</evidence><answer>A</answer>"
+SMALL = "<evidence>[[0.5, 0.5, 0.7, 0.9]]</evidence>"
 
 
 @pytest.fixture(scope="module")
 def vlm():
     """The shape of nano, random, in float64."""
-    return Given(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
+    return SparseVLM(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
+
+
+def ask(vlm, image, plan, text=TEXT, tokens=6):
+    """One question about an image; the localization says `text`."""
+    return told(vlm, [vlm.encode(image, plan=plan)], [QUESTION], text, up_to(tokens), plan)[0]
 
 
 @torch.no_grad()
@@ -45,18 +45,17 @@ def greedy(vlm, prompt, max_tokens=6):
 def test_every_plan_reports_time_tokens_and_what_it_kept(vlm, picture):
     image, findings = picture(128, 128), {}
     for plan in PLANS:
-        scan = vlm.encode(image, plan=plan)
-        findings[plan] = found = vlm.ask(scan, QUESTION, 6, plan=plan)
+        findings[plan] = found = ask(vlm, image, plan)
         assert (found.plan, found.fallback, found.fallback_reason) == (plan, False, "")
         assert found.grid == TokenGrid.single(8, 8)
         assert set(found.tokens) <= set(found.seconds)
         assert found.tokens["reason_decode"] == len(found.reasoning.completion.token_ids)
-    kept = findings["two_pass"].kept.reshape(8, 8)
+    kept = findings["two_pass"].kept.mask.reshape(8, 8)
     assert kept.sum() == 20  # columns 2 to 5 of 8 touch 0.25..0.63, rows 2 to 6 touch 0.25..0.76
     assert kept[2:7, 2:6].all()
     for plan in ("gather", "coarse", "crop"):
-        np.testing.assert_array_equal(findings[plan].kept, kept.ravel())
-    assert findings["dense"].kept.all()
+        np.testing.assert_array_equal(findings[plan].kept.mask, kept.ravel())
+    assert findings["dense"].kept.all
     assert findings["dense"].localization is None
     text = len(vlm.backbone.build_prompt(vlm.spec.reason_text("<image>" + QUESTION), vlm.encode(image).visuals)) - 64
     assert findings["two_pass"].tokens["reason_prefill"] == text + 20
@@ -69,10 +68,10 @@ def test_every_plan_reports_time_tokens_and_what_it_kept(vlm, picture):
 def test_coarse_is_the_evidence_encoded_alone_at_its_place(vlm, picture):
     """By hand: the encoder on the patches of the cells, their embeddings at the dense positions, one full forward."""
     backbone, image = vlm.backbone, picture(128, 96)
-    found = vlm.ask(vlm.encode(image, plan="coarse"), QUESTION, 6, plan="coarse")
+    found = ask(vlm, image, "coarse")
     pixels = backbone.image_processor(images=[image], return_tensors="pt")
     assert pixels["image_grid_thw"].tolist() == [[1, 12, 16]]
-    kept = found.kept.reshape(6, 8)
+    kept = found.kept.mask.reshape(6, 8)
     rows, cols = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
     assert kept.sum() == len(rows) * len(cols)
     chosen = [p for row in rows for col in cols for p in range((row * 8 + col) * 4, (row * 8 + col) * 4 + 4)]
@@ -81,10 +80,10 @@ def test_coarse_is_the_evidence_encoded_alone_at_its_place(vlm, picture):
     ).pooler_output
     (dense,) = backbone.encode([image])
     # Not what the whole image makes of these cells:
-    assert (dense.embeddings[torch.from_numpy(found.kept)] - encoded).abs().max() > 1e-3
-    dense.embeddings[torch.from_numpy(found.kept)] = encoded
+    assert (dense.embeddings[torch.from_numpy(found.kept.mask)] - encoded).abs().max() > 1e-3
+    dense.embeddings[torch.from_numpy(found.kept.mask)] = encoded
     prompt = backbone.build_prompt(vlm.spec.reason_text("<image>" + QUESTION), [dense])
-    prompt = prompt.sparse([torch.from_numpy(found.kept)], Fusion("none"))
+    prompt = prompt.sparse([torch.from_numpy(found.kept.mask)], Fusion("none"))
     ids = found.reasoning.completion.token_ids
     batch = pad_prompts([prompt], backbone.pad_token_id)
     after = prompt.next_position + torch.arange(len(ids))
@@ -129,7 +128,7 @@ def test_layout_parts_and_reduced_images_of_a_family(name, picture):
 @torch.no_grad()
 def test_crop_is_a_dense_answer_about_the_cut_image(vlm, picture):
     image = picture(128, 128)
-    found = vlm.ask(vlm.encode(image), QUESTION, 6, plan="crop")
+    found = ask(vlm, image, "crop")
     (cut,) = vlm.backbone.encode([image.crop((32, 32, 96, 112))])
     prompt = vlm.backbone.build_prompt(vlm.spec.reason_text("<image>" + QUESTION), [cut])
     assert found.reasoning.completion.text == greedy(vlm, prompt)
@@ -137,15 +136,13 @@ def test_crop_is_a_dense_answer_about_the_cut_image(vlm, picture):
 
 
 def test_without_evidence_every_plan_says_what_it_does_instead(vlm, picture):
-    blind = vlm.with_spec()
-    blind.text = "nothing"
     image = picture(128, 128)
-    dense = blind.ask(blind.encode(image), QUESTION, 6, plan="dense")
+    dense = ask(vlm, image, "dense")
     for plan in ("two_pass", "gather", "crop", "coarse"):
-        found = blind.ask(blind.encode(image, plan=plan), QUESTION, 6, plan=plan)
+        found = ask(vlm, image, plan, "nothing")
         assert found.fallback
         assert "no box could be read" in found.fallback_reason
-        assert found.kept.all()
+        assert found.kept.all
         assert found.reasoning.completion.text == dense.reasoning.completion.text
     assert "localized on again at full resolution; no box could be read; the whole image" in found.fallback_reason
     assert found.tokens["vision"] == 64
@@ -153,16 +150,12 @@ def test_without_evidence_every_plan_says_what_it_does_instead(vlm, picture):
 
 def test_a_box_smaller_than_a_reduced_cell_is_looked_for_again(vlm, picture):
     """Beside a question whose box is large enough, in one batch."""
-    small = vlm.with_spec()
-    small.text = "<evidence>[[0.5, 0.5, 0.7, 0.9]]</evidence>"
     image = picture(128, 128)
-    scan = small.encode(image, plan="coarse")
-    found = small.ask(scan, QUESTION, 6, plan="coarse")
-    two_pass = small.ask(small.encode(image), QUESTION, 6, plan="two_pass")
+    found, two_pass = ask(vlm, image, "coarse", SMALL), ask(vlm, image, "two_pass", SMALL)
     assert found.fallback_reason == (
         "a box is smaller than a cell of the reduced image; the image was localized on again at full resolution"
     )
-    np.testing.assert_array_equal(found.kept, two_pass.kept)
+    np.testing.assert_array_equal(found.kept.mask, two_pass.kept.mask)
     assert 0 < found.kept_ratio < 1
     assert found.reasoning.completion.text == two_pass.reasoning.completion.text
 
@@ -170,17 +163,16 @@ def test_a_box_smaller_than_a_reduced_cell_is_looked_for_again(vlm, picture):
 @pytest.mark.parametrize("plan", [*PLANS, "coarse, too small a box"])
 def test_a_crop_of_a_file_is_answered_like_a_file_of_that_part(vlm, picture, tmp_path, plan):
     """And what is said of it is said of the stored image."""
-    policy, (plan, _, small) = vlm.with_spec(), plan.partition(", ")
-    policy.text = "<evidence>[[0.5, 0.5, 0.7, 0.9]]</evidence>" if small else vlm.text
+    plan, _, small = plan.partition(", ")
     picture(256, 256).save(tmp_path / "whole.png")
     picture(256, 256).crop((128, 64, 256, 192)).save(tmp_path / "part.png")
     part, whole = (
-        policy.ask(policy.encode(tmp_path / name, plan=plan), QUESTION, 6, plan=plan)
+        ask(vlm, tmp_path / name, plan, SMALL if small else TEXT)
         for name in ("part.png", "whole.png#crop=0.5,0.25,1,0.75")
     )
     assert whole.reasoning.completion.token_ids.tolist() == part.reasoning.completion.token_ids.tolist()
     assert whole.tokens == part.tokens
-    np.testing.assert_array_equal(whole.kept, part.kept)
+    np.testing.assert_array_equal(whole.kept.mask, part.kept.mask)
     assert whole.fallback == part.fallback == bool(small)
     crop = Rect(0.5, 0.25, 1.0, 0.75)
     assert whole.grid == part.grid.within(crop) == TokenGrid.single(8, 8).within(crop)
@@ -196,13 +188,13 @@ def test_plans_that_a_family_or_a_scan_cannot_follow_are_refused(vlm, picture):
     scan = vlm.encode(picture(64, 64))
     with pytest.raises(ValueError, match=r'another plan than coarse; use encode\(…, plan="coarse"\)'):
         vlm.ask(scan, QUESTION, plan="coarse")
-    with pytest.raises(ValueError, match="plan crop looks at the image again"):
-        vlm.ask(Scan(scan.visuals), QUESTION, 2, plan="crop")
+    with pytest.raises(ValueError, match="plan crop encodes the image again"):
+        vlm.ask(Scan(scan.visuals), QUESTION, plan="crop")
     with pytest.raises(ValueError, match="must begin alike up to"):
-        VitosSpec(localize_prompt="Locate. {question}", plan="gather")
+        vlm.with_spec(localize_prompt="Locate. {question}", plan="gather")
     with pytest.raises(ValueError, match="renumber has no effect"):
-        VitosSpec(positions="renumber", plan="gather")
-    with pytest.raises(ValueError, match="plan must be one of two_pass, gather"):
+        SparseVLM(vlm.backbone, VitosSpec(positions="renumber", plan="gather"))
+    with pytest.raises(ValueError, match="plan must be one of coarse, crop, dense, gather, two_pass"):
         VitosSpec(plan="fast")
 
 
@@ -227,7 +219,7 @@ def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypat
     assert prefix == len(scan.prefix) > visual
     shared, costs = [], []
     for question in questions:
-        shared.append(vlm.ask(scan, question, 6, plan=plan))
+        shared += told(vlm, [scan], [question], TEXT, up_to(6), plan)
         costs.append(processed())
         tokens = shared[-1].tokens
         # The last token of a completion is written, not run.
@@ -237,7 +229,7 @@ def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypat
     assert max(costs) < 2 * (len(vlm.backbone.tokenizer(vlm.spec.localize_text(questions[0])).input_ids) + 30) + kept
     for question, found in zip(questions, shared, strict=True):
         unshared = Scan(scan.visuals, pictures=scan.pictures, reduced=scan.reduced)
-        alone = vlm.ask(unshared, question, 6, plan=plan)
+        (alone,) = told(vlm, [unshared], [question], TEXT, up_to(6), plan)
         assert alone.reasoning.completion.token_ids.tolist() == found.reasoning.completion.token_ids.tolist()
         torch.testing.assert_close(
             alone.reasoning.completion.logprobs, found.reasoning.completion.logprobs, rtol=0, atol=1e-5
@@ -248,18 +240,18 @@ def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypat
 def test_a_batch_of_images_and_questions_is_each_alone(vlm, picture, plan):
     scans = [vlm.encode(picture(*size), plan=plan) for size in ((128, 128), (96, 160), (64, 64))]
     questions = [QUESTION, "What is this strange thing here?\nA. a\nB. b\nC. c", "Which?\nA. x\nB. y"]
-    together = vlm.ask_many([*scans, scans[0]], [*questions, questions[1]], 6, plan=plan)
+    together = told(vlm, [*scans, scans[0]], [*questions, questions[1]], TEXT, up_to(6), plan)
     for found, scan, question in zip(together, [*scans, scans[0]], [*questions, questions[1]], strict=True):
-        alone = vlm.ask(scan, question, 6, plan=plan)
+        (alone,) = told(vlm, [scan], [question], TEXT, up_to(6), plan)
         assert found.reasoning.completion.token_ids.tolist() == alone.reasoning.completion.token_ids.tolist()
-        np.testing.assert_array_equal(found.kept, alone.kept)
+        np.testing.assert_array_equal(found.kept.mask, alone.kept.mask)
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_stream_is_ask_piece_by_piece(vlm, picture, plan):
     scan = vlm.encode(picture(128, 128), plan=plan)
-    expected, pieces = vlm.ask(scan, QUESTION, 8, plan=plan), []
-    steps = vlm.stream(scan, QUESTION, 8, plan=plan)
+    expected, pieces = vlm.ask(scan, QUESTION, plan=plan, limits=up_to(8)), []
+    steps = vlm.stream(scan, QUESTION, plan=plan, limits=up_to(8))
     while True:
         try:
             pieces.append(next(steps))
@@ -278,19 +270,19 @@ def test_a_stream_is_ask_piece_by_piece(vlm, picture, plan):
 def test_limits(warm_policy, phantom_records):
     record = phantom_records[0]
     scan = warm_policy.encode(record.image_paths[0])
-    whole = warm_policy.ask(scan, record.question, 40)
+    whole = warm_policy.ask(scan, record.question, limits=up_to(40))
     assert whole.boxes
     assert whole.localization.completion.text.endswith("</answer>")
-    short = warm_policy.ask(scan, record.question, limits=Limits(40, 40, evidence_only=True))
+    short = warm_policy.ask(scan, record.question, limits=up_to(40, evidence_only=True))
     assert short.localization.completion.text.endswith("</evidence>")
     assert len(short.localization.completion.token_ids) < len(whole.localization.completion.token_ids)
     assert short.boxes == whole.boxes
     assert short.answer == whole.answer
     length = len(short.localization.completion.token_ids)
-    cut = warm_policy.ask(scan, record.question, limits=Limits(40, length - 1))
+    cut = warm_policy.ask(scan, record.question, limits=Limits(max_tokens=40, max_evidence_tokens=length - 1))
     assert len(cut.localization.completion.token_ids) == length - 1
     assert cut.fallback
-    stopped = warm_policy.ask(scan, record.question, limits=Limits(40, 40, stop=("</think>",)))
+    stopped = warm_policy.ask(scan, record.question, limits=up_to(40, stop=("</think>",)))
     assert stopped.reasoning.completion.text.endswith("</think>")
 
 
@@ -301,8 +293,8 @@ def test_a_prefix_of_another_policy_is_not_used(warm_policy, clone_policy, phant
         for parameter in other.backbone.model.model.language_model.parameters():
             parameter.mul_(0.9)
     scan = warm_policy.encode(record.image_paths[0])
-    expected = other.ask(Scan(scan.visuals), record.question, 12)
-    found = other.ask(scan, record.question, 12)
+    expected = other.ask(Scan(scan.visuals), record.question, limits=up_to(12))
+    found = other.ask(scan, record.question, limits=up_to(12))
     assert found.tokens == expected.tokens
     assert found.reasoning.completion.text == expected.reasoning.completion.text
 
@@ -333,9 +325,8 @@ def test_a_request_names_what_a_server_needs(vlm, picture):
     image = picture(128, 128)
     watch, waiting = Stopwatch(), []
     for plan in ("dense", "gather"):
-        policy = vlm.with_spec(plan=plan)
-        query = Query(policy.encode(image), "<image>" + QUESTION)
-        waiting.append((policy, plans.PLANS[plan].steps(policy, [query], Limits(6, 6), watch)))
+        query = Query(vlm.encode(image), "<image>" + QUESTION)
+        waiting.append((plan, get_plan(plan).steps(vlm.branches, [query], up_to(6), watch)))
     requests = [next(steps) for _, steps in waiting]
     assert [request.branch for request in requests] == ["reason", "localize"]
     prompts = [request.prompts[0] for request in requests]
@@ -343,5 +334,5 @@ def test_a_request_names_what_a_server_needs(vlm, picture):
     with pytest.raises(StopIteration) as end:
         waiting[0][1].send(rows[0])
     (outcome,) = end.value.value
-    expected = vlm.ask(vlm.encode(image), QUESTION, 6, plan="dense")
+    expected = vlm.ask(vlm.encode(image), QUESTION, plan="dense", limits=up_to(6))
     assert outcome.reasoning.completion.text == expected.reasoning.completion.text

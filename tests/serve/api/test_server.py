@@ -1,10 +1,11 @@
-"""The server through OpenAI's own client, over a real socket, and what it must refuse."""
+"""The server as OpenAI's own client sees it over a real socket, and what it must refuse."""
 
 import base64
 import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ import httpx  # noqa: E402
 import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from vitos.core.geometry import Box  # noqa: E402
 from vitos.data.phantom import write_phantoms  # noqa: E402
 from vitos.data.readers import read_records  # noqa: E402
 from vitos.policy.vlm import SparseVLM  # noqa: E402
-from vitos.serve.api.app import Settings, build_app  # noqa: E402
+from vitos.serve.api.app import ServerSettings, build_app  # noqa: E402
 
 TOKEN = "a secret"
 
@@ -32,7 +34,9 @@ def records(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(records):
     folder = records[0].image_paths[0].parent
-    settings = Settings(token=TOKEN, images=folder, max_running=4, max_waiting=4, max_bytes=1 << 20, max_pixels=10**6)
+    settings = ServerSettings(
+        token=TOKEN, images=folder, max_running=4, max_waiting=4, max_bytes=1 << 20, max_pixels=10**6
+    )
     config = uvicorn.Config(build_app(SparseVLM.from_pretrained("nano"), settings), port=0, log_level="warning")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
@@ -77,12 +81,54 @@ def test_answers_are_those_of_ask(client, records, plan):
         assert found["answer"] == expected.answer
         assert [tuple(box) for box in found["boxes"]] == [box.as_tuple() for box in expected.boxes]
         assert (found["kept_tokens"], found["plan"], found["fallback"]) == (
-            expected.kept.sum(),
+            expected.kept.count,
             plan,
             expected.fallback,
         )
         assert answer.choices[0].message.content.startswith(expected.answer or "")
         assert answer.usage.completion_tokens == sum(n for k, n in found["tokens"].items() if k.endswith("_decode"))
+
+
+def test_a_persons_boxes_and_a_budget_are_arguments(client, records):
+    vlm, record, box = SparseVLM.from_pretrained("nano"), records[0], (0.0, 0.0, 0.5, 0.25)
+    scan = vlm.encode(record.image_paths[0])
+    for given in ({"boxes": [box]}, {"boxes": [box], "budget": 0.25}, {"budget": 0.25}):
+        boxes = [Box(*box)] if "boxes" in given else None
+        expected = vlm.ask(scan, record.question, boxes=boxes, budget=given.get("budget"))
+        answer = client.chat.completions.create(model="nano", messages=message(record), extra_body={"vitos": given})
+        found = answer.model_extra["vitos"]
+        assert found["text"] == expected.reasoning.completion.text
+        assert found["kept_tokens"] == expected.kept.count
+        assert [tuple(edges) for edges in found["boxes"]] == [b.as_tuple() for b in expected.boxes]
+
+
+@pytest.mark.parametrize("size", [60_000, 200_000])
+def test_a_question_longer_than_the_context_is_refused_at_once(server, records, size):
+    long = replace(records[0], question=records[0].question + "lung " * (size // 5))
+    started = time.perf_counter()
+    answer = post(server, {"model": "nano", "messages": message(long)})
+    assert answer.status_code == 400
+    assert "context is 4096" in answer.json()["error"]["message"]
+    assert time.perf_counter() - started < 10
+    assert post(server, {"model": "nano", "messages": message(records[0])}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"boxes": [[0, 0, 2, 2]]}, "vitos.boxes"),
+        ({"boxes": []}, "vitos.boxes"),
+        ({"boxes": [[0, 0, 0.5]]}, "vitos.boxes"),
+        ({"budget": 0}, "vitos.budget"),
+        ({"budget": 1.5}, "vitos.budget"),
+        ({"plan": "fast"}, "vitos.plan"),
+        ({"plan": "crop", "budget": 0.5}, "leave out the budget"),
+    ],
+)
+def test_evidence_that_cannot_be_used_is_refused_by_its_field(server, records, given, said):
+    answer = post(server, {"model": "nano", "messages": message(records[0]), "vitos": given})
+    assert answer.status_code == 400
+    assert said in answer.text
 
 
 def test_streams_join_to_the_same_answer(client, records):
@@ -178,7 +224,7 @@ def test_token_health_models_and_metrics(server, client, records):
     assert "vitos_kept_ratio_count" in text
 
 
-def test_a_full_line_gets_429_and_all_others_an_answer(server, records):
+def test_a_full_queue_gets_429_and_all_others_an_answer(server, records):
     body = {"model": "nano", "messages": message(records[0])}
     codes = []
     threads = [threading.Thread(target=lambda: codes.append(post(server, body).status_code)) for _ in range(40)]
@@ -191,7 +237,7 @@ def test_a_full_line_gets_429_and_all_others_an_answer(server, records):
     assert (health["running"], health["waiting"]) == (0, 0)
 
 
-def test_a_client_that_goes_away_takes_its_question_along(server, records):
+def test_the_question_of_a_client_that_goes_away_is_given_up(server, records):
     body = {"model": "nano", "messages": message(records[0]), "stream": True}
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, headers=headers) as answer:

@@ -43,7 +43,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    """A freshly loaded page; afterwards: nothing was fetched from elsewhere."""
+    """A freshly loaded page; afterwards it is checked that nothing was fetched from another host."""
     page = browser.new_page(viewport={"width": 1200, "height": 980})
     page.set_default_timeout(60_000)
     fetched = []
@@ -56,7 +56,7 @@ def page(browser, address):
 
 
 def kept(page):
-    """Tokens kept, as the table says: (dense, sparse, random)."""
+    """Numbers of tokens kept in the table: dense, sparse, random."""
     page.wait_for_selector("#results td.answer")
     return [int(n) for n in re.findall(r"(\d+) of 64 \(", page.locator("#results").inner_text())]
 
@@ -70,7 +70,7 @@ def boxes(page):
 
 
 def point(page, x, y):
-    """A point of the previewed image, in fractions, on the screen."""
+    """Position on the screen of a point of the previewed image, given in fractions."""
     page.locator("#preview img").scroll_into_view_if_needed()
     area = page.locator("#preview img").bounding_box()
     return area["x"] + x * area["width"], area["y"] + y * area["height"]
@@ -111,7 +111,7 @@ def test_dragging_draws_a_box(page):
     page.mouse.move(*point(page, 0.45, 0.95))
     assert page.locator(".band").count() == 1
     page.mouse.up()
-    assert kept(page) == [64, 16, 16]  # half a drag is no box: the answer came by itself
+    assert kept(page) == [64, 16, 16]  # answered without a press of the button
     (box,) = boxes(page)
     assert [float(v) for v in box.split(",")] == pytest.approx([0.05, 0.55, 0.45, 0.95], abs=0.01)
     page.locator("#clear").click()
@@ -166,7 +166,7 @@ def test_windows_and_frames_of_dicom(page, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_background(browser, address, scheme):
-    """WCAG 2.1 AA: 4.5 : 1, for every element of the page that has text of its own."""
+    """WCAG 2.1 AA: a contrast of 4.5 : 1 for each element that holds text directly."""
     page = browser.new_page(viewport={"width": 1200, "height": 980}, color_scheme=scheme)
     page.goto(address)
     page.locator(".example").nth(4).click()

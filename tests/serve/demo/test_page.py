@@ -1,4 +1,4 @@
-"""The demo's events, called as the page calls them, and the page itself as a client sees it."""
+"""The events of the demo's page, called as the page calls them, and the page as a client sees it."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from tests.serve.dicom import write_dicom
 
 gr = pytest.importorskip("gradio", reason="the demo extra is not installed")
 
-from vitos.serve.demo import inputs as given  # noqa: E402
+from vitos.serve.demo import inputs  # noqa: E402
 from vitos.serve.demo.handlers import Handlers  # noqa: E402
 from vitos.serve.demo.page import build, launch  # noqa: E402
 
@@ -21,7 +21,7 @@ def handlers(vlm):
 
 @pytest.fixture
 def dicom(tmp_path):
-    """A CT slice of two frames, values of -1000 to 2000 HU, window 40,400."""
+    """A CT file of two frames with values from -1000 to 2000 HU, window 40,400."""
     return write_dicom(tmp_path / "ct.dcm", frames=2)
 
 
@@ -58,13 +58,13 @@ def test_two_clicks_make_a_box_that_is_drawn(handlers, examples):
     assert (opened.corner, boxes) == (None, "")
 
 
-def test_ask_shows_three_ways_and_the_boxes(handlers, vlm, examples):
+def test_ask_shows_three_answers_and_the_boxes(handlers, vlm, examples):
     example = examples[4]
     opened = handlers.open(str(example.image))[0]
     out = asked(handlers, opened, question=example.question)
     alone = vlm.ask(vlm.encode(example.image), example.question)
-    assert out[-1] == given.format_boxes(alone.boxes)
-    assert f"{alone.kept.sum()} of 64" in out[1]
+    assert out[-1] == inputs.format_boxes(alone.boxes)
+    assert f"{alone.kept.count} of 64" in out[1]
     assert all(update["value"].size == (384, 384) for update in out[3:6])
     assert out[6].count("<tr>") == 4
     boxed = asked(handlers, opened, question=example.question, boxes="0,0,0.25,0.25")
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_told_without_a_traceback(handlers, examples):
         ({"question": " "}, "Write a question"),
         ({"boxes": "0, 0, 2, 2"}, "Box 1 does not lie in the image"),
         ({"boxes": "left lung"}, "Box 1 is not four numbers"),
-        ({"plan": "crop", "budget": 0.5}, "Set the budget to 0"),
+        ({"plan": "crop", "budget": 0.5}, "leave out the budget"),
     ):
         with pytest.raises(gr.Error, match=words) as caught:
             asked(handlers, opened, **call)
@@ -118,9 +118,9 @@ def test_frames_and_windows_of_dicom(handlers, dicom, monkeypatch):
     assert (width["value"], width["minimum"], width["maximum"]) == (400, 0, 2000)
     same, other = handlers.draw(opened, 40, 400, ""), handlers.draw(opened, 1000, 1800, "")
     np.testing.assert_array_equal(np.asarray(same), np.asarray(preview))
-    expected, _ = given.open_image(f"{dicom}#frame=2&window=1000,1800")
+    expected, _ = inputs.open_image(f"{dicom}#frame=2&window=1000,1800")
     np.testing.assert_array_equal(np.asarray(other.resize((64, 64), Image.Resampling.NEAREST)), np.asarray(expected))
-    # The last image's values, or none, are no reason to fail.
+    # Sliders that still hold the values of the image before, or none, must not be an error.
     assert str(opened.name(9000, 0)).endswith("#frame=2&window=1040,1")
     assert str(opened.name(None, None)).endswith("#frame=2")
     first = asked(handlers, opened, centre=40, width=400, boxes="0,0,0.5,0.5")
@@ -131,7 +131,7 @@ def test_frames_and_windows_of_dicom(handlers, dicom, monkeypatch):
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_has_no_public_api_and_calls_nobody(vlm, examples):
+def test_the_page_has_no_public_api_and_sends_no_analytics(vlm, examples):
     page = build(vlm, examples)
     assert page.analytics_enabled is False
     assert [f.api_visibility for f in page.fns.values()] == ["private"] * len(page.fns)

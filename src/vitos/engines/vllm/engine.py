@@ -1,11 +1,11 @@
-"""The engine `vllm`: rollouts sampled by vLLM, scored by the model that is trained.
+"""The engine `vllm`: rollouts are sampled by vLLM and scored by the model that is trained.
 
-vLLM holds a copy of the weights. `refresh` writes the trained ones into it in place, counts them, empties its caches
-and compares one log-probability, so that no update is sampled with weights of the one before. What the two engines
-still disagree by (kernels, number formats) is corrected in the loss by the sampler's log-probabilities, which every
-completion brings along, and logged as `mismatch_kl`.
+vLLM holds a copy of the weights. `refresh` writes the trained weights into it in place, counts them, empties its
+caches and compares one log-probability, so that no update is sampled with the weights of the update before. The
+remaining difference between the two engines (kernels, number formats) is corrected in the loss by the sampler's
+log-probabilities, which every completion carries, and logged as `mismatch_kl`.
 
-vLLM itself stands behind `Sampler`: `vllm_sampler.py` is the real one.
+`Sampler` is the interface to vLLM; `sampler.py` implements it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 
 from vitos.backbones.base import Backbone
 from vitos.core.prompt import Prompt
-from vitos.engines.base import Completion, Sampling, Stage
+from vitos.engines.base import Completion, Sampling, Span
 from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import TorchEngine, untimed
 
 PROBE = "Which weights are these?"
-"""Text of the prompt whose next token is compared after every push."""
+"""Text of the prompt whose next token is compared each time weights have been pushed."""
 
 
 class WeightsError(RuntimeError):
-    """The sampler does not hold the weights that are trained."""
+    """The sampler does not hold the trained weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One completion to be sampled; temperature 0 is greedy. Stop tokens and bans are the sampler's, for all alike."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """One completion to be sampled; temperature 0 is greedy. The sampler has one set of stop and banned tokens."""
 
     prompt: Prompt
     max_tokens: int
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A completion's tokens (L), the stop token included, and their log-probabilities under the sampler (L)."""
+    """The L tokens of a completion, including the stop token, and their log-probabilities under the sampler."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -52,21 +52,21 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What became of pushed weights: tensors that arrived, and parameters of the sampler that none was written to."""
+    """The result of pushing weights: number of tensors that arrived, and names of parameters that none reached."""
 
     tensors: int
     untouched: tuple[str, ...]
 
 
 class Sampler(Protocol):
-    """What the engine needs of vLLM."""
+    """What the engine needs from vLLM."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
-        """A completion for each request; one prompt object may stand in several."""
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
+        """One completion per request. Requests with the same `Prompt` object share its conversion for the sampler."""
         ...
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> Received:
-        """Write weights, named as in the Hugging Face model, in place, and forget what was computed before."""
+        """Write weights in place, named as in the Hugging Face model, and empty all caches."""
         ...
 
 
@@ -75,9 +75,9 @@ class VllmEngine(TorchEngine):
 
     Args:
         backbone: the model that is trained; adapters must be merged.
-        sampler: holds a copy of it.
-        tolerance: largest difference of the compared log-probability. The default is for one number format in both;
-            bfloat16 needs about 0.1.
+        sampler: the sampler, which holds a copy of the model.
+        tolerance: largest allowed difference of the compared log-probability. The default is for the same number
+            format in both; bfloat16 needs about 0.1.
     """
 
     samples_elsewhere = True
@@ -90,33 +90,36 @@ class VllmEngine(TorchEngine):
 
     @torch.no_grad()
     def refresh(self) -> dict[str, float]:
-        """Push all weights; figures for the log: tensors pushed, and the difference of the compared log-probability.
+        """Push all weights.
+
+        Returns:
+            Figures for the log: number of tensors, and difference of the compared log-probability.
 
         Raises:
             WeightsError: if a tensor did not arrive, a parameter of the sampler was not written, or the two models
                 disagree.
         """
-        # Tied weights stand here once; buffers are no weights.
+        # Tied weights are listed once, and buffers are not listed.
         weights = {name: weight.detach() for name, weight in self.backbone.model.named_parameters()}
         received = self.sampler.load(weights.items())
         if received.tensors != len(weights) or received.untouched:
             raise WeightsError(
-                f"{received.tensors} of {len(weights)} tensors reached the sampler, which has "
-                f"{len(received.untouched)} parameters that none was written to: {', '.join(received.untouched[:5])}"
+                f"{received.tensors} of {len(weights)} tensors reached the sampler, and {len(received.untouched)} of "
+                f"its parameters were not written: {', '.join(received.untouched[:5])}"
             )
         self._pushed = True
         gap = self._gap()
         if not gap <= self.tolerance:
             raise WeightsError(
                 f"after the weights were pushed, the log-probability of one token differs by {gap:.2g} between the "
-                f"sampler and the trained model; at most {self.tolerance:g} is rounding"
+                f"sampler and the trained model; rounding explains at most {self.tolerance:g}"
             )
         return {"sampler/tensors": float(len(weights)), "sampler/logprob_gap": gap}
 
     def _gap(self) -> float:
-        """Difference of the log-probability that both give the sampler's greedy next token of a fixed text."""
+        """Difference between the log-probabilities of the sampler's greedy next token of a fixed text."""
         prompt = self.backbone.build_prompt(PROBE, [])
-        (said,) = self.sampler.generate([Request(prompt, 1, 0.0, 0)])
+        (said,) = self.sampler.generate([SampleRequest(prompt=prompt, max_tokens=1, temperature=0.0, seed=0)])
         here = self.score([prompt], [[torch.tensor(said.token_ids)]])
         return abs(float(here.logprobs[0, 0]) - said.logprobs[0])
 
@@ -126,13 +129,13 @@ class VllmEngine(TorchEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        stage: Stage = untimed,
+        span: Span = untimed,
         prefixes: Sequence[Prefix | None] | None = None,
     ) -> list[list[Completion]]:
-        """See `Engine.sample`. vLLM mixes prefill and decoding: all its time is "decode".
+        """See `Engine.sample`. vLLM mixes prefill and decoding, so all its time counts as "decode".
 
         Args:
-            prefixes: not used; vLLM has a cache of its own, and the prompts hold everything.
+            prefixes: ignored; vLLM has its cache, and the prompts are complete.
 
         Raises:
             ValueError: for stop strings, and for hidden tokens (plan `gather`).
@@ -146,11 +149,11 @@ class VllmEngine(TorchEngine):
         if not self._pushed:
             self.refresh()
         requests = [
-            Request(prompt, sampling.max_tokens, sampling.temperature, seed)
+            SampleRequest(prompt=prompt, max_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=seed)
             for prompt, row in zip(prompts, seeds, strict=True)
             for seed in row
         ]
-        with stage("decode"):
+        with span("decode"):
             drawn = self.sampler.generate(requests)
         texts = self.backbone.tokenizer.batch_decode([d.token_ids for d in drawn], skip_special_tokens=True)
         flat = iter(

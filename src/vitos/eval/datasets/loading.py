@@ -1,15 +1,13 @@
-"""Benchmarks by name: a public release on disk or on the hub → records, and which rows were left out and why.
+"""Benchmarks by name: from a public release on disk or on the hub to records, and to rows that were left out and why.
 
     loaded = load_benchmark("vqa_rad", "downloads/vqa-rad")
     loaded.records, loaded.left_out
 
-A benchmark is a file that says where its rows and images are and what one row means, and calls `register`. Rows that
-cannot be used are left out, named and counted, and never change what the others are called.
+Rows that cannot be used are left out, named and counted, and never change the names of the others.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitos.core.record import Record
+from vitos.core.registry import Registry
 from vitos.data.images import DataError
 from vitos.data.readers import HUB_PREFIX
 from vitos.eval.datasets.pictures import Pictures
-from vitos.eval.datasets.questions import Question, place_images
-from vitos.eval.datasets.rows import Damage, NamedRow, Row, RowError
+from vitos.eval.datasets.questions import ParsedRow, place_images
+from vitos.eval.datasets.rows import Damage, NamedRow, ReleaseRow, RowError
 
-BUILT_IN = ("vqa_rad", "slake", "path_vqa", "pmc_vqa", "omnimedvqa", "mmmu_medical", "medxpertqa", "medical_bundle")
+DATASETS = Registry("vitos.eval.datasets", "vitos.datasets", helpers=("loading", "pictures", "questions", "rows"))
+"""Files with a benchmark, by name. The helpers define none."""
+
 _THREADS = 4
 _AT_ONCE = 64  # rows in memory: those of parquet hold their images
 
@@ -38,7 +39,7 @@ class Release:
     Attributes:
         rows: the rows, read lazily.
         archives: zip files with images.
-        inside: folders in which the rows' image names are looked up, in the folder and in the archives.
+        inside: folders in which image names are looked up, in the release and in the archives.
     """
 
     rows: Iterable[NamedRow]
@@ -46,17 +47,17 @@ class Release:
     inside: Sequence[str] = ("",)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """One benchmark.
+    """Where the rows and images of a benchmark are, and what one row means.
 
     Attributes:
-        name: the name of its file, by which it is called.
-        hub: its data set on the hub.
-        files: the patterns of the files that a split needs.
-        splits: the names of its splits, the default first.
-        release: a function that finds a split in a folder; `DataError` if it is not there.
-        question: a function that reads a row; `RowError` if the row cannot become a question.
+        name: name of the benchmark: that of its file or entry point.
+        hub: data set on the Hugging Face hub, as `owner/name`.
+        files: gives the patterns of the files to download for a split.
+        splits: names of its splits; the first is the default.
+        release: finds a split in a folder; raises `DataError` if it is not there.
+        question: reads a row; raises `RowError` if it makes no question.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Benchmark:
     files: Callable[[str], Sequence[str]]
     splits: tuple[str, ...]
     release: Callable[[Path, str], Release]
-    question: Callable[[Row], Question]
+    question: Callable[[ReleaseRow], ParsedRow]
 
 
 class LeftOut(NamedTuple):
@@ -79,12 +80,14 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBenchmark:
-    """The usable questions of one split, and those that are not.
+    """The usable questions of one split, and the rows that cannot be used.
 
     Attributes:
-        records: ids are `<name>/<row>`; `meta` has `question_type`, `modality` and `subset` where the release does.
+        name, split, source: benchmark, split, and folder or `hub:owner/name`.
+        records: the questions, with ids `<name>/<row>`; `meta` has `question_type`, `modality` and `subset` if the
+            release has them.
         left_out: all that cannot be used, in the order of the release.
     """
 
@@ -96,22 +99,32 @@ class LoadedBenchmark:
 
 
 def register(benchmark: Benchmark) -> Benchmark:
-    """Make a benchmark known by its name; the last of a name counts."""
+    """Make a benchmark known by its name, until another of the same name is registered."""
     _REGISTERED[benchmark.name] = benchmark
     return benchmark
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """A benchmark by its name.
+    """A benchmark by its name; only its own module is imported.
+
+    Example:
+        >>> get_benchmark("slake").splits
+        ('test', 'validation', 'train')
 
     Raises:
-        ValueError: for an unknown one; it lists the known.
+        ValueError: for an unknown name; the message lists those that there are.
     """
-    if name not in _REGISTERED and name in BUILT_IN:
-        importlib.import_module(f"vitos.eval.datasets.{name}")
     if name not in _REGISTERED:
-        known = ", ".join(dict.fromkeys([*BUILT_IN, *_REGISTERED]))
-        raise ValueError(f"there is no benchmark {name!r}; known are {known}")
+        found = DATASETS.names()
+        if name not in found:
+            known = ", ".join(sorted({*found, *_REGISTERED}))
+            raise ValueError(f"there is no benchmark {name!r}; known are {known}")
+        module = DATASETS.module(name)
+        if name not in _REGISTERED:
+            raise ValueError(
+                f"{module.__name__} registers no benchmark {name!r}; call `register` there with this name "
+                f"({DATASETS.group})"
+            )
     return _REGISTERED[name]
 
 
@@ -126,15 +139,16 @@ def load_benchmark(
     """Read one split of a benchmark.
 
     Args:
-        source: a folder with the release as published, archives unpacked or not, or `hub:owner/name`, which is
-            downloaded (or found in the cache of `huggingface_hub`, when offline); by default the hub.
-        split: name of a split; by default the benchmark's first.
-        limit: number of rows to read, from the first; by default all.
-        store: folder for images out of parquet and zip files; by default in the user's cache. All benchmarks may
+        name: name of the benchmark.
+        source: folder with the release as published, archives unpacked or not, or `hub:owner/name`, which is
+            downloaded (or found in the cache of `huggingface_hub` when offline); None: the benchmark's own on the hub.
+        split: name of the split; None: the benchmark's first.
+        limit: number of rows, from the start; None: all.
+        store: folder for images from parquet and zip files; None: a folder in the user's cache. All benchmarks may
             share it, and it may be deleted when no run needs it.
 
     Raises:
-        DataError: if the folder does not hold the split, an archive must not be unpacked, or no row is usable.
+        DataError: if the folder does not hold the split, an archive is not safe to unpack, or no row can be used.
         ValueError: for an unknown benchmark or split, or a limit below 1.
     """
     benchmark = get_benchmark(name)
@@ -161,11 +175,11 @@ def load_benchmark(
     if not records:
         first = "; ".join(f"{row}: {reason}" for row, reason in left_out[:3]) or "there are no rows"
         raise DataError(f"{source}: no question of {name}, {split} can be used ({first})")
-    return LoadedBenchmark(name, split, source, tuple(records), tuple(left_out))
+    return LoadedBenchmark(name=name, split=split, source=source, records=tuple(records), left_out=tuple(left_out))
 
 
 def _read(benchmark: Benchmark, rows: Iterator[NamedRow], pictures: Pictures) -> Iterator[tuple[str, Record | Damage]]:
-    """Rows → records, images checked in a few threads, in order."""
+    """Records from rows, in order; a few threads check the images."""
 
     def read(named: NamedRow) -> Record | Damage:
         name, row = named
@@ -182,7 +196,7 @@ def _read(benchmark: Benchmark, rows: Iterator[NamedRow], pictures: Pictures) ->
                 yield name, outcome
 
 
-def _record(name: str, question: Question, pictures: Pictures) -> Record:
+def _record(name: str, question: ParsedRow, pictures: Pictures) -> Record:
     if not question.images:
         raise RowError("has no image")
     text = place_images(question.text, len(question.images))
@@ -192,7 +206,7 @@ def _record(name: str, question: Question, pictures: Pictures) -> Record:
 
 def _folder(source: str, patterns: Sequence[str]) -> Path:
     if source.startswith(HUB_PREFIX):
-        from huggingface_hub import snapshot_download  # network and access errors are its own
+        from huggingface_hub import snapshot_download  # its network and access errors are clear
 
         name = source.removeprefix(HUB_PREFIX)
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns)))

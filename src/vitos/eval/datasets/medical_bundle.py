@@ -6,7 +6,7 @@ One array, `medical_multimodel_evaluation_data.json`, of 17,303 objects with `qu
 `subset` (for OmniMedVQA its modality); the images in `images/`, as it is or in `images.zip`. All questions have
 options here, also those of VQA-RAD, SLAKE and PathVQA, so its accuracies are not those of the original releases.
 
-Verified: the file's name, `image`, `options`, `answer`, `dataset` and `subset` by three programs that read them. Not
+Verified: the file's name, `image`, `options`, `answer`, `dataset` and `subset`, by three programs that read them. Not
 verified: the count, and the folder inside `images.zip`.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from vitos.core.record import AnswerKind
 from vitos.eval.datasets.loading import Benchmark, Release, register
-from vitos.eval.datasets.questions import Question, with_options, yes_no_or
-from vitos.eval.datasets.rows import Row, RowError, find, json_rows, labels, text_of
+from vitos.eval.datasets.questions import ParsedRow, with_options, yes_no_or
+from vitos.eval.datasets.rows import ReleaseRow, RowError, find, json_rows, labels, text_of
 
 _FILE = "medical_multimodel_evaluation_data.json"
 
@@ -26,12 +26,12 @@ def _release(folder: Path, split: str) -> Release:
     return Release(json_rows(folder, find(folder, _FILE)), sorted(folder.glob("images.zip")), ("", "images"))
 
 
-def _question(row: Row) -> Question:
+def _question(row: ReleaseRow) -> ParsedRow:
     images, options = row.get("image"), row.get("options") or []
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
-        raise RowError("image is no list of paths")
+        raise RowError("image is not a list of paths")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise RowError("options are no list of texts")
+        raise RowError("options are not a list of texts")
     text, answer = text_of(row, "question"), text_of(row, "answer")
     kind: AnswerKind = "letter"
     if options:
@@ -41,7 +41,7 @@ def _question(row: Row) -> Question:
     meta = labels(row, subset="dataset", part="subset")
     if meta.get("subset", "").startswith("OmniMedVQA"):
         meta |= labels(row, modality="subset")
-    return Question(text, tuple(images), answer, kind, meta)
+    return ParsedRow(text=text, images=tuple(images), answer=answer, kind=kind, meta=meta)
 
 
 BENCHMARK = register(

@@ -1,14 +1,13 @@
 """MedXpertQA, the part with images: 2,000 hard questions of five options (`TsinghuaC3I/MedXpertQA`, config MM).
 
-`MM/<split>.jsonl`, objects with `id`, `question` (the options once more at its end, behind "Answer Choices:"; taken
-off), `options` (letter → text), `label` (a letter), `images` (file names, often several), `medical_task`,
-`body_system`, `question_type`; the images in `images/`, as it is or in `images.zip`.
+`MM/<split>.jsonl`, objects with `id`, `question` (which repeats the options after "Answer Choices:"; they are
+removed), `options` (letter → text), `label` (a letter), `images` (file names, often several), `medical_task`,
+`body_system`, `question_type`; the images in a folder `images/` or in `images.zip`.
 
-Several images are placed in front of the question, in order. Boxes and sparse tokens are of the first one; the others
-are whole.
+Several images precede the question, in order. Boxes and sparse tokens belong to the first one; the others stay whole.
 
 Verified: the files, the fields, `images` as names below the archive, "Answer Choices:" in questions. Not verified:
-the folder inside `images.zip` (`images/` and its content alone are read).
+the folder inside `images.zip` (both `images/` and its bare content are read).
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import re
 from pathlib import Path
 
 from vitos.eval.datasets.loading import Benchmark, Release, register
-from vitos.eval.datasets.questions import Question, with_options
-from vitos.eval.datasets.rows import Row, RowError, find, jsonl_rows, labels, text_of
+from vitos.eval.datasets.questions import ParsedRow, with_options
+from vitos.eval.datasets.rows import ReleaseRow, RowError, find, jsonl_rows, labels, text_of
 
 _CHOICES = re.compile(r"\s*Answer Choices:\s*\(A\).*\Z", re.DOTALL)
 _LETTERS = "ABCDEFGHIJ"
@@ -29,18 +28,18 @@ def _release(folder: Path, split: str) -> Release:
     return Release(rows, sorted(folder.glob("images.zip")), ("images", "", "MM/images"))
 
 
-def _question(row: Row) -> Question:
+def _question(row: ReleaseRow) -> ParsedRow:
     options, images = row.get("options"), row.get("images")
     if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
-        raise RowError("options are no object of texts")
+        raise RowError("options are not an object of texts")
     if unknown := set(options) - set(_LETTERS):
         raise RowError(f"options have the letter {min(unknown)[:40]!r}")
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
-        raise RowError("images are no list of names")
+        raise RowError("images are not a list of names")
     question = _CHOICES.sub("", text_of(row, "question"))
     text, answer = with_options(question, [options.get(letter) for letter in _LETTERS], letter=text_of(row, "label"))
     meta = labels(row, question_type="question_type", subset="medical_task", body_system="body_system")
-    return Question(text, tuple(images), answer, "letter", meta)
+    return ParsedRow(text=text, images=tuple(images), answer=answer, kind="letter", meta=meta)
 
 
 BENCHMARK = register(

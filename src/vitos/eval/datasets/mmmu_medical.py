@@ -22,9 +22,8 @@ from pathlib import Path
 
 from vitos.core.record import IMAGE_PLACEHOLDER, AnswerKind
 from vitos.eval.datasets.loading import Benchmark, Release, register
-from vitos.eval.datasets.questions import Question, with_options
-from vitos.eval.datasets.rows import Row, RowError, find, labels, parquet_rows, text_of
-from vitos.eval.datasets.vqa_rad import image_of
+from vitos.eval.datasets.questions import ParsedRow, with_options
+from vitos.eval.datasets.rows import ReleaseRow, RowError, find, image_of, labels, parquet_rows, text_of
 
 SUBJECTS = (
     "Basic_Medical_Science",
@@ -42,7 +41,7 @@ def _release(folder: Path, split: str) -> Release:
     return Release(chain.from_iterable(parts))
 
 
-def _question(row: Row) -> Question:
+def _question(row: ReleaseRow) -> ParsedRow:
     answer, options = text_of(row, "answer"), _printed_list(row, "options")
     kind: AnswerKind = "letter"
     if answer == "?":
@@ -60,10 +59,10 @@ def _question(row: Row) -> Question:
     meta["subset"] = _subject(row)
     if kinds := _printed_list(row, "img_type"):
         meta["modality"] = ", ".join(kinds)
-    return Question(text, images, answer, kind, meta)
+    return ParsedRow(text=text, images=images, answer=answer, kind=kind, meta=meta)
 
 
-def _place(text: str, row: Row) -> tuple[str, tuple[bytes, ...]]:
+def _place(text: str, row: ReleaseRow) -> tuple[str, tuple[bytes, ...]]:
     """The text with `<image>` for the first call of each image, and the images in this order; uncalled ones first."""
     there = [n for n in range(1, MAX_IMAGES + 1) if row.get(f"image_{n}") is not None]
     called = list(dict.fromkeys(int(number) for number in _CALL.findall(text)))
@@ -78,7 +77,7 @@ def _place(text: str, row: Row) -> tuple[str, tuple[bytes, ...]]:
     return _CALL.sub(show, text), tuple(image_of(row, f"image_{number}") for number in order)
 
 
-def _printed_list(row: Row, column: str) -> list[str]:
+def _printed_list(row: ReleaseRow, column: str) -> list[str]:
     """A list of texts printed as a string, as `["CT scan", 'MRI']`; [] where the column is null or blank."""
     text = row.get(column)
     if text is None or (isinstance(text, str) and not text.strip()):
@@ -88,12 +87,12 @@ def _printed_list(row: Row, column: str) -> list[str]:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise RowError(f"{column} is no printed list of texts")
+        raise RowError(f"{column} is not a printed list of texts")
     return values
 
 
-def _subject(row: Row) -> str:
-    """From the id, `validation_Clinical_Medicine_12`: the rows do not say their subject."""
+def _subject(row: ReleaseRow) -> str:
+    """The subject, from the id `validation_Clinical_Medicine_12`: the rows have no column for it."""
     identity = text_of(row, "id")
     found = [subject for subject in SUBJECTS if f"_{subject}_" in identity]
     if not found:

@@ -1,11 +1,11 @@
 """OmniMedVQA, open-access part: 88,996 choices over 42 data sets and eight modalities (`foreverbeliever/OmniMedVQA`).
 
-One archive, `OmniMedVQA.zip`, read as it is or unpacked. In it, `OmniMedVQA/QA_information/Open-access/<set>.json`,
+One archive, `OmniMedVQA.zip`, read packed or unpacked. In it, `OmniMedVQA/QA_information/Open-access/<set>.json`,
 arrays of objects with `dataset`, `question_id`, `question_type`, `question`, `gt_answer` (the text of an option),
 `image_path` (`Images/…`, below `OmniMedVQA/`), `option_A` … `option_D` (not all in every row) and `modality_type`
 (one file says `modality`). The restricted-access part has no images in the release and is not read.
 
-Verified by four programs that read it, and the counts and the one `modality` by a report on its content.
+Verified by four programs that read it; the counts and the one `modality` by a report on its content.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from vitos.data.archive import Archive
 from vitos.eval.datasets.loading import Benchmark, Release, register
-from vitos.eval.datasets.questions import Question, with_options
-from vitos.eval.datasets.rows import NamedRow, Row, find, json_array, json_rows, labels, text_of
+from vitos.eval.datasets.questions import ParsedRow, with_options
+from vitos.eval.datasets.rows import NamedRow, ReleaseRow, find, json_array, json_rows, labels, text_of
 
 _ARCHIVE = "OmniMedVQA.zip"
 _INSIDE = ("", "OmniMedVQA")
@@ -37,12 +37,12 @@ def _archived(path: Path) -> Iterator[NamedRow]:
                 yield from json_array(name, archive.read(name))
 
 
-def _question(row: Row) -> Question:
+def _question(row: ReleaseRow) -> ParsedRow:
     options = [row.get(f"option_{place}") for place in "ABCD"]
     text, answer = with_options(text_of(row, "question"), options, answer=text_of(row, "gt_answer"))
     meta = labels(row, question_type="question_type", modality="modality_type", subset="dataset")
     meta = labels(row, modality="modality") | meta
-    return Question(text, (text_of(row, "image_path"),), answer, "letter", meta)
+    return ParsedRow(text=text, images=(text_of(row, "image_path"),), answer=answer, kind="letter", meta=meta)
 
 
 BENCHMARK = register(

@@ -1,8 +1,8 @@
 """PathVQA: 32,632 questions about pathology images, 6,719 in the test split (`flaviagiammarino/path-vqa`).
 
-The layout and the treatment of VQA-RAD, with a third split `validation` and several shards a split.
+Layout and treatment are those of VQA-RAD, with a third split `validation` and several shards per split.
 
-The counts are those of the card. Not verified: that the columns are those of VQA-RAD.
+Verified: the counts (card). Not verified: that the columns are those of VQA-RAD.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Images of a release as checked files: those in parquet or zip are written to a store, those on disk stay there.
 
-A model runs for hours; an image that cannot be read should be known before. So each is decoded once here, and the
-questions of one that fails are left out. A file in the store is named by its content and was decoded before it got
-there, so a second reading of the release decodes nothing that the store has.
+A model runs for hours, and an image that cannot be read should be known before. So each image is decoded once here,
+and questions about a broken one are left out. A file in the store is named after its content and was decoded before it
+was put there, so a second reading of the release decodes nothing that the store has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitos.eval.datasets.rows import RowError
 
 
 def default_store() -> Path:
-    """Where images out of parquet and zip files are kept: `vitos/benchmarks` in the user's cache folder."""
+    """The folder for images from parquet and zip files: `vitos/benchmarks` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitos" / "benchmarks"
 
 
@@ -28,10 +28,10 @@ class Pictures:
     """Finds the images of one release.
 
     Args:
-        folder: of the release; images lie below it, or in one of its archives.
+        folder: folder of the release; images are below it or in one of its archives.
         archives: zip files with images.
         inside: folders of the release or of an archive to look into, such as `imgs`; "" is the top.
-        store: folder for images that are not files yet.
+        store: folder for images that are not files yet; None: `default_store`.
 
     Raises:
         DataError: for an archive that must not be unpacked.
@@ -51,15 +51,15 @@ class Pictures:
             archive.close()
 
     def get(self, image: bytes | str) -> Path:
-        """A file that `load_image` reads: of these bytes, or the one that the release calls by this name.
+        """A file that `load_image` reads, with these bytes or of this name in the release.
 
         Raises:
-            RowError: if there is none, it leaves the folder, or it cannot be used.
+            RowError: if there is none, its name leaves the folder, or it cannot be used.
         """
         try:
-            return (
-                self._put(image, hashlib.sha256(image).hexdigest()) if isinstance(image, bytes) else self._find(image)
-            )
+            if isinstance(image, bytes):
+                return self._put(image, hashlib.sha256(image).hexdigest())
+            return self._find(image)
         except ImageError as error:
             raise RowError(f"image {error.path.name}: {error.reason}") from error
         except DataError as error:
@@ -93,14 +93,14 @@ class Pictures:
         return path
 
     def _unpack(self, archive: Archive, member: str) -> Path:
-        """Its place in the store follows from the archive's list of contents: known before it is unpacked."""
+        """The image's file in the store; its name follows from the archive's index, before anything is unpacked."""
         name = hashlib.sha256(f"{member}\n{archive.key(member)}".encode()).hexdigest()
         if kept := next(self._shelf(name).glob(f"{name}.*"), None):
             return kept
         return self._put(archive.read(member), name, PurePosixPath(member).name)
 
     def _put(self, data: bytes, name: str, label: str = "in the row") -> Path:
-        """Write an image to the store unless it is there; it takes its name only after it was decoded."""
+        """Write an image to the store unless it is there; it gets its name only after it was decoded."""
         path = self._shelf(name) / (name + image_suffix(data, Path(label)))
         if path.is_file():
             return path

@@ -5,11 +5,11 @@
 - `test`, `test_clean`: `<split>.csv` with `Figure_path`, `Question`, `Answer` (a text), `Choice A` … `Choice D`,
   `Answer_label` (a letter); images in `images/` of `images.zip`
 
-The choices carry their letters, as in ` A:Diffuse uptake pattern `; they are taken off. `test_2` is the version
-without compound figures, on which medical models are usually compared; `test_clean` was checked by hand.
+The choices begin with their letters, as in ` A:Diffuse uptake pattern `; the letters are removed. `test_2` is the
+version without compound figures, on which medical models are usually compared; `test_clean` was checked by hand.
 
 Verified: files of the repository, the card's row of version 1, columns and `figures/` of version 2 by two programs
-that read them. Not verified: that `images.zip` holds `images/` (that, `figures/` and its content alone are read).
+that read them. Not verified: that `images.zip` holds `images/` (that, `figures/` and the bare content are read).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitos.eval.datasets.loading import Benchmark, Release, register
-from vitos.eval.datasets.questions import Question, with_options
-from vitos.eval.datasets.rows import Row, csv_rows, find, text_of
+from vitos.eval.datasets.questions import ParsedRow, with_options
+from vitos.eval.datasets.rows import ReleaseRow, csv_rows, find, text_of
 
 
 def _archive(split: str) -> str:
@@ -30,11 +30,12 @@ def _release(folder: Path, split: str) -> Release:
     return Release(rows, sorted(folder.glob(_archive(split))), ("figures", "images", ""))
 
 
-def _question(row: Row) -> Question:
+def _question(row: ReleaseRow) -> ParsedRow:
     letter = text_of(row, "Answer_label" if "Answer_label" in row else "Answer")
     options = [row.get(f"Choice {place}") for place in "ABCD"]
     text, answer = with_options(text_of(row, "Question"), options, letter=letter)
-    return Question(text, (text_of(row, "Figure_path"),), answer, "letter", {"question_type": "multiple choice"})
+    images, meta = (text_of(row, "Figure_path"),), {"question_type": "multiple choice"}
+    return ParsedRow(text=text, images=images, answer=answer, kind="letter", meta=meta)
 
 
 BENCHMARK = register(

@@ -1,4 +1,4 @@
-"""One question as a release words it → the question, answer and kind of a `Record`."""
+"""From a question in the words of a release to the question, answer and kind of a `Record`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ YES_NO = ("yes", "no")
 _LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A row that was understood.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedRow:
+    """What a row of a release means.
 
     Attributes:
-        text: the question with options inline, and `<image>` where images belong; images that no `<image>` calls are
-            in front.
-        images: bytes of a file, or the name of one in the release, in the order of the `<image>`s.
-        answer, kind: as in `Record`.
+        text: the question with options inline and `<image>` where images belong; images without one come first.
+        images: the bytes of each image file, or its name in the release, in the order of the `<image>`s.
+        answer, kind: right answer and its kind, as in `Record`.
+        meta: fields for tables.
     """
 
     text: str
@@ -35,17 +35,19 @@ class Question:
 def with_options(
     text: str, options: Sequence[str | None], *, letter: str | None = None, answer: str | None = None
 ) -> tuple[str, str]:
-    """A question with its options inline, relettered from A without gaps, and the letter of the right one.
+    """A question with its options inline, relettered from A without gaps, and the letter of the right option.
 
     Args:
-        options: the release's options, the first one A; blank or None where there is none. A letter that every option
-            carries already ("B: nodule" in the second place) is taken off.
-        letter, answer: the right option's letter in the release, or else its text. A row gives one of them, and which
-            is known: with the options "A" and "B" of a blood group, "A" could be either.
+        text: the question without options.
+        options: options of the release, the first one A; blank or None where there is none. If every option begins
+            with its own letter ("B: nodule" in the second place), the letters are removed.
+        letter: the right option's letter in the release.
+        answer: the right option's text, if the release gives no letter. Only the caller knows which of the two it is:
+            with the options "A" and "B" of a blood group, "A" could be either.
 
     Raises:
-        RowError: if there are fewer than two options, the answer is none of them or several, or the options cannot be
-            read back from the question.
+        RowError: if there are fewer than two options, the answer is none of them or several, or the options
+            cannot be read back from the question.
     """
     given = [(chr(ord("A") + index), (option or "").strip()) for index, option in enumerate(options)]
     listed = _without_own_letters([(place, option) for place, option in given if option])
@@ -60,7 +62,7 @@ def with_options(
 
 
 def yes_no_or(kind: AnswerKind, text: str, answer: str) -> tuple[str, str, AnswerKind]:
-    """A question whose answer is yes or no, with these as options; any other as it is, to be answered with `kind`."""
+    """A question with the options yes and no if its answer is one of them; any other unchanged, of kind `kind`."""
     word = normalize_answer(answer)
     if word not in YES_NO:
         return text.strip(), answer, kind
@@ -69,10 +71,10 @@ def yes_no_or(kind: AnswerKind, text: str, answer: str) -> tuple[str, str, Answe
 
 
 def place_images(text: str, count: int) -> str:
-    """The text with one `<image>` for each image: those that it does not call are in front.
+    """The text with one `<image>` per image; images that it does not mention come first.
 
     Raises:
-        RowError: if it calls more images than there are.
+        RowError: if it mentions more images than there are.
     """
     called = text.count(IMAGE_PLACEHOLDER)
     if called > count:
@@ -81,7 +83,7 @@ def place_images(text: str, count: int) -> str:
 
 
 def _without_own_letters(listed: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Take the letter off where every option has its own; one alone may be a word ("C. difficile" in place C)."""
+    """Remove the letters if every option begins with its own; one alone may be a word ("C. difficile" in place C)."""
     found = [re.fullmatch(rf"\(?{letter}\s*[).:]\s*(.*)", option, re.DOTALL) for letter, option in listed]
     if not all(found):
         return listed
@@ -97,7 +99,7 @@ def _by_letter(listed: Sequence[tuple[str, str]], letter: str) -> int:
 
 
 def _by_text(listed: Sequence[tuple[str, str]], answer: str) -> int:
-    """The option with the text of the answer, or else with the same text after `normalize_answer`."""
+    """The option that equals the answer, as written or else normalised."""
     found = [index for index, (_, option) in enumerate(listed) if option == answer.strip()]
     if not found:
         same = normalize_answer(answer)

@@ -1,6 +1,6 @@
-"""Rows of a release's files, one by one. A damaged row or file becomes a `Damage` in its place, and reading continues.
+"""Rows of a release's files, one by one. A `Damage` takes the place of a damaged row or file, and reading goes on.
 
-Rows are named as users find them, files below the release's folder: `data/test-00000-of-00001.parquet[12]`,
+Rows are named as users find them, with the file below the release's folder: `data/test-00000-of-00001.parquet[12]`,
 `test.json[12]`, `MM/test.jsonl:13`.
 """
 
@@ -18,31 +18,31 @@ import pyarrow.parquet as pq
 
 from vitos.data.images import DataError
 
-Row = dict[str, Any]
+ReleaseRow = dict[str, Any]
 
-# A field of a CSV file may be long (captions); the module's default of 131,072 characters is raised, not lifted.
+# A field of a CSV file may be long (captions): more than the 131,072 characters that the csv module allows.
 _MAX_FIELD = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Why there is no row: of one row, or of a whole file or row group."""
+    """Why a row, a whole file or a row group is missing."""
 
     reason: str
 
 
 class RowError(ValueError):
-    """A row that cannot become a question. The message says why, without the row's name."""
+    """A row that cannot become a question. The message says why, without the name of the row."""
 
 
-NamedRow = tuple[str, Row | Damage]
+NamedRow = tuple[str, ReleaseRow | Damage]
 
 
 def find(folder: Path, *patterns: str) -> list[Path]:
     """Files below `folder` that match the first of the patterns to match any, sorted.
 
     Raises:
-        DataError: if none does; it says what was looked for.
+        DataError: if none does, with the patterns.
     """
     for pattern in patterns:
         if found := sorted(folder.glob(pattern)):
@@ -51,7 +51,7 @@ def find(folder: Path, *patterns: str) -> list[Path]:
 
 
 def parquet_rows(folder: Path, files: Sequence[Path]) -> Iterator[NamedRow]:
-    """Rows of parquet files; what cannot be decoded is lost by the row group."""
+    """Rows of parquet files; if a row cannot be decoded, its whole row group is lost."""
     for file in files:
         name = _name(folder, file)
         try:
@@ -79,7 +79,7 @@ def json_rows(folder: Path, files: Sequence[Path]) -> Iterator[NamedRow]:
 
 
 def json_array(name: str, content: bytes) -> Iterator[NamedRow]:
-    """Objects of one JSON array, called by the name of its file."""
+    """Objects of one JSON array, named after its file."""
     try:
         rows = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -89,11 +89,11 @@ def json_array(name: str, content: bytes) -> Iterator[NamedRow]:
         yield name, Damage("holds no JSON array")
         return
     for index, row in enumerate(rows):
-        yield f"{name}[{index}]", row if isinstance(row, dict) else Damage("is no JSON object")
+        yield f"{name}[{index}]", row if isinstance(row, dict) else Damage("is not a JSON object")
 
 
 def jsonl_rows(folder: Path, files: Sequence[Path]) -> Iterator[NamedRow]:
-    """Objects of JSON Lines, one a line."""
+    """Objects of JSON Lines, one per line."""
     for file in files:
         name = _name(folder, file)
         for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
@@ -104,14 +104,14 @@ def jsonl_rows(folder: Path, files: Sequence[Path]) -> Iterator[NamedRow]:
             except (ValueError, RecursionError) as error:
                 yield f"{name}:{number}", Damage(f"is not JSON ({_short(error)})")
                 continue
-            yield f"{name}:{number}", row if isinstance(row, dict) else Damage("is no JSON object")
+            yield f"{name}:{number}", row if isinstance(row, dict) else Damage("is not a JSON object")
 
 
 def csv_rows(folder: Path, files: Sequence[Path]) -> Iterator[NamedRow]:
     """Rows of CSV files with a header line, as column → text."""
     csv.field_size_limit(_MAX_FIELD)
     for file in files:
-        # Bytes that are no UTF-8 damage their own row, not the file: kept as surrogates, found row by row.
+        # Bytes that are not UTF-8 damage their own row, not the file: read as surrogates, found row by row.
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             reader = csv.DictReader(lines)
             index = 0
@@ -129,11 +129,11 @@ def csv_rows(folder: Path, files: Sequence[Path]) -> Iterator[NamedRow]:
                 index += 1
 
 
-def text_of(row: Row, column: str) -> str:
-    """A column that must hold text, blanks at its ends removed.
+def text_of(row: ReleaseRow, column: str) -> str:
+    """The text in a column, without blanks at its ends.
 
     Raises:
-        RowError: if it is missing, null, of another type or blank.
+        RowError: if the column is missing, null, of another type or blank.
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
@@ -141,19 +141,32 @@ def text_of(row: Row, column: str) -> str:
     return value.strip()
 
 
-def labels(row: Row, **columns: str) -> dict[str, str]:
-    """Fields for tables: name → the text in its column, where there is one."""
+def image_of(row: ReleaseRow, column: str = "image") -> bytes:
+    """The image bytes in a row of parquet.
+
+    Raises:
+        RowError: if there are none.
+    """
+    value = row.get(column)
+    data = value.get("bytes") if isinstance(value, dict) else None
+    if not isinstance(data, bytes) or not data:
+        raise RowError(f"{column} holds no image")
+    return data
+
+
+def labels(row: ReleaseRow, **columns: str) -> dict[str, str]:
+    """Fields for tables: name → text in its column, where there is one."""
     found = {name: row.get(column) for name, column in columns.items()}
     return {name: str(value).strip() for name, value in found.items() if value is not None and str(value).strip()}
 
 
-def _check_csv_row(row: dict[Any, Any]) -> Row | Damage:
+def _check_csv_row(row: dict[Any, Any]) -> ReleaseRow | Damage:
     if None in row:
         return Damage("has more fields than the header names")
     if None in row.values():
         return Damage("has fewer fields than the header names")
     if any("\udc80" <= letter <= "\udcff" for value in row.values() for letter in value):
-        return Damage("holds bytes that are no UTF-8")
+        return Damage("holds bytes that are not UTF-8")
     return row
 
 

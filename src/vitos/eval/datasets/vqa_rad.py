@@ -11,36 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitos.eval.datasets.loading import Benchmark, Release, register
-from vitos.eval.datasets.questions import Question, yes_no_or
-from vitos.eval.datasets.rows import Row, RowError, find, parquet_rows, text_of
-
-SPLITS = ("test", "train")
-
-
-def image_of(row: Row, column: str = "image") -> bytes:
-    """The image bytes in a row of parquet.
-
-    Raises:
-        RowError: if there are none.
-    """
-    value = row.get(column)
-    data = value.get("bytes") if isinstance(value, dict) else None
-    if not isinstance(data, bytes) or not data:
-        raise RowError(f"{column} holds no image")
-    return data
+from vitos.eval.datasets.questions import ParsedRow, yes_no_or
+from vitos.eval.datasets.rows import ReleaseRow, find, image_of, parquet_rows, text_of
 
 
 def parquet_release(folder: Path, split: str) -> Release:
-    """A split in `data/<split>-*.parquet`, or in the folder itself where a user keeps the shards alone."""
+    """A split in `data/<split>-*.parquet`, or at the top of the folder if a user keeps only the shards."""
     files = find(folder, f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}.parquet")
     return Release(parquet_rows(folder, files))
 
 
-def open_or_yes_no(row: Row) -> Question:
+def open_or_yes_no(row: ReleaseRow) -> ParsedRow:
     """A row of `image`, `question` and `answer`."""
     text, answer, kind = yes_no_or("text", text_of(row, "question"), text_of(row, "answer"))
     meta = {"question_type": "yes/no" if kind == "letter" else "open"}
-    return Question(text, (image_of(row),), answer, kind, meta)
+    return ParsedRow(text=text, images=(image_of(row),), answer=answer, kind=kind, meta=meta)
 
 
 BENCHMARK = register(
@@ -48,7 +33,7 @@ BENCHMARK = register(
         name="vqa_rad",
         hub="flaviagiammarino/vqa-rad",
         files=lambda split: [f"data/{split}-*.parquet"],
-        splits=SPLITS,
+        splits=("test", "train"),
         release=parquet_release,
         question=open_or_yes_no,
     )

@@ -1,4 +1,4 @@
-"""Selectors that go by attention: of the text in an early layer of the language model, or of the vision encoder."""
+"""Selectors that rank tokens by attention: of the text in an early layer, or of the vision encoder."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from torch import Tensor
 from vitos.backbones.attention import Attention, observe_attention
 from vitos.core.geometry import BoolArray
 from vitos.core.prompt import pad_prompts
-from vitos.eval.selectors.base import NO_FUSION, Choice, Task, highest, mask_of, mixed
+from vitos.eval.selectors.base import NO_FUSION, Choice, Task, highest, mask_of, mixed, selector
 
 FASTV_LAYER = 2
 # 10 of 64 tokens (20 of 128, 30 of 192) are contextual in the paper.
 CONTEXTUAL_SHARE = 10 / 64
 
 
+@selector(title="FastV", rank=70)
 def fastv(task: Task, count: int) -> Choice:
     """FastV (arXiv 2403.06764): tokens that the prompt's last token attends to most in layer K = 2, mean over heads.
 
-    The paper drops the others behind that layer and saves the layers' work; here they are dropped before the first
-    one, so that every selector reasons from the same number of tokens, at the cost of K layers run on all of them.
+    The paper drops the others behind that layer and saves the work of the later layers. Here they are dropped before
+    the first layer, so that every selector reasons from the same number of tokens; K layers run on all tokens first.
     """
     return Choice(highest(task.once("fastv", lambda: text_attention(task)), count), fusion=NO_FUSION)
 
 
+@selector(title="VisionZip", needs=("encoder_attention",), rank=80)
 def visionzip(task: Task, count: int) -> Choice:
     """VisionZip (arXiv 2412.04467): dominant tokens by encoder attention, the rest merged into contextual ones.
 
-    Of the rest every so many-th token is a target; each other one goes to the target of most similar key, and a
-    target becomes the mean of what it took and itself. The paper merges before the projector, this after it.
+    Of the rest, tokens at regular intervals are targets. Each other token goes to the target with the most similar
+    key, and a target becomes the mean of itself and what it got. The paper merges before the projector, this after it.
     """
     seen = task.once_per_scan("encoder_attention", lambda: _encoder_attention(task))
     mask, matrix = visionzip_merge(seen, count)
-    return Choice(mask, mixed(task.visual, mask, matrix), NO_FUSION)
+    return Choice(mask, visual=mixed(task.visual, mask, matrix), fusion=NO_FUSION)
 
 
 def visionzip_merge(seen: Attention, count: int) -> tuple[BoolArray, Tensor]:
@@ -59,7 +61,7 @@ def text_attention(task: Task) -> Tensor:
     """Attention from the last token of the dense prompt to every token of the first image in layer K, shape (N,).
 
     Raises:
-        ValueError: if the language model has fewer layers, or other ones than attention there.
+        ValueError: if the language model has fewer layers, or no attention in that layer.
     """
     backbone = task.policy.backbone
     decoder = backbone.model.model.get_decoder()

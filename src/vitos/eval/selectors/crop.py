@@ -1,4 +1,4 @@
-"""The rival without token selection: cut the evidence out of the picture and encode it anew."""
+"""The rival without token selection: cut the evidence out of the picture and encode it again."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitos.core.geometry import WHOLE_IMAGE, Box, enclosing, touched_pixels
-from vitos.eval.selectors.base import NO_FUSION, Choice, Task
+from vitos.core.geometry import WHOLE_IMAGE, enclosing
+from vitos.data.images import MAX_ASPECT_RATIO
+from vitos.eval.selectors.base import NO_FUSION, Choice, Task, selector
+from vitos.policy.plans.crop import cut_out
 
 
+@selector(title="Crop and re-encode", needs=("boxes", "any_resolution"), rank=130)
 def crop(task: Task, count: int) -> Choice:
     """The rectangle around the policy's boxes, scaled to at most `count` tokens and encoded again.
 
-    Without a box it is the whole image at a lower resolution.
-
-    Raises:
-        ValueError: if the image processor makes more tokens of it than the budget has.
+    Without a box it is the whole image at a lower resolution. The image processor may make more tokens than `count`,
+    because it has a smallest size; the question is then left out of the condition.
     """
-    box = Box(*enclosing(task.boxes or [WHOLE_IMAGE]).as_tuple())
+    piece = cut_out(task.image(), enclosing(task.boxes or [WHOLE_IMAGE]), task.grid.shown)
     geometry = task.policy.backbone.geometry
-    piece = cut(task.image(), box, count, geometry.patch_size * geometry.merge_size)
+    piece = scaled(piece, count, geometry.patch_size * geometry.merge_size)
     with torch.no_grad():
         (visual,) = task.policy.backbone.encode([piece])
-    made = visual.grid.num_tokens
-    if made > count:
-        raise ValueError(
-            f"{task.record.id}: crop: the image processor makes {made} tokens of {piece.width} x {piece.height} "
-            f"pixels, more than the budget of {count}; lower its min_pixels, or leave out this selector or budget"
-        )
-    return Choice(np.ones(made, dtype=bool), visual, NO_FUSION, fallback=not task.boxes)
+    everything = np.ones(visual.grid.num_tokens, dtype=bool)
+    return Choice(everything, visual=visual, fusion=NO_FUSION, fallback=not task.boxes)
 
 
-def cut(image: Image.Image, box: Box, count: int, side: int) -> Image.Image:
-    """The box's pixels, resized to cols x rows squares of `side` pixels: as near to its shape as count allows."""
-    x1, y1, x2, y2 = touched_pixels(box, *image.size)
-    shape = (y2 - y1) / (x2 - x1)
-    rows = min(range(1, count + 1), key=lambda r: (abs(math.log(r / (count // r) / shape)), -r * (count // r)))
-    size = (count // rows * side, rows * side)
-    return image.crop((x1, y1, x2, y2)).resize(size, Image.Resampling.BICUBIC)
+def scaled(piece: Image.Image, count: int, side: int) -> Image.Image:
+    """The picture in at most `count` squares of `side` pixels: as near to its shape as that allows."""
+    shape = piece.height / piece.width
+    possible = [
+        (count // rows, rows)
+        for rows in range(1, count + 1)
+        if max(count // rows, rows) <= MAX_ASPECT_RATIO * min(count // rows, rows)  # what encoders accept
+    ]
+    cols, rows = min(possible, key=lambda size: (abs(math.log(size[1] / size[0] / shape)), -size[0] * size[1]))
+    return piece.resize((cols * side, rows * side), Image.Resampling.BICUBIC)

@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from vitos.core.geometry import BoolArray
-from vitos.eval.selectors.base import NO_FUSION, Choice, Task, mask_of, mixed
+from vitos.eval.selectors.base import NO_FUSION, Choice, Task, mask_of, mixed, selector
 
 
+@selector(title="ToMe", rank=120)
 def tome(task: Task, count: int) -> Choice:
     """ToMe (arXiv 2210.09461): rounds of bipartite soft matching on the visual tokens until `count` are left.
 
-    The paper merges within the encoder by the keys of each layer; here, behind a frozen encoder, by the embeddings.
+    The paper merges in the encoder, by the keys of each layer; here the embeddings behind a frozen encoder are merged.
     """
 
     def choose() -> Choice:
         mask, matrix = bipartite_merge(task.visual.embeddings.float().cpu(), count)
-        return Choice(mask, mixed(task.visual, mask, matrix), NO_FUSION)
+        return Choice(mask, visual=mixed(task.visual, mask, matrix), fusion=NO_FUSION)
 
     return task.once_per_scan(f"tome {count}", choose)
 
@@ -25,12 +26,12 @@ def tome(task: Task, count: int) -> Choice:
 def bipartite_merge(tokens: Tensor, count: int) -> tuple[BoolArray, Tensor]:
     """Merge tokens (N, hidden) down to `count`.
 
-    One round: tokens alternate between sets A and B; each of A finds the most similar of B (cosine); the r most
-    similar pairs are merged, weighted by how many tokens each side already stands for. r is at most |A|, so a round
-    at most halves the tokens.
+    In one round, tokens alternate between the sets A and B, and each token of A finds the most similar one of B
+    (cosine). The r most similar pairs are merged, weighted by the number of tokens that each side already holds. r is
+    at most |A|, so a round at most halves the tokens.
 
     Returns:
-        Where the merged tokens stand, bool (N,) (that of B), and their weights over all tokens, shape (count, N).
+        The places of the merged tokens (those of B), bool (N,), and their weights over all tokens, shape (count, N).
     """
     total = len(tokens)
     if not 1 <= count <= total:

@@ -1,37 +1,42 @@
-"""Selectors that go by places: chance, the middle, an even grid, and boxes.
+"""Selectors by place: chance, the middle, an even grid, and boxes.
 
-They differ in the choice of tokens only, so the dropped tokens are fused as the policy was trained (`Choice.fusion`
-None). Cells that see only padding are taken last, as in `core/masks.py`.
+They differ only in the choice of tokens, so the dropped tokens are fused as the policy was trained (`Choice.fusion`
+is None). Cells that see only padding are taken last, as in `core/masks.py`.
 """
 
 from __future__ import annotations
 
 from vitos.core.geometry import BoolArray, TokenGrid
 from vitos.core.masks import centre_mask, fit_budget, inverted_mask, padding, random_mask
-from vitos.eval.selectors.base import Choice, Task, mask_of
+from vitos.eval.selectors.base import Choice, Task, mask_of, selector
 from vitos.eval.selectors.spread import max_min_order
 
 
+@selector(title="Random", rank=40, own_budget=2)
 def random(task: Task, count: int) -> Choice:
     """`count` tokens drawn at random."""
     return Choice(random_mask(task.grid, count, task.rng("random")))
 
 
+@selector(title="Centre", rank=50)
 def centre(task: Task, count: int) -> Choice:
-    """The tokens nearest to the middle of the image."""
+    """The tokens nearest to the centre of the image."""
     return Choice(centre_mask(task.grid, count))
 
 
+@selector(title="Uniform grid", rank=60)
 def uniform(task: Task, count: int) -> Choice:
-    """An even cover of the image: see `uniform_mask`."""
+    """An even cover of the image (`uniform_mask`)."""
     return Choice(uniform_mask(task.grid, count))
 
 
+@selector(title="Oracle (gold) boxes", rank=20)
 def oracle(task: Task, count: int) -> Choice | None:
     """The tokens of the gold boxes, cut or widened to the budget; None where there are none."""
     return Choice(fit_budget(task.grid, task.record.boxes, count)) if task.record.boxes else None
 
 
+@selector(title="Own boxes (ours)", needs=("boxes",), rank=10, own_budget=1)
 def policy(task: Task, count: int) -> Choice:
     """The tokens of the policy's own boxes (ours), cut or widened to the budget; without a box an even cover."""
     if not task.boxes:
@@ -39,10 +44,11 @@ def policy(task: Task, count: int) -> Choice:
     return Choice(fit_budget(task.grid, task.boxes, count))
 
 
+@selector(title="Inverted boxes", needs=("boxes",), rank=30, own_budget=3)
 def inverted(task: Task, count: int) -> Choice:
-    """Tokens outside of the policy's boxes, drawn at random; without a box as `policy`.
+    """Tokens outside the policy's boxes, drawn at random; without a box as `policy`.
 
-    Where the budget is larger than what lies outside, as much evidence is taken as it takes, the least central first.
+    If the budget is larger than what lies outside, evidence fills the rest, the least central first.
     """
     if not task.boxes:
         return Choice(uniform_mask(task.grid, count), fallback=True)
@@ -55,10 +61,10 @@ def inverted(task: Task, count: int) -> Choice:
 
 
 def uniform_mask(grid: TokenGrid, count: int) -> BoolArray:
-    """`count` tokens that cover the image evenly, each the farthest from those before it; the most central first.
+    """`count` tokens that cover the image evenly: the most central one, then always the farthest from those before it.
 
-    On a square grid a quarter of the tokens is about every second of every second row; a smaller budget is always
-    part of a larger one (ours).
+    On a square grid, a quarter of the tokens is about every second token of every second row. A smaller budget is
+    always part of a larger one (ours).
     """
     if not 1 <= count <= grid.num_tokens:
         raise ValueError(f"count must be in 1..{grid.num_tokens}, the number of visual tokens, got {count}")

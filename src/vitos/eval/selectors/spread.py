@@ -1,6 +1,6 @@
-"""Greedy orders of points: each next one farthest from those before it, or of the largest volume with them.
+"""Greedy orders of points: each next one is farthest from those before it, or spans the largest volume with them.
 
-Plain NumPy on small matrices; the smaller choice is always the beginning of the larger one.
+Plain NumPy on small matrices. A smaller choice is always the beginning of a larger one.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from vitos.core.geometry import BoolArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# Below this share of its own length a vector counts as spanned by those before it.
+# A vector of which less than this share is new counts as spanned by those before it.
 _SPANNED = 1e-9
 
 
 def max_min_order(distance: FloatArray, first: int | None = None, last: BoolArray | None = None) -> IntArray:
     """All points in the greedy order of the max-min diversity problem, shape (n,).
 
-    Each next point has the largest distance to its nearest predecessor; of equal ones the first.
+    Each next point has the largest distance to its nearest predecessor; of equal points the first.
 
     Args:
         distance: symmetric, shape (n, n).
-        first: the point to begin with; by default the one whose nearest neighbour is farthest.
-        last: bool, shape (n,): points that come only when no other is left.
+        first: index of the first point; None: the point whose nearest neighbour is farthest.
+        last: bool, shape (n,), True for points that come only when no other is left.
     """
     n = len(distance)
     if first is None:
@@ -44,13 +44,13 @@ def max_min_order(distance: FloatArray, first: int | None = None, last: BoolArra
 def determinant_order(kernel: FloatArray, count: int | None = None) -> IntArray:
     """Greedy maximum of det(kernel[S, S]): each next item makes the determinant largest; shape (count,).
 
-    Chen et al. 2018 (arXiv 1709.05135): with V the Cholesky rows of the items so far, d_i² = L_ii − Σ_j V_ji² is what
-    item i would multiply the determinant with. Where nothing adds volume any more (more items than dimensions), the
-    rest follows by L_ii.
+    Chen et al. 2018 (arXiv 1709.05135): with V the Cholesky rows of the items so far, d_i² = L_ii − Σ_j V_ji² is the
+    factor by which item i would multiply the determinant. When no item adds volume any more (more items than
+    dimensions), the rest follows by L_ii.
 
     Args:
         kernel: symmetric, positive semidefinite, shape (n, n).
-        count: how many are wanted; by default all.
+        count: number of items wanted; None: all.
     """
     n = len(kernel)
     count = n if count is None else count

@@ -1,82 +1,39 @@
-"""Plans that encode the whole image once, and never again: two_pass, gather and dense."""
+"""The paper's plan: localize on all visual tokens, keep those in the boxes, reason from a new prompt of the kept ones.
+
+    dense prompt ─► localize ─► boxes ─► keep, fuse ─► sparse prompt ─► reason ─► answer
+
+The three lines of `reason` below are the method; `Plan.steps` calls it between the two branches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from vitos.backbones.base import Backbone
-from vitos.core.geometry import TokenGrid
-from vitos.core.names import PlanName
-from vitos.core.response import Response
-from vitos.core.sparsify import Selection
+from vitos.core.geometry import Box
+from vitos.core.prompt import Prompt
+from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
-from vitos.policy.plans.base import NO_BOX, Limits, Look, Outcome, Plan, Steps, localized, reasoned
+from vitos.policy.branches import Branches
+from vitos.policy.plans.base import Plan, Reasoning
 from vitos.policy.types import Query
-
-if TYPE_CHECKING:
-    from vitos.policy.vlm import SparseVLM
 
 
 class TwoPass(Plan):
-    """Localize on all visual tokens, prefill a prompt of the kept ones anew (the paper)."""
+    """Outside tokens are fused into the kept ones by the spec's fusion; kept tokens stay at their dense positions."""
 
-    name: ClassVar[PlanName] = "two_pass"
+    trainable = True
+    takes_masks = True
 
-    def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
-        located = yield from localized(vlm, queries, limits)
-        looks = self.looks(vlm, queries, [rollout.response for rollout in located], watch)
-        answered = yield from reasoned(vlm, queries, [look.prompt for look in looks], limits)
-        return [
-            Outcome(place, reason, look.grid, look.selection.mask, NO_BOX * look.selection.fallback)
-            for place, reason, look in zip(located, answered, looks, strict=True)
-        ]
+    def reason(
+        self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch
+    ) -> list[Reasoning]:
+        dense = branches.reason_prompt(query)
+        kept = [branches.keep(query, boxes) for boxes in evidence]
+        return [Reasoning(self.thinned(branches, query, dense, one), one) for one in kept]
 
-    def looks(
-        self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
-    ) -> list[Look]:
-        with watch.stage("sparsify"):
-            kept = [vlm.select(q, response) for q, response in zip(queries, responses, strict=True)]
-            prompts = vlm.reason_prompts(queries, kept)
-        grids = [query.scan.visuals[0].grid for query in queries]
-        return [Look(*parts) for parts in zip(prompts, grids, kept, strict=True)]
+    def prompt(self, branches: Branches, query: Query, kept: Kept, dense: Prompt | None = None) -> Prompt:
+        return self.thinned(branches, query, dense or branches.reason_prompt(query), kept)
 
-
-class Gather(TwoPass):
-    """The same steps on prompts that hide tokens (the spec's plan makes them so); the image runs once for both."""
-
-    name: ClassVar[PlanName] = "gather"
-
-    def refusal(self, backbone: Backbone) -> str:
-        return backbone.cache_refusal
-
-    def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
-        return (yield from super().steps(vlm, vlm.with_prefixes(queries, watch), limits, watch))
-
-
-class Dense(Plan):
-    """No localization: reason on all visual tokens."""
-
-    name: ClassVar[PlanName] = "dense"
-
-    def steps(self, vlm: SparseVLM, queries: Sequence[Query], limits: Limits, watch: Stopwatch) -> Steps:
-        answered = yield from reasoned(vlm, queries, vlm.reason_prompts(queries, [None] * len(queries)), limits)
-        everything = [_everything(query) for query in queries]
-        return [
-            Outcome(None, reason, grid, selection.mask)
-            for reason, (grid, selection) in zip(answered, everything, strict=True)
-        ]
-
-    def looks(
-        self, vlm: SparseVLM, queries: Sequence[Query], responses: Sequence[Response], watch: Stopwatch
-    ) -> list[Look]:
-        """RL without pruning: localizations are written and rewarded, but nothing is left out."""
-        prompts = vlm.reason_prompts(queries, [None] * len(queries))
-        return [Look(prompt, *_everything(query)) for prompt, query in zip(prompts, queries, strict=True)]
-
-
-def _everything(query: Query) -> tuple[TokenGrid, Selection]:
-    grid = query.scan.visuals[0].grid
-    return grid, Selection(np.ones(grid.num_tokens, dtype=bool))
+    def thinned(self, branches: Branches, query: Query, dense: Prompt, kept: Kept) -> Prompt:
+        """The dense prompt with the kept visual tokens of its first image only."""
+        return branches.sparse(query, dense, kept)

@@ -1,4 +1,4 @@
-"""A finding → OpenAI's words for it: the finished response, and the events of a stream."""
+"""A finding → OpenAI's format: the finished response, and the events of a stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitos.core.record import spell_answer
-from vitos.policy.plans import Piece
+from vitos.policy.run import Piece
 from vitos.policy.types import Finding, tokens_read, tokens_written
 from vitos.serve.api import schema
 from vitos.serve.api.scheduler import Job
@@ -16,14 +16,14 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class Thought:
-    """The reasoning branch's thought as it is written, without its tags."""
+    """The thought of the reasoning branch while it is written, without its tags."""
 
     def __init__(self) -> None:
         self._text = ""
         self._shown = 0
 
     def next(self, piece: Piece) -> str:
-        """What a piece adds; what may be the beginning of the closing tag waits."""
+        """What a piece adds to the thought; text that may be the start of the closing tag is held back."""
         if piece.branch != "reason":
             return ""
         self._text += piece.text
@@ -39,15 +39,15 @@ class Thought:
 
 
 def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.ChatResponse:
-    """The response to a finished question."""
+    """The response to an answered question."""
     written, read = tokens_written(finding.tokens), tokens_read(finding.tokens)
     content = spell_answer(job.text, finding.answer) if finding.answer else ""
     ended = finding.reasoning.completion.finished
     return schema.ChatResponse(
         **header,
         choices=[
-            schema.Choice(
-                message=schema.Answer(content=content, reasoning_content=finding.thought),
+            schema.ChatChoice(
+                message=schema.ChatAnswer(content=content, reasoning_content=finding.thought),
                 finish_reason="stop" if ended else "length",
             )
         ],
@@ -57,8 +57,8 @@ def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.
             thought=finding.thought,
             text=finding.reasoning.completion.text,
             boxes=[box.as_tuple() for box in finding.boxes],
-            kept_tokens=int(finding.kept.sum()),
-            visual_tokens=int(finding.kept.size),
+            kept_tokens=finding.kept.count,
+            visual_tokens=finding.grid.num_tokens,
             kept_ratio=finding.kept_ratio,
             plan=finding.plan,
             fallback=finding.fallback,
@@ -78,7 +78,7 @@ def chunk(
     usage: Mapping[str, Any] | None = None,
     vitos: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """One server-sent event of a stream; without a delta it has no choice, as OpenAI's last one with the usage."""
+    """One server-sent event of a stream; without a delta it has no choice, like OpenAI's last one with the usage."""
     choices = [] if delta is None else [{"index": 0, "delta": dict(delta), "finish_reason": finish_reason}]
     event = {**header, "object": "chat.completion.chunk", "choices": choices}
     event |= {key: value for key, value in (("usage", usage), ("vitos", vitos)) if value is not None}

@@ -1,7 +1,8 @@
 """`vitos serve`: a model behind OpenAI's chat completions, on FastAPI (extra `serve`).
 
-One process, one model, one scheduler. A request takes a place in a bounded line before its body is read, so that
-memory is bounded by places times the largest body and picture. Nothing of an image, a name or a question is logged.
+One process, one model, one scheduler. A request takes a place in a bounded queue before its body is read, so that
+memory is bounded by the number of places times the largest body and picture. Nothing of an image, a name or a question
+is logged.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from vitos.policy.plans import PLANS, Limits, Piece
+from vitos.policy.plans import Limits, get_plan
+from vitos.policy.run import Piece
 from vitos.policy.types import Finding
 from vitos.policy.vlm import SparseVLM
 from vitos.serve.api import schema
@@ -40,19 +42,20 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _FAILED = {"invalid": 400, "timeout": 504, "cancelled": 499, "internal": 500}
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
     """How a model is served.
 
     Attributes:
-        name: of the model in the API.
-        token: bearer token of /v1 and /metrics; None: open.
-        images: folder whose files a request may name as `file:NAME`; None: none.
-        max_running, max_waiting: questions decoded together, and in line behind them; more get 429.
-        max_tokens: longest response of a branch, and what a request gets that says nothing.
-        max_bytes, max_pixels: of a request's body, and of one image.
-        seconds, body_seconds: until an answer, and until a body, must be complete.
-        scan_bytes: of encoded images kept for further questions.
+        name: name of the model in the API.
+        token: bearer token of /v1 and /metrics; None: anyone may ask.
+        images: folder whose files a request may name as `file:NAME`; None: no file may be named.
+        max_running: largest number of questions decoded together.
+        max_waiting: largest number of questions that wait; a request beyond it gets 429.
+        max_tokens: longest response of a branch, and the default of a request.
+        max_bytes, max_pixels: largest size of a request's body, and largest number of pixels of an image.
+        seconds, body_seconds: time within which a question must be answered, and a body must arrive.
+        scan_bytes: largest size of the encoded images kept for further questions.
     """
 
     name: str = "nano"
@@ -69,9 +72,9 @@ class Settings:
 
 
 class Server:
-    """What the routes share."""
+    """The state that the routes share."""
 
-    def __init__(self, policy: SparseVLM, settings: Settings) -> None:
+    def __init__(self, policy: SparseVLM, settings: ServerSettings) -> None:
         self.settings = settings
         self.policy = policy
         self.scheduler = Scheduler(policy, settings.max_running, settings.scan_bytes)
@@ -92,7 +95,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """Answer one question, whole or streamed."""
         if not self.scheduler.alive:
-            raise ApiError(503, "stopping", "the server is stopping; ask another")
+            raise ApiError(503, "stopping", "the server is stopping; send the request to another one")
         if self._places == 0:
             raise ApiError(429, "queue_full", "too many questions are waiting; try again later")
         self._places -= 1
@@ -104,7 +107,7 @@ class Server:
                 streaming = True
                 return StreamingResponse(self._streamed(chat, job, events), media_type="text/event-stream")
             finding = await self._finding(request, job, events)
-            self._count(finding)
+            self.metrics.answered(finding)
             return JSONResponse(completion(self._header(), job, finding).model_dump())
         except ApiError as error:
             self.metrics.requests.labels(error.code).inc()
@@ -115,34 +118,53 @@ class Server:
     async def _submit(
         self, chat: schema.ChatRequest, attachments: dict[str, bytes]
     ) -> tuple[Job, asyncio.Queue[Event]]:
-        """Put a request's question in line."""
+        """Hand a request's question to the scheduler."""
         settings, loop = self.settings, asyncio.get_running_loop()
         if chat.model != settings.name:
             raise ApiError(404, "model_not_found", f"this server has the model {settings.name!r}", "model")
         if (chat.limit or 1) > settings.max_tokens:
-            raise ApiError(400, "invalid_request", f"an answer may have {settings.max_tokens} tokens", "max_tokens")
+            raise ApiError(
+                400, "invalid_request", f"an answer may have at most {settings.max_tokens} tokens", "max_tokens"
+            )
         plan = chat.vitos.plan or self.policy.spec.plan
-        if refusal := PLANS[plan].refusal(self.policy.backbone):
+        if refusal := get_plan(plan).refusal(self.policy.backbone):
             raise ApiError(400, "invalid_request", refusal, "vitos.plan")
         async with self._opening:
             text, images = await to_thread.run_sync(partial(open_images, chat, attachments, self._source))
-        evidence = min(chat.vitos.max_evidence_tokens or settings.max_tokens, settings.max_tokens)
-        limits = Limits(chat.limit or settings.max_tokens, evidence, chat.vitos.evidence_only, chat.stops)
+        limits = Limits(
+            max_tokens=chat.limit or settings.max_tokens,
+            max_evidence_tokens=min(chat.vitos.max_evidence_tokens or settings.max_tokens, settings.max_tokens),
+            evidence_only=chat.vitos.evidence_only,
+            stop=chat.stops,
+        )
+        longest = max(limits.max_tokens, limits.max_evidence_tokens)
+        too_long = partial(self.policy.branches.length_problem, text, "letter", longest)
+        if problem := await to_thread.run_sync(too_long):  # before it joins the queue
+            raise ApiError(400, "context_length_exceeded", problem, "messages")
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def emit(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the client is gone
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(images, text, plan, limits, emit, time.monotonic() + settings.seconds)
+        job = Job(
+            images=images,
+            text=text,
+            plan=plan,
+            limits=limits,
+            emit=emit,
+            deadline=time.monotonic() + settings.seconds,
+            boxes=chat.vitos.evidence,
+            budget=chat.vitos.budget,
+        )
         try:
             self.scheduler.submit(job)
         except RuntimeError:
-            raise ApiError(503, "stopping", "the server is stopping; ask another") from None
+            raise ApiError(503, "stopping", "the server is stopping; send the request to another one") from None
         return job, events
 
     async def _finding(self, request: Request, job: Job, events: asyncio.Queue[Event]) -> Finding:
-        """The whole answer; a client that goes away takes its question along."""
+        """The whole answer; the question of a client that goes away is given up."""
         gone = asyncio.create_task(_gone(request))
         try:
             while True:
@@ -163,7 +185,7 @@ class Server:
     async def _streamed(
         self, chat: schema.ChatRequest, job: Job, events: asyncio.Queue[Event]
     ) -> AsyncIterator[bytes]:
-        """Server-sent events: thoughts as they come, then the answer with its evidence."""
+        """Server-sent events: the thought while it is written, then the answer with its evidence."""
         header, thought = self._header(), Thought()
         try:
             yield chunk(header, {"role": "assistant", "content": ""})
@@ -175,10 +197,10 @@ class Server:
                 elif isinstance(event, Failure):
                     error = _refusal(event)
                     self.metrics.requests.labels(error.code).inc()
-                    yield f"data: {_problem(error).model_dump_json()}\n\n".encode()
+                    yield f"data: {_error_body(error).model_dump_json()}\n\n".encode()
                     return
                 else:
-                    self._count(event)
+                    self.metrics.answered(event)
                     whole = completion(header, job, event)
                     (choice,) = whole.choices
                     yield chunk(header, {"content": choice.message.content})
@@ -191,18 +213,14 @@ class Server:
             job.cancelled = True
             self._places += 1
 
-    def _count(self, finding: Finding) -> None:
-        self.metrics.requests.labels("answered").inc()
-        self.metrics.answered(finding)
-
     def _header(self) -> dict[str, Any]:
         created = int(time.time())
         return {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": created, "model": self.settings.name}
 
 
-def build_app(policy: SparseVLM, settings: Settings | None = None) -> FastAPI:
-    """The application; its scheduler starts with it and ends, everything answered, with its lifespan."""
-    server = Server(policy, settings or Settings())
+def build_app(policy: SparseVLM, settings: ServerSettings | None = None) -> FastAPI:
+    """The application. Its scheduler starts at once, and ends with the application's lifespan when all is answered."""
+    server = Server(policy, settings or ServerSettings())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -219,12 +237,12 @@ def build_app(policy: SparseVLM, settings: Settings | None = None) -> FastAPI:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
         headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status)
-        return JSONResponse(_problem(error).model_dump(), error.status, headers)
+        return JSONResponse(_error_body(error).model_dump(), error.status, headers)
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> JSONResponse:
         refusal = ApiError(error.status_code, "not_found", str(error.detail))
-        return JSONResponse(_problem(refusal).model_dump(), error.status_code, error.headers)
+        return JSONResponse(_error_body(refusal).model_dump(), error.status_code, error.headers)
 
     @app.post(
         "/v1/chat/completions",
@@ -257,7 +275,7 @@ def build_app(policy: SparseVLM, settings: Settings | None = None) -> FastAPI:
 
 
 def _bodies(name: str) -> dict[str, Any]:
-    """The chat request to a model as JSON schema, definitions inside: FastAPI reads no body and knows none."""
+    """JSON schema of a chat request, its definitions inlined: FastAPI does not read the body and so has no schema."""
     wanted = json.loads(json.dumps(schema.ChatRequest.model_json_schema(ref_template="#/definitions/{model}")))
     definitions = wanted.pop("$defs")
     wanted["properties"]["model"]["const"] = name
@@ -273,11 +291,10 @@ def _bodies(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": resolved(wanted)}, "multipart/form-data": {"schema": parts}}
 
 
-def _problem(error: ApiError) -> schema.ErrorResponse:
+def _error_body(error: ApiError) -> schema.ErrorResponse:
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return schema.ErrorResponse(
-        error=schema.Problem(message=error.message, type=kind, param=error.param, code=error.code)
-    )
+    detail = schema.ErrorDetail(message=error.message, type=kind, param=error.param, code=error.code)
+    return schema.ErrorResponse(error=detail)
 
 
 def _refusal(failure: Failure) -> ApiError:

@@ -1,4 +1,4 @@
-"""The body of a request, read within limits: JSON, or multipart with that JSON as the part `request`, and files."""
+"""The body of a request, read within limits: JSON, or multipart with that JSON as the part `request` and files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from vitos.core.record import IMAGE_PLACEHOLDER
-from vitos.serve.api.images import BadImage, Opened, Source
+from vitos.serve.api.images import BadImage, RequestImage, Source
 from vitos.serve.api.schema import ChatRequest, TextPart
 
 MAX_ATTACHMENTS = 16
 
 
 class ApiError(Exception):
-    """A refusal: HTTP status, OpenAI's type and code of it, a message that says what to do, and the field."""
+    """A refusal: HTTP status, OpenAI's code, a message that says what to do, and the field that it is about."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -31,10 +31,14 @@ class ApiError(Exception):
 
 
 async def read_chat(request: Request, max_bytes: int, seconds: float) -> tuple[ChatRequest, dict[str, bytes]]:
-    """The chat request and its attachments by name.
+    """The chat request, and the content of each attachment by its name.
+
+    Args:
+        max_bytes: largest size of the body.
+        seconds: time within which the body must arrive.
 
     Raises:
-        ApiError: 400 for what is no chat request, 408, 413 or 415.
+        ApiError: 400 for a body that is no chat request; 408, 413 or 415.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
@@ -59,27 +63,26 @@ async def read_chat(request: Request, max_bytes: int, seconds: float) -> tuple[C
         raise ApiError(400, "invalid_request", f"{param or 'request'}: {first['msg']}", param) from None
 
 
-def open_images(chat: ChatRequest, attachments: dict[str, bytes], source: Source) -> tuple[str, list[Opened]]:
-    """The question with `<image>` in the places of its images, and these.
+def open_images(chat: ChatRequest, attachments: dict[str, bytes], source: Source) -> tuple[str, list[RequestImage]]:
+    """The question, with `<image>` at the place of each image, and the images.
 
     Raises:
-        ApiError: 400.
+        ApiError: 400 for an image that cannot be used, and for a message without an image or a question.
     """
     text = ""
-    opened: list[Opened] = []
+    opened: list[RequestImage] = []
     for part in chat.messages[0].content:
         if isinstance(part, TextPart):
             if IMAGE_PLACEHOLDER in part.text:
-                raise ApiError(
-                    400, "invalid_request", f"{IMAGE_PLACEHOLDER} in a text stands for no image", "messages"
-                )
+                wrong = f"a text may not hold {IMAGE_PLACEHOLDER}; send the image as a part of type image_url"
+                raise ApiError(400, "invalid_request", wrong, "messages")
             text += "\n" * bool(text and not text.endswith(IMAGE_PLACEHOLDER)) + part.text
             continue
         try:
             address = part.image_url
-            opened.append(source.open(address.url, address.select, attachments, len(opened) + 1))
+            opened.append(source.open(address.url, address.select, attachments))
         except BadImage as error:
-            raise ApiError(400, "invalid_image", str(error), "messages") from None
+            raise ApiError(400, "invalid_image", f"image {len(opened) + 1}: {error}", "messages") from None
         text += IMAGE_PLACEHOLDER
     if not opened:
         raise ApiError(400, "no_image", "the message has no image; add a part of type image_url", "messages")

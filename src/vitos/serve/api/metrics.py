@@ -1,4 +1,4 @@
-"""Prometheus figures of a server, in a registry of their own."""
+"""Prometheus figures of one server, in a registry that belongs to it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,23 @@ class Metrics:
     """What `/metrics` shows.
 
     Args:
-        running, waiting: questions now.
+        running, waiting: give the number of questions that are answered and that wait at this moment.
     """
 
     def __init__(self, running: Callable[[], float], waiting: Callable[[], float]) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter("vitos_requests", "Chat requests by outcome.", ["outcome"], registry=self._registry)
-        self._seconds = Histogram(
-            "vitos_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS, registry=self._registry
-        )
-        self._tokens = Counter("vitos_tokens", "Tokens by stage.", ["stage"], registry=self._registry)
-        self._kept = Histogram(
-            "vitos_kept_ratio", "Share of visual tokens kept.", buckets=_SHARES, registry=self._registry
-        )
-        self._answers = Counter(
-            "vitos_answers", "Answers by plan and whether it fell back.", ["plan", "fallback"], registry=self._registry
-        )
-        for name, text, read in (
-            ("vitos_running", "Questions that are being answered.", running),
-            ("vitos_waiting", "Questions in the queue.", waiting),
-        ):
-            Gauge(name, text, registry=self._registry).set_function(read)
+        self._registry = to = CollectorRegistry()
+        self.requests = Counter("vitos_requests", "Chat requests by outcome.", ["outcome"], registry=to)
+        self._seconds = Histogram("vitos_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS, registry=to)
+        self._tokens = Counter("vitos_tokens", "Tokens by stage.", ["stage"], registry=to)
+        self._kept = Histogram("vitos_kept_ratio", "Share of visual tokens kept.", buckets=_SHARES, registry=to)
+        told = "Answers by plan and whether it fell back."
+        self._answers = Counter("vitos_answers", told, ["plan", "fallback"], registry=to)
+        Gauge("vitos_running", "Questions that are being answered.", registry=to).set_function(running)
+        Gauge("vitos_waiting", "Questions in the queue.", registry=to).set_function(waiting)
 
     def answered(self, finding: Finding) -> None:
-        """Count an answer."""
+        """Count an answered request."""
+        self.requests.labels("answered").inc()
         for stage, seconds in finding.seconds.items():
             self._seconds.labels(stage).observe(seconds)
         for stage, tokens in finding.tokens.items():
@@ -48,5 +41,5 @@ class Metrics:
         self._answers.labels(finding.plan, str(finding.fallback).lower()).inc()
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All figures in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,8 +1,8 @@
 """Questions of many clients → one model: a thread that begins, decodes and ends them together.
 
-A plan is a generator of requests to complete (`policy/plans/__init__.py`). The scheduler holds one for every question
-that runs, joins its prompts to the running batch and sends it what was written, so that questions in different stages
-and of different plans share each step of decoding. Nothing here knows HTTP.
+A plan is a generator of requests to complete (`policy/plans/base.py`). The scheduler holds one for each question that
+runs, adds its prompts to the running batch and sends it what was written, so that questions in different stages and of
+different plans share each step of decoding. Nothing here knows HTTP.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from vitos.core.names import PlanName
+from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
-from vitos.engines.base import Completion
+from vitos.engines.base import Completion, count_run
 from vitos.engines.continuous_batching import RunningBatch
-from vitos.engines.prefix import count_run
-from vitos.policy import plans
-from vitos.policy.plans import Limits, Piece, Request, Steps
+from vitos.policy.plans import Limits, Request, Steps, get_plan
+from vitos.policy.run import Piece, finding, start
 from vitos.policy.types import Finding, Query, Scan
 from vitos.policy.vlm import SparseVLM
 from vitos.scans.store import RecentScans, visual_bytes
-from vitos.serve.api.images import Opened
+from vitos.serve.api.images import RequestImage
 
 _log = logging.getLogger(__name__)
 _KEYS = count()
@@ -34,33 +33,39 @@ _KEYS = count()
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A question that got no answer; `kind` is "invalid" (its own fault), "timeout", "cancelled" or "internal"."""
+    """Why a question got no answer; `kind` is "invalid" (a wrong question), "timeout", "cancelled" or "internal"."""
 
     kind: str
     message: str
 
 
 Event = Piece | Finding | Failure
-"""What a question's listener hears: pieces of text, then one finding or failure."""
+"""What the listener of a question receives: pieces of text, then one finding or failure."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """A question on its way.
+    """A question that waits or is being answered.
 
     Attributes:
-        text: the question, `<image>` where its images stand.
-        emit: called with every event, from the scheduler's thread; must not block.
-        deadline: `time.monotonic()` at which it is given up.
-        cancelled: set by whoever asked and no longer listens.
+        text: the question, with `<image>` at the place of each image.
+        emit: called with each event, from the scheduler's thread; must not block.
+        deadline: `time.monotonic()` at which the question is given up.
+        boxes, budget: evidence given with the question, and the share of visual tokens to keep; None: not given.
+        cancelled: set by the listener when it goes away.
+        steps: the plan at work; None before it begins.
+        request: what the plan waits for; None: nothing.
+        joined: `time.perf_counter()` at which the request joined the running batch; None: it has not.
     """
 
-    images: Sequence[Opened]
+    images: Sequence[RequestImage]
     text: str
-    plan: PlanName
+    plan: str
     limits: Limits
     emit: Callable[[Event], None]
     deadline: float
+    boxes: tuple[Box, ...] | None = None
+    budget: float | None = None
     cancelled: bool = False
     key: int = field(default_factory=lambda: next(_KEYS))
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -72,17 +77,17 @@ class Job:
 
     @property
     def given_up(self) -> bool:
-        """Nobody waits for the answer any more."""
+        """The answer is no longer wanted."""
         return self.cancelled or time.monotonic() > self.deadline
 
 
 class Scheduler:
-    """Runs questions on a policy, in a thread of its own.
+    """Answers questions by a policy, in one thread.
 
     Args:
-        policy: with the torch engine; it is used by this thread alone from now on.
-        max_running: questions decoded together.
-        scan_bytes: of encoded images kept for further questions.
+        policy: a policy with the torch engine; from now on only this thread may use it.
+        max_running: largest number of questions decoded together.
+        scan_bytes: largest size of the encoded images kept for further questions.
     """
 
     def __init__(self, policy: SparseVLM, max_running: int = 16, scan_bytes: int = 1 << 30) -> None:
@@ -107,7 +112,7 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether questions are still taken and answered."""
+        """Whether questions are still accepted."""
         return self._thread.is_alive() and not self._closing
 
     def submit(self, job: Job) -> None:
@@ -123,7 +128,7 @@ class Scheduler:
             self._wake.notify()
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more questions, finish those that wait or run, and end the thread."""
+        """Accept no more questions, answer those that wait or run, and end the thread."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -154,13 +159,14 @@ class Scheduler:
         if job.given_up:
             return
         with self._answerable(job):
-            job.query = Query.about(self._scan(job), job.text)
-            job.steps = plans.start(self._policy.with_spec(plan=job.plan), [job.query], job.limits, job.watch)
+            job.query = Query.about(self._scan(job), job.text, boxes=job.boxes, budget=job.budget)
+            branches, engine = self._policy.branches, self._policy.engine
+            job.steps = start(get_plan(job.plan), branches, engine, [job.query], job.limits, job.watch)
             self._advance(job, None)
 
     def _scan(self, job: Job) -> Scan:
-        """The question's images for its plan, encoded now unless they are known by their content."""
-        key = ("reduced" if job.plan == "coarse" else "whole", *(image.digest for image in job.images))
+        """The question's images encoded for its plan, unless the same images were encoded shortly before."""
+        key = (get_plan(job.plan).reduced, *(image.digest for image in job.images))
         scan = self._scans.get(key)
         if scan is None:
             scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)
@@ -169,33 +175,31 @@ class Scheduler:
         return scan
 
     def _advance(self, job: Job, completion: Completion | None) -> None:
-        """Send a plan what it asked for, and take its next request or its outcome."""
+        """Send a plan what it asked for, and take its next request or its answer."""
         if job.steps is None or job.query is None:
-            raise RuntimeError("the question has not begun")
+            raise RuntimeError("a question was continued before it began; this is a bug, please report it")
         try:
             job.request = next(job.steps) if completion is None else job.steps.send([completion])
-            while not job.request.prompts:
-                job.request = job.steps.send([])
         except StopIteration as end:
-            self._end(job, self._policy.with_spec(plan=job.plan).finding(job.query, end.value[0], job.watch))
+            self._end(job, finding(get_plan(job.plan), job.query, end.value[0], job.watch))
 
     def _join(self) -> None:
-        """Run the prompts that wait for it, first come first served, as far as the batch has room."""
+        """Add the prompts that wait to the batch, in the order of arrival, as far as there is room."""
         for job in list(self._running.values()):
             if (request := job.request) is None or job.joined is not None:
                 continue
             (prompt,), (prefix,) = request.prompts, request.prefixes
             if not self._batch.fits(prompt, request.sampling):
                 return
-            with self._answerable(job), job.watch.stage(f"{request.branch}_prefill"):
+            with self._answerable(job), job.watch.span(f"{request.branch}_prefill"):
                 self._batch.join(job.key, prompt, request.sampling, prefix)
                 job.joined = time.perf_counter()
 
     def _step(self) -> None:
-        """Write one token of every running row, and send on the plans whose rows have ended."""
+        """Write one token in each running row, and continue the plans whose rows have ended."""
         try:
             written = self._batch.step()
-        except Exception:  # noqa: BLE001 - memory or a broken weight strikes all rows alike; the thread lives on
+        except Exception:  # noqa: BLE001 - lack of memory or a broken weight affects all rows; the thread goes on
             _log.exception("decoding failed for %d questions", len(self._batch))
             self._batch.clear()
             for job in [job for job in self._running.values() if job.joined is not None]:
@@ -204,7 +208,7 @@ class Scheduler:
         for row in written:
             job = self._running[row.key]
             if job.request is None or job.joined is None:
-                raise RuntimeError("a row without its request")
+                raise RuntimeError("the batch wrote a row that nothing asked for; this is a bug, please report it")
             if row.text:
                 job.emit(Piece(job.request.branch, row.text))
             if row.completion is not None:
@@ -216,13 +220,13 @@ class Scheduler:
                     self._advance(job, row.completion)
 
     def _give_up(self) -> None:
-        """Drop questions whose time is over or whose listener is gone."""
+        """Drop questions that ran out of time or whose listener went away."""
         for job in [job for job in self._running.values() if job.given_up]:
-            kind, message = ("cancelled", "nobody listens") if job.cancelled else ("timeout", "it took too long")
+            kind, message = ("cancelled", "the client went away") if job.cancelled else ("timeout", "it took too long")
             self._end(job, Failure(kind, message))
 
     def _end(self, job: Job, event: Finding | Failure) -> None:
-        """Say the last word to a question's listener and forget the question."""
+        """Send a question's listener its last event, and forget the question."""
         if self._running.pop(job.key, None) is None:
             return
         if job.joined is not None:
@@ -233,17 +237,17 @@ class Scheduler:
 
     @contextlib.contextmanager
     def _answerable(self, job: Job) -> Iterator[None]:
-        """What goes wrong inside is this question's failure, and no other's."""
+        """An error inside becomes the failure of this question alone."""
         try:
             yield
         except ValueError as error:  # the package's refusals, which say what to do
             self._end(job, Failure("invalid", str(error)))
-        except Exception:  # noqa: BLE001 - one question's trouble must not end the thread
+        except Exception:  # noqa: BLE001 - an error in one question must not end the thread
             _log.exception("a question failed")
             self._end(job, Failure("internal", "it could not be answered; the server's log says why"))
 
 
 def _held_bytes(scan: Scan) -> int:
-    """Bytes of visual tokens, keys and values, and pictures."""
+    """Size of a scan's visual tokens, keys and values, and pictures in bytes."""
     pictures = sum(3 * picture.width * picture.height for picture in scan.pictures)
     return pictures + visual_bytes(scan) + (scan.prefix.nbytes if scan.prefix else 0)

@@ -1,28 +1,45 @@
 """What the server's HTTP API reads and writes: OpenAI's chat completions, with one extra field, `vitos`.
 
-A request is read strictly: what the server would not do is refused, not ignored, so that nobody takes a greedy answer
-for a sampled one. Parameters of OpenAI are taken where they ask for what happens anyway (`n: 1`, `temperature: 0`).
+A request is read strictly: what the server would not do is refused, not ignored, so that no client takes a greedy
+answer for a sampled one. OpenAI's parameters are accepted where they ask for what happens anyway (`n: 1`,
+`temperature: 0`).
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
-from vitos.core.names import PlanName
+from vitos.core.geometry import Box
+from vitos.core.registry import PLANS
 
-Count = Annotated[int, Strict(), Field(ge=1)]
+TokenLimit = Annotated[int, Strict(), Field(ge=1)]
 Flag = Annotated[bool, Strict()]
 Zero = Annotated[float, Strict(), Field(ge=0, le=0)]
 One = Annotated[float, Strict(), Field(ge=1, le=1)]
 Whole = Annotated[int, Strict(), Field(ge=1, le=1)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Ignored = Annotated[Any, Field(description="Taken and not used: it changes no answer.")]
+
+
+def _known_plan(name: str) -> str:
+    if name not in PLANS.names():
+        raise ValueError(f"must be one of {', '.join(PLANS.names())}")
+    return name
+
+
+def _box(edges: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    Box(*edges)  # its error says what a box is
+    return edges
+
+
+PlanName = Annotated[str, AfterValidator(_known_plan), Field(json_schema_extra={"enum": list(PLANS.names())})]
+Edges = Annotated[tuple[float, float, float, float], AfterValidator(_box)]
+Ignored = Annotated[Any, Field(description="Accepted and not used: it changes no answer.")]
 
 
 class Strictly(BaseModel):
-    """Unknown fields are refused."""
+    """A part of a request; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +55,7 @@ class TextPart(Strictly):
 
 
 class ImageAddress(Strictly):
-    """Where an image is: `data:image/png;base64,…`, `attachment:NAME` (multipart), or `file:NAME` if allowed.
+    """Address of an image: `data:image/png;base64,…`, `attachment:NAME` (multipart), or `file:NAME` if allowed.
 
     `select` chooses a picture of the file, as in records: `frame=3`, `window=40,400`, `crop=0,0,0.5,1`.
     """
@@ -49,14 +66,14 @@ class ImageAddress(Strictly):
 
 
 class ImagePart(Strictly):
-    """An image, in its place in the question; evidence boxes refer to the first."""
+    """An image, at its place in the question; evidence boxes refer to the first one."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
 
 
 class Message(Strictly):
-    """The question. There is one message, the user's: the model answers single questions."""
+    """The question. There is one message, from the user: the model answers single questions."""
 
     role: Literal["user"]
     content: Annotated[
@@ -66,35 +83,48 @@ class Message(Strictly):
 
 
 class StreamOptions(Strictly):
-    """Whether the last event of a stream counts tokens."""
+    """Options of a stream: whether its last event counts tokens."""
 
     include_usage: Flag = False
     include_obfuscation: Ignored = None
 
 
 class ResponseFormat(Strictly):
-    """Text is the only one."""
+    """The form of the answer, which is always text."""
 
     type: Literal["text"] = "text"
 
 
 class Options(Strictly):
-    """The request's own extra field. `plan`: how to answer, by default the checkpoint's own."""
+    """The request's extra field `vitos`.
+
+    Attributes:
+        plan: plan by which to answer; by default the checkpoint's own.
+        boxes: evidence to use instead of the model's own, `[x1, y1, x2, y2]` in fractions of the image, 0..1.
+        budget: share of the visual tokens to keep, in (0, 1].
+    """
 
     plan: PlanName | None = None
-    max_evidence_tokens: Count | None = None
+    boxes: Annotated[list[Edges], Field(min_length=1, max_length=32)] | None = None
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_evidence_tokens: TokenLimit | None = None
     evidence_only: Flag = False
+
+    @property
+    def evidence(self) -> tuple[Box, ...] | None:
+        """The boxes, or None."""
+        return None if self.boxes is None else tuple(Box(*edges) for edges in self.boxes)
 
 
 class ChatRequest(Strictly):
-    """`POST /v1/chat/completions`."""
+    """Body of `POST /v1/chat/completions`."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
     stream: Flag = False
     stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     vitos: Options = Options()
     # OpenAI's parameters, where they ask for what happens anyway.
@@ -113,11 +143,12 @@ class ChatRequest(Strictly):
 
     @property
     def limit(self) -> int | None:
-        """Tokens that the answer may have, where the request says so."""
+        """Largest number of tokens of the answer, where the request says so."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """Texts at which the answer ends."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
@@ -129,14 +160,15 @@ class Evidence(BaseModel):
 
     Attributes:
         answer: option letter, or text where the question has no options; null: none could be read.
-        thought: what the reasoning branch thought.
-        text: what it wrote, tags included.
+        thought: the thought of the reasoning branch.
+        text: everything that the branch wrote, tags included.
         boxes: evidence as x1, y1, x2, y2 in fractions of the first image as it is stored.
-        kept_tokens, visual_tokens, kept_ratio: visual tokens of the first image that the answer was given from.
-        plan: the one followed; `fallback_reason` says why it could not be and what was done instead (empty: it could).
-        images: how each was opened: format, size, frame or slice, window, crop; no value of a header.
-        warnings: what a user should look at, such as text that may be burned in.
-        seconds, tokens: by stage. Stages that run together with other requests' count their whole time for each.
+        kept_tokens, visual_tokens, kept_ratio: visual tokens of the first image that the answer was given from, all of
+            its visual tokens, and the share.
+        plan: plan that was followed; `fallback_reason` says why it could not be, and what was done instead.
+        images: how each image was opened: format, size, frame or slice, window, crop; no value of a header.
+        warnings: what a user should check, such as text that may be burned in.
+        seconds, tokens: by stage. A stage that runs together with other requests counts its whole time for each.
     """
 
     answer: str | None
@@ -155,8 +187,8 @@ class Evidence(BaseModel):
     tokens: dict[str, int]
 
 
-class Answer(BaseModel):
-    """`content` is the option with its letter, or the answer's text; empty where none could be read."""
+class ChatAnswer(BaseModel):
+    """`content` is the option with its letter, or the answer's text; empty where no answer could be read."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -164,17 +196,17 @@ class Answer(BaseModel):
     refusal: None = None
 
 
-class Choice(BaseModel):
+class ChatChoice(BaseModel):
     """The one answer."""
 
     index: Literal[0] = 0
-    message: Answer
+    message: ChatAnswer
     finish_reason: Literal["stop", "length"]
     logprobs: None = None
 
 
 class Usage(BaseModel):
-    """Tokens run and written, of both branches; visual tokens among them."""
+    """Number of tokens that were run and written in both branches, visual tokens included."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -188,13 +220,13 @@ class ChatResponse(BaseModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: Usage
     vitos: Evidence
 
 
-class Problem(BaseModel):
-    """What was wrong, in words; `code` in one."""
+class ErrorDetail(BaseModel):
+    """What was wrong: `message` in a sentence, `code` in one word, `param` the field."""
 
     message: str
     type: str
@@ -203,9 +235,9 @@ class Problem(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every error of the API."""
+    """Body of every error."""
 
-    error: Problem
+    error: ErrorDetail
 
 
 class ModelCard(BaseModel):
@@ -218,14 +250,14 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """`GET /v1/models`."""
+    """Body of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """`GET /health`: "ok", or "stopping" while what runs is finished."""
+    """Body of `GET /health`: "ok", or "stopping" while the last questions are answered."""
 
     status: Literal["ok", "stopping"]
     running: int

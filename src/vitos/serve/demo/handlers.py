@@ -1,4 +1,4 @@
-"""What happens on the demo's page: each event's new values for the components that it changes."""
+"""The events of the demo's page: each gives new values for the components that it changes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from vitos.policy.plans import Limits
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.overlay import PREDICTED_COLOUR, draw_overlay
-from vitos.serve.demo import render as shown
-from vitos.serve.demo.compare import look, look_by_all
+from vitos.serve.demo import render
+from vitos.serve.demo.compare import compare, compare_plans
 from vitos.serve.demo.inputs import (
     Point,
     WindowRange,
@@ -31,16 +31,16 @@ from vitos.serve.demo.inputs import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageImage:
     """The image on the page.
 
     Attributes:
         file: path of the file, without selector.
-        size: width and height of its preview in pixels, in which clicks are counted.
-        window: what the sliders may be set to; None: the image has no window.
-        part: which frame or slice of the file, as a selector.
-        corner: the first corner of a box that is being drawn, in fractions.
+        size: width and height of its preview in pixels, the unit of clicks.
+        window: range of the sliders; None: the image has no window.
+        part: frame or slice of the file, as a selector.
+        corner: first corner of a box that is being drawn, in fractions.
     """
 
     file: str
@@ -50,16 +50,15 @@ class Opened:
     corner: Point | None = None
 
     def name(self, centre: float | None, width: float | None) -> Path:
-        """The file with its selector; sliders that stand on the file's own window leave it as it is."""
-        own = self.window
-        if own is None or centre is None or width is None or own.is_own(centre, width):
+        """The file with its selector, and a window if the sliders show another than the file's own."""
+        if self.window is None or centre is None or width is None:
             return image_name(self.file, self.part)
-        return image_name(self.file, self.part, own.clipped(centre, width))
+        return image_name(self.file, self.part, self.window.chosen(centre, width))
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What a user can mend becomes a message on the page, without a traceback; as the command line's `main` does."""
+def errors_on_page() -> Iterator[None]:
+    """Show an error that a user can correct as a message on the page, without a traceback."""
     try:
         yield
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
@@ -67,7 +66,10 @@ def told() -> Iterator[None]:
 
 
 class Handlers:
-    """The page's events for one model."""
+    """The events of the page of one model.
+
+    A method's docstring names the components whose new values it returns, in their order.
+    """
 
     def __init__(self, vlm: SparseVLM, limits: Limits = Limits()) -> None:
         self.vlm = vlm
@@ -76,8 +78,8 @@ class Handlers:
     def open(self, file: str | None, part: str = "") -> tuple[Any, ...]:
         """Show a file: opened, preview, facts, part, centre, width, boxes.
 
-        A file that cannot be used leaves no image; what is wrong with it stands where its facts would, so that a frame
-        can be named there.
+        For a file that cannot be used, the reason is shown in place of its facts, and there is no image; the field for
+        a frame stays, since naming one may be the remedy.
         """
         hidden = gr.update(visible=False)
         if not file:
@@ -92,19 +94,20 @@ class Handlers:
         text = "\n".join([facts.summary(), *(f"Warning: {warning}" for warning in facts.warnings)])
         sliders = [hidden, hidden]
         if own is not None:
-            # A slider that comes into view says 0 at first, which must not be refused; `clipped` sees to the rest.
+            # A slider sends 0 when it comes into view, so its range must hold 0; `WindowRange.chosen` corrects it.
             limits = ((min(own.low, 0), max(own.high, 0)), (0, own.widest))
             sliders = [
                 gr.update(visible=True, minimum=low, maximum=high, step=own.step, value=value)
                 for (low, high), value in zip(limits, own.window, strict=True)
             ]
-        return Opened(str(file), drawn.size, own, part), drawn, text, parts, *sliders, ""
+        opened = PageImage(file=str(file), size=drawn.size, window=own, part=part)
+        return opened, drawn, text, parts, *sliders, ""
 
-    def draw(self, opened: Opened | None, centre: float, width: float, boxes: str) -> Image.Image | None:
+    def draw(self, opened: PageImage | None, centre: float, width: float, boxes: str) -> Image.Image | None:
         """The preview in its window, with the boxes and the corner that was clicked."""
         if opened is None:
             return None
-        with told():
+        with errors_on_page():
             picture, _ = open_image(opened.name(centre, width))
         drawn = draw_overlay(fitting(picture), None, None, readable_boxes(boxes))
         if opened.corner is not None:
@@ -115,25 +118,25 @@ class Handlers:
                 pen.line((x, y - arm, x, y + arm), colour, line)
         return drawn
 
-    def click(self, opened: Opened | None, boxes: str, drawn: int, event: gr.SelectData) -> tuple[Any, ...]:
-        """The first or second corner of a box: opened, boxes, number of boxes drawn so far."""
+    def click(self, opened: PageImage | None, boxes: str, drawn: int, event: gr.SelectData) -> tuple[Any, ...]:
+        """Set the first or second corner of a box: opened, boxes, number of boxes drawn so far."""
         if opened is None:
             return None, gr.skip(), gr.skip()
         x, y = event.index[0] / opened.size[0], event.index[1] / opened.size[1]
         if opened.corner is None:
-            # Not `boxes` unchanged: of a drag's two clicks, the first must not overwrite what the second writes.
+            # Skip instead of returning `boxes`: the first click of a drag must not overwrite what the second writes.
             return replace(opened, corner=(x, y)), gr.skip(), gr.skip()
-        with told():
+        with errors_on_page():
             added = (*parse_boxes(boxes), box_between(opened.corner, (x, y)))
         return replace(opened, corner=None), format_boxes(added), drawn + 1
 
-    def clear(self, opened: Opened | None) -> tuple[Any, ...]:
-        """No boxes, no corner: opened, boxes."""
+    def clear(self, opened: PageImage | None) -> tuple[Any, ...]:
+        """Remove the boxes and the corner: opened, boxes."""
         return (replace(opened, corner=None) if opened else None), ""
 
     def ask(
         self,
-        opened: Opened | None,
+        opened: PageImage | None,
         centre: float,
         width: float,
         question: str,
@@ -142,35 +145,28 @@ class Handlers:
         boxes: str,
         seed: float,
     ) -> tuple[Any, ...]:
-        """Dense, sparse and random: their headings, pictures, table, thoughts, and the sparse way's boxes as text."""
-        with told():
-            name = _opened(opened).name(centre, width)
-            looks = look(
-                self.vlm,
-                name,
-                question,
-                plan,
-                budget=budget,
-                boxes=parse_boxes(boxes),
-                seed=int(seed or 0),
-                limits=self.limits,
+        """Compare dense, sparse and random: three headings, three pictures, table, thoughts, sparse boxes."""
+        with errors_on_page():
+            name, given = _name(opened, centre, width), parse_boxes(boxes)
+            compared = compare(
+                self.vlm, name, question, plan, budget=budget, boxes=given, seed=int(seed or 0), limits=self.limits
             )
-        headings = [shown.heading(way, question) for way in looks]
-        pictures = [gr.update(value=way.picture, alt_text=shown.title(way)) for way in looks]
-        table, thoughts = shown.results_table(looks, question), shown.thoughts(looks, question)
-        return *headings, *pictures, table, thoughts, format_boxes(looks.sparse.finding.boxes)
+        headings = [render.heading(answer, question) for answer in compared]
+        pictures = [gr.update(value=answer.picture, alt_text=render.title(answer)) for answer in compared]
+        table, thoughts = render.results_table(compared, question), render.thoughts(compared, question)
+        return *headings, *pictures, table, thoughts, format_boxes(compared.answers[1].finding.boxes)
 
     def ask_all(
-        self, opened: Opened | None, centre: float, width: float, question: str, budget: float, boxes: str
+        self, opened: PageImage | None, centre: float, width: float, question: str, budget: float, boxes: str
     ) -> tuple[str, str]:
-        """Dense and every plan: table and thoughts."""
-        with told():
-            name, given = _opened(opened).name(centre, width), parse_boxes(boxes)
-            looks = look_by_all(self.vlm, name, question, budget=budget, boxes=given, limits=self.limits)
-        return shown.results_table(looks, question), shown.thoughts(looks, question)
+        """Compare dense and all plans: table and thoughts."""
+        with errors_on_page():
+            name, given = _name(opened, centre, width), parse_boxes(boxes)
+            compared = compare_plans(self.vlm, name, question, budget=budget, boxes=given, limits=self.limits)
+        return render.results_table(compared, question), render.thoughts(compared, question)
 
 
-def _opened(opened: Opened | None) -> Opened:
+def _name(opened: PageImage | None, centre: float, width: float) -> Path:
     if opened is None:
         raise ValueError("Choose an example or a file first.")
-    return opened
+    return opened.name(centre, width)

@@ -1,4 +1,4 @@
-"""What a person gives the demo: a file and which picture of it, a question, boxes. Errors are sentences."""
+"""What a person gives the demo: a file and which picture of it, a question, boxes. Errors are whole sentences."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from vitos.data.picture import parse_selector, split_name
 from vitos.data.readers import read_records
 
 LONGEST_SIDE = 1024
-"""Pixels: larger pictures are scaled down before they are drawn on; the model sees the file as it is."""
+"""Longest side of a shown picture in pixels; larger ones are scaled down, but the model sees the file as it is."""
 MAX_BOXES = 32
 MAX_QUESTION = 4000
 EXAMPLE_SEED = 77
-"""Of the validation split: no scene that a model of this package was trained on or is tested with."""
+"""Seed in the validation split, so that no scene occurs in the training or the test of a model of this package."""
 
 Point = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A picture, a question with its options, and the letter of the right one.
+    """A picture and a question about it.
 
     Attributes:
         image: the file.
-        icon: a small picture that a browser can show.
-        part: of the file, as the page's field takes it.
+        icon: file of a small picture that a browser can show.
+        question: the question with its options.
+        answer: letter of the right option.
+        part: frame or slice of the file, as the page's field takes it.
     """
 
     image: Path
@@ -54,23 +56,24 @@ class Example:
 
 
 def draw_examples(folder: Path, count: int = 5) -> list[Example]:
-    """Write phantom pictures, one for each kind of question in turn."""
+    """Write phantom pictures and ask about them, the kinds of question taking turns."""
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for index, (_, scene, question) in enumerate(samples("val", count, EXAMPLE_SEED)):
         path = folder / f"example-{index + 1}.png"
         render(scene).save(path)
-        out.append(Example(path, path, question.full_text.removeprefix(IMAGE_PLACEHOLDER), question.answer))
+        text = question.full_text.removeprefix(IMAGE_PLACEHOLDER)
+        out.append(Example(image=path, icon=path, question=text, answer=question.answer))
     return out
 
 
 def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> list[Example]:
-    """Questions of record files, from each file in turn, no two of the same words (numbers do not count).
+    """Questions of record files, the files taking turns; of questions that differ in numbers alone, only the first.
 
     Their images are copied into `folder`, from which the page serves them.
 
     Raises:
-        DataError: from `read_records`, for an image that cannot be read, or where no question has one image.
+        DataError: from `read_records`, for an image that cannot be read, or if no question is about a single image.
     """
     kinds = []
     for source in sources:
@@ -81,7 +84,7 @@ def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> li
         kinds.append(list(own.values()))
     records = list(islice(filter(None, chain.from_iterable(zip_longest(*kinds))), count))
     if not records:
-        raise DataError(f"{', '.join(map(str, sources))}: no question about a single image")
+        raise DataError(f"{', '.join(map(str, sources))}: no question about a single image; name a file that has one")
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for number, record in enumerate(records, start=1):
@@ -94,15 +97,16 @@ def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> li
         picture.thumbnail((64, 64))
         picture.save(icon)
         shutil.copyfile(path, image)
-        out.append(Example(image, icon, record.question.replace(IMAGE_PLACEHOLDER, ""), record.answer, part))
+        text = record.question.replace(IMAGE_PLACEHOLDER, "")
+        out.append(Example(image=image, icon=icon, question=text, answer=record.answer, part=part))
     return out
 
 
 def checked_question(text: str) -> str:
-    """The question without placeholders of images and the space around it.
+    """The question without image placeholders and surrounding space.
 
     Raises:
-        ValueError: if there is none, or it is too long.
+        ValueError: if it is empty or too long.
     """
     text = (text or "").replace(IMAGE_PLACEHOLDER, "").strip()
     if not text:
@@ -115,14 +119,14 @@ def checked_question(text: str) -> str:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowRange:
-    """What the window's sliders may be set to, in the file's values: Hounsfield units for CT.
+    """Range of the sliders for the window, in the file's values: Hounsfield units for CT.
 
     Attributes:
         window: (centre, width) of the file itself.
-        low, high: of the centre.
-        widest: of the width, which begins at 1.
+        low, high: smallest and largest centre.
+        widest: largest width; the smallest is 1.
     """
 
     window: tuple[float, float]
@@ -132,40 +136,34 @@ class WindowRange:
 
     @property
     def step(self) -> float:
-        """Of both sliders: whole numbers, unless the values span fewer than a hundred."""
+        """Step of both sliders: 1, or less if the values span fewer than a hundred."""
         return 1.0 if self.widest >= 100 else self.widest / 100
 
-    def clipped(self, centre: float, width: float) -> tuple[float, float]:
-        """The nearest window that the sliders can be set to."""
+    def chosen(self, centre: float, width: float) -> tuple[float, float] | None:
+        """The window of the sliders within their range; None: the file's own, up to the rounding of their steps."""
+        if abs(centre - self.window[0]) < self.step and abs(width - self.window[1]) < self.step:
+            return None
         return min(max(centre, self.low), self.high), min(max(width, 1.0), self.widest)
-
-    def is_own(self, centre: float, width: float) -> bool:
-        """Sliders stand where they were put: on the file's window, but for what their steps round away."""
-        return abs(centre - self.window[0]) < self.step and abs(width - self.window[1]) < self.step
 
 
 def window_range(facts: ImageFacts) -> WindowRange | None:
-    """Sliders around the window that an image was opened with; None where it has none (colour, 8 bit).
+    """Range of the sliders around the window that an image was opened with; None: it has none (colour, 8 bit).
 
-    Where that is the range of the values, the sliders end there. Where the file names a window, its values may reach
-    much further, so they go twice its width to either side, and at least 1,000, as from bone to lung.
+    If that window is the range of the image's values, the sliders end there. If the file names a window, its values
+    may reach much further, so the centre moves by twice its width, and by at least 1,000, as from bone to lung.
     """
-    rendering = facts.rendering
-    if rendering.window is None:
+    if facts.rendering.window is None:
         return None
-    centre, width = rendering.window
-    width = max(1.0, width)
-    if rendering.window_source == "range":
-        return WindowRange((centre, width), centre - width / 2, centre + width / 2, width)
-    reach = max(2 * width, 1000.0)
-    return WindowRange((centre, width), centre - reach, centre + reach, 2 * reach)
+    centre, width = facts.rendering.window[0], max(1.0, facts.rendering.window[1])
+    reach = width / 2 if facts.rendering.window_source == "range" else max(2 * width, 1000.0)
+    return WindowRange(window=(centre, width), low=centre - reach, high=centre + reach, widest=2 * reach)
 
 
 def open_image(name: Path) -> tuple[Image.Image, ImageFacts]:
     """The picture of a file.
 
     Raises:
-        ValueError: it cannot be used; the message names the file without its folder.
+        ValueError: if it cannot be used; the message names the file without its folder.
     """
     try:
         return load_image_facts(name)
@@ -181,7 +179,7 @@ def image_name(file: str | Path, part: str = "", window: tuple[float, float] | N
         window: (centre, width); None: the file's own.
 
     Raises:
-        ValueError: if `part` is no selector, or crops, which boxes here would not fit.
+        ValueError: if `part` is no selector, or crops the image, which the boxes of the page would not fit.
     """
     part = (part or "").strip().removeprefix("#")
     chosen = parse_selector(part)
@@ -194,7 +192,7 @@ def image_name(file: str | Path, part: str = "", window: tuple[float, float] | N
 
 
 def may_have_parts(file: str | Path) -> bool:
-    """A DICOM or NIfTI file, of which one frame or slice is looked at."""
+    """Whether a file is DICOM or NIfTI, of which one frame or slice is shown."""
     path = Path(file)
     with path.open("rb") as opened:
         return is_nifti(path) or is_dicom(opened.read(132))
@@ -213,10 +211,10 @@ def fitting(picture: Image.Image) -> Image.Image:
 
 
 def parse_boxes(text: str) -> tuple[Box, ...]:
-    """Boxes as a person writes them: `x1, y1, x2, y2` in fractions of the image, a line each.
+    """Boxes as a person writes them: `x1, y1, x2, y2` in fractions of the image, one per line.
 
     Raises:
-        ValueError: names the line and what is wrong with it.
+        ValueError: for a line that is no box, which the message names, or too many boxes.
     """
     boxes = []
     for number, line in enumerate((text or "").splitlines(), start=1):
@@ -238,7 +236,7 @@ def parse_boxes(text: str) -> tuple[Box, ...]:
 
 
 def readable_boxes(text: str) -> tuple[Box, ...]:
-    """Those lines of `parse_boxes` that are boxes already, while a person is still writing."""
+    """The boxes in those lines that are complete, while a person is still writing."""
     boxes: list[Box] = []
     for line in (text or "").splitlines():
         with suppress(ValueError):
@@ -247,7 +245,7 @@ def readable_boxes(text: str) -> tuple[Box, ...]:
 
 
 def format_boxes(boxes: Sequence[Box]) -> str:
-    """The inverse of `parse_boxes`, with three decimals; a box that these would flatten keeps all of them."""
+    """The inverse of `parse_boxes`, with three decimals; a box that these would flatten keeps all its decimals."""
     lines = []
     for box in boxes:
         x1, y1, x2, y2 = (round(v, 3) for v in box.as_tuple())
@@ -257,10 +255,10 @@ def format_boxes(boxes: Sequence[Box]) -> str:
 
 
 def box_between(first: Point, second: Point) -> Box:
-    """The box whose opposite corners are two points, in fractions; what lies outside the image is cut off.
+    """The box between two opposite corners, in fractions; what lies outside the image is cut off.
 
     Raises:
-        ValueError: if the points span no area.
+        ValueError: if the box has no area.
     """
     (x1, x2), (y1, y2) = (sorted(min(max(v, 0.0), 1.0) for v in pair) for pair in zip(first, second, strict=True))
     if x2 - x1 < 1e-3 or y2 - y1 < 1e-3:

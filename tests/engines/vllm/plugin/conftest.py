@@ -1,6 +1,6 @@
-"""vLLM in this process, for tests that need the real one; where it is missing they are skipped with the reason.
+"""vLLM in this process, for tests that need the real one; without it they are skipped with the reason.
 
-`make test-vllm` runs them in an environment of their own.
+`make test-vllm` runs them in a separate environment.
 """
 
 import gc
@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def note(request):
-    """`note(name, kept, tokens, prompt, output)`: a row of the table at the end."""
+    """`note(name, kept, tokens, prompt, output)`: adds a row to the table at the end of the output."""
 
     def add(name, kept, tokens, prompt, output):
         request.config.stash[FIGURES].append(f"{name:74} {kept:4} {tokens:6}   {prompt:10.1e}  {output:10.1e}")
@@ -49,7 +49,7 @@ def vllm():
 
 @pytest.fixture(scope="session")
 def started(vllm):
-    """`started(folder, backbone, **options)`: a vLLM engine as our server and trainer start it; one at a time."""
+    """`started(folder, backbone, **options)`: a vLLM engine, started as by our server and trainer; one at a time."""
     from contextlib import contextmanager
 
     from vitos.engines.vllm.sampler import vllm_options

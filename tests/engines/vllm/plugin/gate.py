@@ -1,6 +1,6 @@
-"""The cases on which vLLM must say what our torch engine says, the models they run on, and what the torch engine says.
+"""The cases on which vLLM must agree with our torch engine, the models for them, and the torch engine's results.
 
-Runs without vLLM: it is the reference.
+This file is the reference and runs without vLLM.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vitos.engines.torch_engine import TorchEngine
 from vitos.engines.vllm.plugin.request import NOT_FUSED
 
 TOKENS = 24
-"""Greedy tokens of every case."""
+"""Number of greedy tokens per case."""
 
 LANDSCAPE, PORTRAIT, SQUARE = (224, 140), (140, 224), (112, 112)
 """Width and height: 5 x 8, 8 x 5 and 4 x 4 visual tokens of 28 x 28 pixels."""
 
 Keep = tuple[str, float, float, float, float] | tuple[str, float, int] | None
-"""("box", top, left, bottom, right) and ("random", share, seed) in shares of the grid; None: no list is sent."""
+"""("box", top, left, bottom, right) or ("random", share, seed), in shares of the grid; None sends no list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request: pictures as (seed, width, height), and what is kept of each."""
+    """One request: pictures as (seed, width, height), and the tokens that are kept of each."""
 
     name: str
     pictures: tuple[tuple[int, int, int], ...]
@@ -51,7 +51,7 @@ class Case:
         return [picture(*each) for each in self.pictures]
 
     def kept(self, grids: Sequence[tuple[int, int]]) -> list[list[int] | None]:
-        """Indices for each image, given (rows, columns) of its grid."""
+        """Indices of the kept tokens of each image, given (rows, columns) of its grid."""
         return [_indices(keep, *grid) for keep, grid in zip(self.keep, grids, strict=True)]
 
 
@@ -68,7 +68,7 @@ CASES = (
     Case("two images swapped", ((1, *PORTRAIT), (0, *LANDSCAPE)), (("random", 0.3, 3), ("random", 0.5, 4)), TWO),
     Case("first whole, second pruned", ((0, *LANDSCAPE), (2, *SQUARE)), (None, ("random", 0.5, 5)), TWO),
     Case("one image twice", ((0, *LANDSCAPE), (0, *LANDSCAPE)), (None, ("box", 0, 0, 0.4, 0.25)), TWO),
-    # Beyond the notes: outside tokens fused into the kept ones, as the default spec has it.
+    # Dropped tokens fused into the kept ones, as in the default spec.
     Case("box, weighted fusion", ((0, *LANDSCAPE),), (("box", 0.2, 0.25, 0.8, 0.75),), fusion=Fusion()),
     Case("random, mean fusion", ((1, *PORTRAIT),), (("random", 0.3, 6),), fusion=Fusion("mean")),
 )
@@ -98,7 +98,7 @@ def _indices(keep: Keep, rows: int, columns: int) -> list[int] | None:
 
 
 def _qwen2_5_vl(tied: bool) -> Backbone:
-    """The shape of the notes: windowed vision attention, heads of 32 (vLLM's CPU attention knows no smaller ones)."""
+    """A tiny Qwen2.5-VL with windowed vision attention, and heads of 32, the smallest of vLLM's CPU attention."""
     from transformers import Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -135,7 +135,7 @@ def _llava(make: Any) -> Backbone:
 
 
 def _drawn(model: Any) -> Any:
-    """Weights of N(0, 0.15): smaller ones repeat one token, and a comparison would show nothing."""
+    """The model with weights of N(0, 0.15): with smaller ones it repeats one token, which proves nothing."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -168,7 +168,7 @@ def write_model(name: str, folder: Path) -> Backbone:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Greedy completion of a prompt, and the log-probabilities of the prompt's tokens but the first."""
+    """Greedy completion of a prompt, and the log-probabilities of the prompt's tokens after the first."""
 
     prompt: Prompt
     keep: list[list[int] | None]
@@ -193,13 +193,13 @@ def torch_says(backbone: Backbone, case: Case) -> Said:
 
 @torch.no_grad()
 def prompt_logprobs(backbone: Backbone, prompt: Prompt) -> Tensor:
-    """Shape (T - 1,), nothing banned."""
+    """Log-probabilities of the prompt's tokens after the first, without bans, shape (T - 1,)."""
     logits = backbone.model(**backbone.model_inputs(pad_prompts([prompt], 0)), use_cache=False).logits[0]
     return logits[:-1].log_softmax(-1).gather(1, prompt.input_ids[1:, None])[:, 0]
 
 
 def chat_text(backbone: Backbone, case: Case) -> str:
-    """The prompt as text, with one marker for each image."""
+    """The prompt as text, with one marker per image."""
     content = [{"type": "image"}] * len(case.pictures) + [{"type": "text", "text": case.text.replace("<image>", "")}]
     text: str = backbone.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

@@ -1,4 +1,4 @@
-"""The gate: on every case vLLM's greedy tokens are the torch engine's, and its log-probabilities within rounding."""
+"""The gate: in every case, vLLM has the torch engine's greedy tokens, and its log-probabilities within rounding."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ TOLERANCE = 5e-5
 
 @pytest.fixture(scope="module", params=list(gate.MODELS))
 def model(request, vllm, tmp_path_factory):
-    """A model on disk, and what the torch engine says of every case."""
+    """A model on disk, and the torch engine's results for all cases."""
     folder = tmp_path_factory.mktemp("model")
     backbone = gate.write_model(request.param, folder)
     said = [gate.torch_says(backbone, case) for case in gate.CASES]
@@ -34,7 +34,7 @@ def sampling(backbone, **more):
 
 
 def pixel_requests(model):
-    """As a user sends them: text, pictures and the option."""
+    """Requests as a user sends them: text, pictures and the option."""
     out = []
     for case, said in zip(gate.CASES, model.said, strict=True):
         request = {"prompt": gate.chat_text(model.backbone, case), "multi_modal_data": {"image": case.images}}
@@ -46,7 +46,7 @@ def pixel_requests(model):
 
 
 def run_prompts(llm, prompts, parameters):
-    """Prompts of ours, past every processor."""
+    """Our prompts, without any processor of vLLM."""
     from vitos.engines.vllm.plugin.prompts import engine_input
 
     engine = llm.llm_engine
@@ -77,7 +77,7 @@ def compare(model, outputs, way, note):
 
 
 def test_the_cases_can_tell_right_from_wrong(model):
-    """Completions of many tokens, all unlike; and with text-like positions the same tokens say something else."""
+    """Completions are long and all different, and text-like positions give the same tokens other probabilities."""
     assert len({tuple(said.token_ids) for said in model.said}) >= len(gate.CASES) - 1  # "whole" is "all in a list"
     assert all(len(set(said.token_ids)) > 7 for said in model.said)
     for case, said in zip(gate.CASES, model.said, strict=True):
@@ -137,7 +137,7 @@ def test_a_wrong_option_is_refused_and_the_engine_goes_on(model, llm, option, me
 
 @pytest.mark.parametrize("model", ["qwen2_5_vl, untied"], indirect=True)
 def test_images_cut_by_chunked_prefill(model, started, note):
-    """24 tokens at a time cut most images; no store of encoded images."""
+    """Steps of 24 tokens cut most images in two; no encoded images are kept."""
     options = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "limit_mm_per_prompt": {"image": 2, "video": 0}}
     with started(model.folder, model.backbone, **options) as llm:
         outputs = llm.generate(pixel_requests(model), sampling(model.backbone, prompt_logprobs=0), use_tqdm=False)

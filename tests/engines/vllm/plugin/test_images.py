@@ -1,4 +1,4 @@
-"""The store of encoded images: least recently used out first, and no two images taken for one."""
+"""The store of encoded images drops the least recently used first, and never confuses two images."""
 
 import torch
 

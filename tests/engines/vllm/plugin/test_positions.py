@@ -12,7 +12,7 @@ from vitos.engines.vllm.plugin.positions import as_given, with_gaps
 
 @st.composite
 def layouts(draw):
-    """Texts around images, as lengths, and for each image its grid and which tokens are kept."""
+    """Lengths of the texts around images, and the grid and mask of kept tokens of each image."""
     images = []
     for _ in range(draw(st.integers(0, 3))):
         rows, cols = draw(st.integers(1, 5)), draw(st.integers(1, 5))
@@ -26,7 +26,9 @@ def layouts(draw):
 def test_positions_are_those_of_the_sparse_prompt(nano, layout, mrope):
     texts, images = layout
     visuals = [
-        VisualTokens(torch.zeros(r * c, nano.model.config.text_config.hidden_size), TokenGrid.single(r, c), (8, 8))
+        VisualTokens(
+            torch.zeros(r * c, nano.model.config.text_config.hidden_size), TokenGrid.single(r, c), resized=(8, 8)
+        )
         for r, c, _ in images
     ]
     dense = dense_prompt(nano, texts, visuals, mrope)
@@ -56,7 +58,13 @@ def dense_prompt(backbone, texts, visuals, mrope):
     is_visual = torch.tensor(is_visual)
     positions = backbone.position_ids(is_visual, visuals) if mrope else torch.arange(len(is_visual))[None]
     embeddings = torch.cat([v.embeddings for v in visuals]) if visuals else torch.zeros(0, 1)
-    return Prompt(torch.zeros(len(is_visual)), positions, is_visual, embeddings, int(positions.max()) + 1)
+    return Prompt(
+        input_ids=torch.zeros(len(is_visual)),
+        position_ids=positions,
+        is_visual=is_visual,
+        embeddings=embeddings,
+        next_position=int(positions.max()) + 1,
+    )
 
 
 def starts_image(prompt, visuals, index):

@@ -1,4 +1,4 @@
-"""The real vLLM behind `VllmEngine`: weights pushed in place, then sampled and scored alike."""
+"""`VllmEngine` with the real vLLM: after weights are pushed in place, both sample and score in the same way."""
 
 import copy
 import gc
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.driven import up_to
 from tests.engines.vllm.plugin import gate
 from tests.engines.vllm.plugin.test_gate import TOLERANCE
 
@@ -40,7 +41,7 @@ def made(request, vllm):
     backbone = gate.MODELS[request.param]()
     state = torch.get_rng_state()
     with sampler_for(backbone) as sampler:
-        assert torch.equal(torch.get_rng_state(), state)  # vLLM seeds the process; ours goes on as it was
+        assert torch.equal(torch.get_rng_state(), state)  # vLLM seeds the process, and our random state is put back
         prompts = [gate.torch_says(backbone, gate.CASES[i]).prompt for i in (5, 3, 7, 11)]
         yield SimpleNamespace(backbone=backbone, sampler=sampler, prompts=prompts)
 
@@ -50,7 +51,7 @@ def greedy(engine, prompts):
 
 
 def test_updates_arrive(made):
-    """Twice: the second time vLLM's caches know all prompts, computed with the weights of before."""
+    """Two rounds: in the second, vLLM's caches have all prompts, computed with the old weights."""
     engine, reference = VllmEngine(made.backbone, made.sampler), TorchEngine(made.backbone)
     before = copy.deepcopy(made.backbone.model.state_dict())
     said = []
@@ -98,15 +99,15 @@ def test_a_weight_that_is_not_sent_is_named(made):
 
 
 def test_a_policy_answers_through_it(vllm, phantom_records):
-    """Nano's own weights, encode and ask: boxes, kept tokens and answers are those of the torch engine."""
+    """With nano's own weights, boxes, kept tokens and answers are those of the torch engine."""
     from vitos.policy.vlm import SparseVLM
 
     policy = SparseVLM.from_pretrained("nano", device="cpu", dtype=torch.float32)
     asked = [(policy.encode(*record.image_paths), record.question) for record in phantom_records[:3]]
-    expected = [policy.ask(scan, question, max_tokens=64) for scan, question in asked]
+    expected = [policy.ask(scan, question, limits=up_to(64)) for scan, question in asked]
     with sampler_for(policy.backbone) as sampler:
         policy.engine = VllmEngine(policy.backbone, sampler)
-        found = [policy.ask(scan, question, max_tokens=64) for scan, question in asked]
+        found = [policy.ask(scan, question, limits=up_to(64)) for scan, question in asked]
     for ours, theirs in zip(expected, found, strict=True):
         assert theirs.localization.completion.text == ours.localization.completion.text
         assert (theirs.answer, theirs.thought, theirs.boxes) == (ours.answer, ours.thought, ours.boxes)

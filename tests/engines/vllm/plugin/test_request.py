@@ -1,4 +1,4 @@
-"""A request's option: everything malformed is refused, and nothing else is changed."""
+"""The option of a request: everything malformed is refused, and nothing else changes."""
 
 import pytest
 import torch

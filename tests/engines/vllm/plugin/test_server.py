@@ -1,4 +1,4 @@
-"""The gate through vLLM's OpenAI server: a process of its own, asked by the official client."""
+"""The gate through vLLM's OpenAI server, in a separate process, with the official client."""
 
 import base64
 import io

@@ -1,48 +1,69 @@
-"""vLLM plug-in: models whose images keep any subset of their visual tokens, each at its dense position.
+"""vLLM plug-in: models that take any subset of an image's visual tokens, each at its dense position.
 
-vLLM finds `register` by its entry point (`vllm.general_plugins`) in every process it starts. Nothing of vLLM is
-changed: the models have names of their own and are chosen with `hf_overrides={"architectures": [...]}`.
+vLLM finds `register` by its entry point (`vllm.general_plugins`) in every process that it starts. Nothing in vLLM is
+changed: the models have their own names, and a user chooses one with `hf_overrides={"architectures": [...]}`.
+
+Read in this order:
+
+- `request.py`: what a client may ask for (which tokens to keep, what becomes of the others). Without vLLM.
+- `sparse.py`: what the models of all families share; `qwen2_5_vl.py` and `llava.py`: two families. `positions.py` and
+  `rope.py` place the kept tokens.
+- `prompts.py`: a `Prompt` of ours as vLLM takes it, past its processors; this is how training samples.
+- `bans.py` and `images.py`: tokens that are never sampled, and images that are encoded once.
+
+A family names its model for vLLM in its own file (`Backbone.vllm_model`); this package keeps no list of families.
 """
 
 from __future__ import annotations
 
 import logging
+import pkgutil
 
 logger = logging.getLogger(__name__)
 
 TESTED = "0.32"
 """Minor version of vLLM that the plug-in is written for and tested with: it overrides private methods."""
 
-ARCHITECTURES = {
-    "qwen2_5_vl": ("VitosQwen2_5_VLForConditionalGeneration", "vitos.engines.vllm.plugin.qwen2_5_vl:VitosQwen25VL"),
-    "llava": ("VitosLlavaForConditionalGeneration", "vitos.engines.vllm.plugin.llava:VitosLlava"),
-}
-"""`model_type` of a checkpoint → the name of its model in vLLM, and where the class is."""
-
 
 def register() -> None:
-    """Tell vLLM the models; imports none of them. Another minor version of vLLM is left alone, and told so."""
+    """Register the models of all families with vLLM, by name: the models themselves are not imported here.
+
+    Under another minor version of vLLM nothing is registered, and a warning says so.
+    """
     import vllm
     from vllm import ModelRegistry
 
     if vllm.__version__.split("+")[0].rpartition(".")[0] != TESTED:
-        logger.warning("vitos knows vLLM %s, this is %s: its sparse models are not there", TESTED, vllm.__version__)
+        logger.warning(
+            "vitos is made for vLLM %s and this is %s: its sparse models are not available", TESTED, vllm.__version__
+        )
         return
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from vitos.engines.vllm.plugin.rope import ThreeAxes
+    from vitos.backbones import families
 
-    for name, place in ARCHITECTURES.values():
-        ModelRegistry.register_model(name, place)
-    MODELS_CONFIG_MAP[ARCHITECTURES["llava"][0]] = ThreeAxes
+    for family in families().values():
+        if (model := family.vllm_model) is not None:
+            ModelRegistry.register_model(model.architecture, model.model)
+            if model.config:
+                MODELS_CONFIG_MAP[model.architecture] = pkgutil.resolve_name(model.config)
 
 
 def architecture(model_type: str) -> str:
     """The name under which vLLM knows the sparse model of a family.
 
+    Example:
+        >>> architecture("llava")
+        'VitosLlavaForConditionalGeneration'
+
     Raises:
-        ValueError: for a family that the plug-in does not have.
+        ValueError: for a family that vLLM cannot run.
     """
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"no vLLM model for {model_type!r}; the plug-in has {', '.join(sorted(ARCHITECTURES))}")
-    return ARCHITECTURES[model_type][0]
+    from vitos.backbones import families
+
+    models = {name: family.vllm_model for name, family in families().items() if family.vllm_model is not None}
+    if model_type not in models:
+        raise ValueError(
+            f"no vLLM model for {model_type!r}; the plug-in has {', '.join(sorted(models))}; use the torch engine"
+        )
+    return models[model_type].architecture

@@ -1,4 +1,4 @@
-"""Tokens that must never be sampled, as in the torch engine: a logits processor for every request of an engine."""
+"""Tokens that must never be sampled, as in the torch engine: a logits processor for all requests."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ class BannedTokens(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Nothing changes with the batch."""
+        """Nothing to do: the bans are the same for every batch."""

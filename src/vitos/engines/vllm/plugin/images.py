@@ -1,4 +1,4 @@
-"""Whole images that the vision encoder has seen lately, so that the second request about one does not run it again."""
+"""Visual tokens of the latest images, so that a second request about an image does not run the encoder again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def content_key(*parts: Tensor) -> Tensor:
-    """128 bits of a hash of tensors on the CPU, as int64 (2,)."""
+    """`content_hash` of tensors as a tensor on the CPU, int64, shape (2,)."""
     digest = content_hash(*parts)
     return torch.tensor([int.from_bytes(digest[i : i + 8], "little", signed=True) for i in (0, 8)])
 
 
 def content_hash(*parts: Tensor) -> bytes:
-    """128 bits of a hash of the tensors' values, shapes and dtypes."""
+    """A hash of 128 bits of the tensors' values, shapes and dtypes; the tensors must be on the CPU."""
     known = hashlib.blake2b(digest_size=16)
     for part in parts:
         known.update(f"{part.dtype}{tuple(part.shape)}".encode())
@@ -26,10 +26,11 @@ def content_hash(*parts: Tensor) -> bytes:
 
 
 class EncodedImages:
-    """The encoder's output of the last `limit` images, by their content.
+    """The encoder's output for the last `limit` images, by their content.
 
     Attributes:
-        encoded, reused: images that ran through the encoder, and that did not have to.
+        encoded: number of images that ran through the encoder.
+        reused: number of images that were found here instead.
     """
 
     def __init__(self, limit: int) -> None:
@@ -38,7 +39,7 @@ class EncodedImages:
         self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     def get(self, key: Tensor, encode: Callable[[], Tensor]) -> Tensor:
-        """Visual tokens (N, hidden) of an image; `encode` runs if they are not known."""
+        """The visual tokens of an image, shape (N, hidden); `encode` runs if they are not here."""
         name = tuple(key.tolist())
         if name in self._kept:
             self.reused += 1
@@ -47,11 +48,11 @@ class EncodedImages:
         self.encoded += 1
         tokens = encode()
         if self.limit:
-            self._kept[name] = tokens.clone()  # vLLM may write into what it was given
+            self._kept[name] = tokens.clone()  # vLLM may write into the tensor that it receives
             if len(self._kept) > self.limit:
                 self._kept.popitem(last=False)
         return tokens
 
     def clear(self) -> None:
-        """Forget all: the encoder's weights may have changed."""
+        """Drop all images, because the encoder's weights may have changed."""
         self._kept.clear()

@@ -1,4 +1,4 @@
-"""LLaVA with a CLIP or SigLIP encoder in vLLM, with any subset of an image's visual tokens and their 1-D positions."""
+"""LLaVA with a CLIP or SigLIP encoder in vLLM: any subset of an image's visual tokens, at their 1-D positions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vllm.model_executor.models.llava import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vitos.engines.vllm.plugin.sparse import SparseInfo, SparseModel, SparseProcessor
+from vitos.engines.vllm.plugin.sparse import SparseInfoMixin, SparseModelMixin, SparseProcessorMixin
 
 
-class Info(SparseInfo, LlavaProcessingInfo):
-    """Processing info."""
+class SparseLlavaInfo(SparseInfoMixin, LlavaProcessingInfo):
+    """Processing info of LLaVA."""
 
 
-class Processor(SparseProcessor, LlavaMultiModalProcessor):
-    """From a request to the model's inputs."""
+class SparseLlavaProcessor(SparseProcessorMixin, LlavaMultiModalProcessor):
+    """Makes the model's inputs from a request."""
 
     def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
         return [self.info.get_max_image_tokens()] * len(inputs["pixel_values"])
@@ -34,11 +34,13 @@ class Processor(SparseProcessor, LlavaMultiModalProcessor):
         return [(pixels,) for pixels in inputs["pixel_values"]]
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
-class VitosLlava(SparseModel, LlavaForConditionalGeneration):
-    """The model; `rope.py` gives its language model three equal axes, so that vLLM asks for positions."""
+@MULTIMODAL_REGISTRY.register_processor(
+    SparseLlavaProcessor, info=SparseLlavaInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class VitosLlava(SparseModelMixin, LlavaForConditionalGeneration):
+    """The model. `rope.py` gives its language model three equal axes, so that vLLM asks it for positions."""
 
-    # transformers 5 names the encoder's weights without `vision_model.`, vLLM 0.32 knows them only with it.
+    # transformers 5 names the encoder's weights without `vision_model.`; vLLM 0.32 expects it in the names.
     hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
     )

@@ -1,4 +1,4 @@
-"""Positions of a prompt whose images are pruned: those of the whole prompt, less the dropped columns."""
+"""Positions of a prompt whose images are pruned: those of the whole prompt without the dropped tokens."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 def with_gaps(
     length: int, images: Sequence[tuple[int, Tensor]], dense: Callable[[int, list[int]], Tensor]
 ) -> tuple[Tensor, int]:
-    """Positions of a pruned prompt, and what is added to a later token's index to get its position.
+    """Positions of a pruned prompt.
 
     Args:
-        length: tokens of the pruned prompt.
-        images: of each image, in order: index of its first token in the pruned prompt, and which of its visual tokens
-            are kept, bool (N,), one token in the prompt for each kept one.
-        dense: (length of the whole prompt, first token of each image there) → its positions (axes, length).
+        length: number of tokens of the pruned prompt.
+        images: index of each image's first token in the pruned prompt, and a mask of its kept visual tokens, bool,
+            shape (N,); in order. The prompt has one token per kept visual token.
+        dense: function from the length of the whole prompt and the index of each image's first token in it to its
+            positions (axes, length).
 
     Returns:
-        Positions (axes, length), and the offset of the tokens behind them.
+        Positions (axes, length), and the number to add to the index of a later token to get its position.
     """
     keep: list[Tensor] = []
     starts: list[int] = []
@@ -36,11 +37,12 @@ def with_gaps(
 
 
 def as_given(given: Tensor, length: int) -> tuple[Tensor, int]:
-    """The same for a prompt that brings its positions.
+    """The same result for a prompt that comes with its positions.
 
     Args:
-        given: shape (axes, T + 1), of the prompt's T tokens and the first one behind them.
-        length: tokens to place, T or more: a request that was put off is run again with what it had generated.
+        given: positions of the prompt's T tokens and of the first token after them, shape (axes, T + 1).
+        length: number of tokens to place, at least T: a request that vLLM interrupted is run again together with the
+            tokens that it had generated.
     """
     behind = given.shape[1] - 1
     later = given[:, -1:] + torch.arange(length - behind)

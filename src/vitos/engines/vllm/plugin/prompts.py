@@ -1,8 +1,8 @@
-"""A `Prompt` of ours as vLLM takes it: token ids, visual tokens and all positions, past every processor.
+"""A `Prompt` as vLLM takes it: token ids, visual tokens and all positions, without any of vLLM's processors.
 
-So whatever became of the visual tokens (pruned, fused, of a crop, from a cache) reaches vLLM as the torch engine sees
-it. Siblings of a prompt and repeats of it share their prefill by vLLM's prefix cache, which tells prompts apart by the
-hash made here.
+The visual tokens (pruned, fused, of a crop, from a cache) reach vLLM exactly as the torch engine sees them.
+Completions of a prompt, and repeats of it, share their prefill through vLLM's prefix cache, which tells prompts apart
+by the hash that is computed here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from vitos.engines.vllm.plugin.request import EMBEDDINGS, POSITIONS
 
 
 def engine_input(prompt: Prompt) -> Any:
-    """What `LLMEngine.add_request` takes.
+    """The input for `LLMEngine.add_request`.
 
     Raises:
-        ValueError: for extra visual streams (DeepStack), and for text-only prompts with positions of their own.
+        ValueError: for extra visual streams (DeepStack), and for prompts without images whose positions do not simply
+            count from 0.
     """
     if prompt.streams:
         raise ValueError("the vLLM plug-in does not carry extra visual streams (DeepStack); use the torch engine")
@@ -38,7 +39,9 @@ def engine_input(prompt: Prompt) -> Any:
     positions = torch.cat([prompt.position_ids.cpu(), behind], dim=1).expand(3, -1).contiguous()
     if not bool(prompt.is_visual.any()):
         if not torch.equal(positions[0], torch.arange(len(ids) + 1)):
-            raise ValueError("vLLM counts the positions of a prompt without images itself, from 0")
+            raise ValueError(
+                "vLLM counts the positions of a prompt without images itself, from 0; use the torch engine"
+            )
         return tokens_input(ids)
     embeddings = prompt.embeddings.detach().cpu()
     items, hashes, places, used = [], [], [], 0
@@ -51,7 +54,7 @@ def engine_input(prompt: Prompt) -> Any:
 
 
 def _runs(is_visual: Tensor) -> list[tuple[int, int]]:
-    """(first, length) of every run of visual tokens: an image, or images without text between them."""
+    """First index and length of each run of visual tokens: an image, or several without text between them."""
     edges = torch.diff(is_visual.cpu().int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
     firsts, ends = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
     return [(first, end - first) for first, end in zip(firsts, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL in vLLM with any subset of an image's visual tokens. Videos pass as they are."""
+"""Qwen2.5-VL in vLLM: any subset of an image's visual tokens, at their M-RoPE positions. Videos are not pruned."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vitos.engines.vllm.plugin.sparse import SparseInfo, SparseModel, SparseProcessor
+from vitos.engines.vllm.plugin.sparse import SparseInfoMixin, SparseModelMixin, SparseProcessorMixin
 
 
-class Info(SparseInfo, Qwen2_5_VLProcessingInfo):
-    """Processing info."""
+class SparseQwen25VLInfo(SparseInfoMixin, Qwen2_5_VLProcessingInfo):
+    """Processing info of Qwen2.5-VL."""
 
 
-class Processor(SparseProcessor, Qwen2_5_VLMultiModalProcessor):
-    """From a request to the model's inputs."""
+class SparseQwen25VLProcessor(SparseProcessorMixin, Qwen2_5_VLMultiModalProcessor):
+    """Makes the model's inputs from a request."""
 
     def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
         merged = self.info.get_hf_config().vision_config.spatial_merge_size ** 2
@@ -30,12 +30,14 @@ class Processor(SparseProcessor, Qwen2_5_VLMultiModalProcessor):
 
     def contents(self, inputs: Mapping[str, Any]) -> Sequence[tuple[Tensor, ...]]:
         grids = inputs["image_grid_thw"]
-        # The grid too: one row of patches can be read in several shapes.
+        # The grid belongs to the content: the same patches in another grid are another image.
         return list(zip(inputs["pixel_values"].split([int(grid.prod()) for grid in grids]), grids, strict=True))
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder)
-class VitosQwen25VL(SparseModel, Qwen2_5_VLForConditionalGeneration):
+@MULTIMODAL_REGISTRY.register_processor(
+    SparseQwen25VLProcessor, info=SparseQwen25VLInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class VitosQwen25VL(SparseModelMixin, Qwen2_5_VLForConditionalGeneration):
     """The model."""
 
     def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +46,7 @@ class VitosQwen25VL(SparseModel, Qwen2_5_VLForConditionalGeneration):
         return [{"pixel_values": p, "image_grid_thw": grids[i : i + 1]} for i, p in enumerate(patches)]
 
     def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
-        # Only the number of tokens counts there, not which they are.
+        # Only the number of token ids matters there, so zeros will do.
         family = Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions
         positions: Tensor = family(self, [0] * length, list(features))[0]
         return positions

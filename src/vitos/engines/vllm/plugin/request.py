@@ -2,52 +2,57 @@
 
     mm_processor_kwargs={"vitos": {"keep": [[0, 1, 5], None], "fusion": "weighted", "beta": 0.15}}
 
-One entry of `keep` for each image: indices of visual tokens in the order of the family's grid (row by row), or None
-for the whole image. No vLLM here: whatever a client can send is checked without it.
+`keep` has one entry per image: indices of visual tokens in the order of the family's grid (row by row), or None for
+the whole image. Nothing here needs vLLM, so everything that a client can send is checked without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from vitos.core.sparsify import Fusion
+from vitos.core.sparsify import Fusion, FusionMode
 
 OPTION = "vitos"
-MODES = ("none", "mean", "weighted")
+MODES = get_args(FusionMode)
 NOT_FUSED = Fusion("none")
 
-# Names of what our processor adds to an image's data in vLLM.
-MASK = "vitos_mask"  # bool (N,): which visual tokens are kept
-FUSION = "vitos_fusion"  # float64 (2,): see request.fusion_of
-KEY = "vitos_key"  # int64 (2,): see images.content_key
-EMBEDDINGS = "vitos_embeddings"  # (V, hidden): visual tokens that were made elsewhere
-POSITIONS = "vitos_positions"  # int64 (3, T + 1): see positions.as_given
+# Names of the entries that our processor adds to the data of an image in vLLM.
+MASK = "vitos_mask"  # the kept visual tokens, bool (N,)
+FUSION = "vitos_fusion"  # see fusion_of, float64 (2,)
+KEY = "vitos_key"  # see images.content_key, int64 (2,)
+EMBEDDINGS = "vitos_embeddings"  # visual tokens that were computed elsewhere, (V, hidden)
+POSITIONS = "vitos_positions"  # see positions.as_given, int64 (3, T + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOption:
-    """What a request wants of one image: `keep` None is the whole of it."""
+    """What a request asks for one image.
+
+    Attributes:
+        keep: indices of the kept visual tokens, ascending; None for the whole image.
+        fusion: what becomes of the other tokens.
+    """
 
     keep: tuple[int, ...] | None = None
     fusion: Fusion = NOT_FUSED
 
     @property
     def identity(self) -> str | None:
-        """Differs whenever the model's visual tokens of one image would; None for the whole image."""
+        """A text that differs if the model's visual tokens of the same image would; None for the whole image."""
         if self.keep is None:
             return None
         return f"{','.join(map(str, self.keep))};{self.fusion.mode};{self.fusion.beta}"
 
     def mask(self, tokens: int) -> Tensor:
-        """Bool (tokens,), True where kept.
+        """True for the kept ones of an image's `tokens` visual tokens, bool, shape (tokens,).
 
         Raises:
-            ValueError: if a kept index lies outside of the image.
+            ValueError: if an index lies outside the image.
         """
         if self.keep is None:
             return torch.ones(tokens, dtype=torch.bool)
@@ -59,26 +64,30 @@ class ImageOption:
 
     @property
     def fusion_row(self) -> list[float]:
-        """The fusion as float64 numbers, to travel as a tensor; see `fusion_of`."""
+        """The fusion as two numbers, for a tensor that vLLM passes on; see `fusion_of`."""
         return [float(MODES.index(self.fusion.mode)), self.fusion.beta]
 
 
 def fusion_of(row: Tensor) -> Fusion:
     """The inverse of `fusion_row`."""
     mode, beta = row.tolist()
-    return Fusion(MODES[int(mode)], beta)  # type: ignore[arg-type]
+    return Fusion(MODES[int(mode)], beta)
 
 
 def without_option(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's options less ours, for code that must not see it."""
+    """The options of a request without ours, for code that does not know it."""
     return {name: value for name, value in options.items() if name != OPTION}
 
 
 def image_options(options: Mapping[str, Any], images: int) -> list[ImageOption]:
-    """Our option of a request, for each of its images.
+    """What a request asks for each of its images.
+
+    Args:
+        options: all options of the request, ours among them under `vitos`.
+        images: number of images in the request.
 
     Raises:
-        ValueError: for a malformed option; the message says what is wanted.
+        ValueError: for a malformed option; the message says what is expected.
     """
     given = options.get(OPTION)
     if given is None:
@@ -99,7 +108,7 @@ def image_options(options: Mapping[str, Any], images: int) -> list[ImageOption]:
 
 
 def _indices(keep: object) -> tuple[int, ...]:
-    """A kept list, sorted and each index once."""
+    """A list of kept indices, sorted and without repeats."""
     if not isinstance(keep, list | tuple) or not keep:
         raise ValueError(
             f"{OPTION}.keep: an image keeps at least one visual token, as a list of indices; null keeps all, "

@@ -1,7 +1,8 @@
-"""1-D positions with gaps in vLLM: a family with ordinary rotary positions is run as M-RoPE with three equal axes.
+"""1-D positions with gaps in vLLM: a family with ordinary rotary positions runs as M-RoPE with three equal axes.
 
-vLLM counts the positions of a 1-D model itself, without gaps, but asks an M-RoPE model for them. Where all three axes
-agree, M-RoPE is ordinary RoPE, whichever axis a frequency belongs to; so the answers are the same and gaps are kept.
+vLLM counts the positions of a 1-D model itself, without gaps, but asks an M-RoPE model for them. If all three axes are
+equal, M-RoPE is ordinary RoPE, whichever axis a frequency belongs to. The answers are therefore the same, and gaps are
+kept.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 
 class ThreeAxes(VerifyAndUpdateConfig):
-    """Lets a 1-D model's language model count its positions on three axes."""
+    """Gives the language model of a 1-D family positions on three axes."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Add `mrope_section` to the rotary parameters, before vLLM looks whether the model has any.
+        """Add `mrope_section` to the rotary parameters, before vLLM checks whether the model has any.
 
         Raises:
-            ValueError: for scaled or partial rotary positions, which vLLM's M-RoPE does not know.
+            ValueError: for scaled or partial rotary positions, which vLLM's M-RoPE does not support.
         """
         text = model_config.hf_config.get_text_config()
         parameters = dict(text.rope_parameters)

@@ -1,12 +1,13 @@
-"""What the sparse models of all families share: the processor's and the model's part, to be mixed into vLLM's own.
+"""What the sparse models of all families share: mix-ins for vLLM's classes of processing info, processor and model.
 
-Two kinds of requests:
+There are two kinds of requests:
 
-- pixels with our option (`request.py`): the placeholder expands to the kept tokens, the encoder sees the whole image,
-  its rows are selected (and fused) afterwards. Offline, and through vLLM's OpenAI server as `mm_processor_kwargs`.
-- visual tokens and positions from elsewhere (`prompts.py`): what training sends; no encoder runs.
+- Pixels with our option (`request.py`): the placeholder expands to the kept tokens, the encoder sees the whole image,
+  and its rows are selected (and fused) afterwards. This works offline, and as `mm_processor_kwargs` through vLLM's
+  OpenAI server.
+- Visual tokens and positions that were computed elsewhere (`prompts.py`): what training sends. No encoder runs.
 
-vLLM's caches tell images apart by a hash of the image and of its own entry of the option.
+vLLM's caches tell images apart by a hash of the image together with its entry of the option.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ from vitos.engines.vllm.plugin.request import (
 )
 
 CACHED_IMAGES = 8
-"""Whole images whose visual tokens are held unless `additional_config={"vitos": {"cached_images": N}}` says so."""
+"""Number of images whose visual tokens are kept; `additional_config={"vitos": {"cached_images": N}}` changes it."""
 
 
-class SparseInfo:
-    """Mixed into a family's processing info."""
+class SparseInfoMixin:
+    """For a family's processing info."""
 
     ctx: Any
 
     def get_hf_processor(self, **options: Any) -> Any:
-        """The family's processor with the PIL image processor: the pixels are those of training and evaluation."""
+        """The family's processor with the PIL image processor, for the pixels of training and evaluation."""
         processor = super().get_hf_processor(**without_option(options))  # type: ignore[misc]
         if not isinstance(processor.image_processor, PilBackend):
             config = self.ctx.model_config
@@ -59,24 +60,24 @@ class SparseInfo:
         return processor
 
 
-class SparseProcessor:
-    """Mixed into a family's processor."""
+class SparseProcessorMixin:
+    """For a family's multimodal processor."""
 
     info: Any
 
     def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
-        """Visual tokens of each image in what the Hugging Face processor made, before any is dropped."""
+        """Number of visual tokens of each image in the Hugging Face processor's output, before any is dropped."""
         raise NotImplementedError
 
     def contents(self, inputs: Mapping[str, Any]) -> Sequence[tuple[Tensor, ...]]:
-        """All that decides the encoder's output for each image there."""
+        """The tensors that determine the encoder's output, for each image in the processor's output."""
         raise NotImplementedError
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         out = super()._apply_hf_processor_main(mm_items, without_option(hf_kwargs))  # type: ignore[misc]
         if "pixel_values" not in out:
-            if (hf_kwargs.get(OPTION) or {}).get("keep"):  # empty where all images were found in a cache
-                raise ValueError(f"{OPTION}.keep needs images as pixels")
+            if (hf_kwargs.get(OPTION) or {}).get("keep"):  # empty if all images were found in a cache
+                raise ValueError(f"{OPTION}.keep needs images as pixels, not as embeddings")
             return out
         sizes = self.whole_tokens(out)
         options = image_options(hf_kwargs, len(sizes))
@@ -106,7 +107,7 @@ class SparseProcessor:
 
         return [PromptReplacement("image", [token], kept), *others]
 
-    # With vLLM's own hash, [A, B] and [B, A] with one option would share entries although the lists swap.
+    # With vLLM's hash, [A, B] and [B, A] with the same option would share entries, although the lists are swapped.
     def _get_mm_hashes(self, inputs: Any) -> Mapping[str, list[str]]:
         options = inputs.hf_processor_mm_kwargs
         plain = replace(inputs, hf_processor_mm_kwargs=without_option(options))
@@ -132,31 +133,31 @@ class SparseProcessor:
         return {**options, OPTION: {**options[OPTION], "keep": keep}}
 
 
-class SparseModel:
-    """Mixed into a family's model."""
+class SparseModelMixin:
+    """For a family's model."""
 
     supports_mrope = True
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         if getattr(self, "is_multimodal_pruning_enabled", False):
-            raise ValueError("video_pruning_rate counts positions in its own way; leave it unset with this model")
+            raise ValueError("video_pruning_rate changes positions in another way; leave it unset with this model")
         if vllm_config.compilation_config.cudagraph_mm_encoder:
-            raise ValueError("cudagraph_mm_encoder passes the selection of tokens by; leave it unset with this model")
+            raise ValueError("cudagraph_mm_encoder ignores the selection of tokens; leave it unset with this model")
         options = (vllm_config.additional_config or {}).get("vitos", {})
         self.encoded_images = EncodedImages(int(options.get("cached_images", CACHED_IMAGES)))
         self.embedding_dtype = vllm_config.model_config.dtype
 
     def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Inputs of the vision encoder for each image alone."""
+        """Inputs of the vision encoder, separately for each image."""
         raise NotImplementedError
 
     def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
-        """Positions (3, length) of the whole prompt; `features` are its images, at their places there."""
+        """Positions (3, length) of the whole prompt; `features` are its images, at their places in it."""
         raise NotImplementedError
 
     def embed_multimodal(self, **inputs: Any) -> Any:
-        """Visual tokens of each image: given ones as they are, otherwise the encoder's, selected and fused."""
+        """Visual tokens of each image: the given ones, or those of the encoder after selection and fusion."""
         inputs.pop(POSITIONS, None)
         if (given := inputs.pop(EMBEDDINGS, None)) is not None:
             return tuple(tokens.to(self.embedding_dtype) for tokens in given)
@@ -164,7 +165,7 @@ class SparseModel:
         if masks is None:
             return super().embed_multimodal(**inputs)  # type: ignore[misc]
         out, start = [], 0
-        # One by one: the tokens of an image must not depend on its batch, or on whether they were held.
+        # One by one: the tokens of an image must not depend on its batch, or on whether they were in the cache.
         for single, fusion, key in zip(self.single_images(inputs), fusions, keys, strict=True):
             whole = self.encoded_images.get(key, partial(self._encode, single))
             mask = masks[start : (start := start + len(whole))].to(whole.device)
@@ -176,7 +177,7 @@ class SparseModel:
         return tokens  # type: ignore[no-any-return]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
-        """Positions (3, T) of a prompt and the offset of what is generated; see `positions.py`."""
+        """Positions (3, T) of a prompt, and the offset for generated tokens; see `positions.py`."""
         length = len(input_tokens)
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
         if features and POSITIONS in features[0].data:
@@ -193,7 +194,7 @@ class SparseModel:
         return with_gaps(length, images, dense)
 
     def load_weights(self, weights: Any) -> set[str]:
-        """As the family loads them; what the encoder said before is forgotten."""
+        """Load weights as the family does, and drop the visual tokens that the old ones computed."""
         self.encoded_images.clear()
         return super().load_weights(weights)  # type: ignore[misc, no-any-return]
 
@@ -201,4 +202,4 @@ class SparseModel:
 def _mask(feature: Any) -> Tensor:
     if MASK in feature.data:
         return feature.data[MASK].data  # type: ignore[no-any-return]
-    return torch.ones(feature.mm_position.length, dtype=torch.bool)  # a video, or features sent whole
+    return torch.ones(feature.mm_position.length, dtype=torch.bool)  # a video, or an image that is sent whole

@@ -1,4 +1,4 @@
-"""`nano`, untrained: a Qwen2.5-VL of 1.6 million parameters with a small tokenizer of its own.
+"""`nano`, untrained: a Qwen2.5-VL of 1.6 million parameters with a small tokenizer.
 
 Its weights come from `scripts/make_nano.py`. Numbers 0.00 … 1.00 and every word of the phantoms are one token each,
 so that a box is eleven tokens and an answer ten.
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 NANO_SPEC = VitosSpec(
     localize_prompt="{question}\nLocate the evidence, then answer.",
     reason_prompt="{question}\nAnswer.",
-    answer_with="text",  # binding options to letters costs so small a model more than all the rest (docs/nano.md)
+    answer_with="text",  # binding options to letters costs such a small model more than all the rest (docs/nano.md)
 )
 # Plain words of medical questions, so that real data sets do not fall apart into single letters.
 WORDS = (
@@ -92,11 +92,11 @@ def build_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> PreTrained
 def build_nano(seed: int = 0) -> Qwen25VL:
     """The untrained model with tokenizer and image processor.
 
-    Four starting values decide whether so small a model learns to look, localise and answer in minutes:
+    Four starting values decide whether such a small model learns to look, localise and answer in minutes:
 
     - An initial scale of 0.08: the library's 0.02 is made for wide models.
     - Two of the first layer's four heads start as previous-token heads: they look one and two tokens back, by the
-      biases of their queries and keys in the four fastest rotary pairs. What stands before a word is then a copy.
+      biases of their queries and keys in the four fastest rotary pairs. What comes before a word is then a copy.
       With all four heads so, naming and boxes were learned later than without.
     - Embeddings of the numbers 0.00 … 1.00 are smooth in the number, so that neighbours share what they learn.
     - Vision: query and key biases drawn with std 2, so that attention depends on position from the start.
@@ -160,7 +160,7 @@ def build_nano(seed: int = 0) -> Qwen25VL:
 
 
 def _as_text(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
-    """The same ids, but `tokens` are no special tokens: decoding an answer without special tokens keeps its tags."""
+    """The same ids, but `tokens` are not special: decoding an answer without special tokens keeps its tags."""
     data = json.loads(tokenizer.to_str())
     for added in data["added_tokens"]:
         added["special"] = added["content"] not in tokens
@@ -179,7 +179,8 @@ def structured_start(model: Any, number_ids: list[int]) -> None:
     """Look-back heads and number embeddings as `build_nano` says; random numbers from torch's global generator.
 
     Args:
-        model: with a language model of two query heads a key-value head, biases and tied embeddings.
+        model: a model whose language model has two query heads per key-value head, biases and tied embeddings.
+        number_ids: token ids of the numbers 0.00 … 1.00.
     """
     _look_back(model.model.language_model.layers[0].self_attn)
     table = model.lm_head.weight  # tied to the input embeddings

@@ -1,10 +1,7 @@
-"""The embedded model's starting values do what `build_nano` says of them."""
+"""The starting values of nano do what `build_nano` says of them."""
 
-import pytest
 import torch
-
-from vitos.nano import resolve_model_path
-from vitos.nano.build import build_nano
+from scripts.nano_model import build_nano
 
 
 def test_two_heads_of_the_first_layer_look_one_and_two_tokens_back():
@@ -29,12 +26,3 @@ def test_neighbouring_numbers_start_alike():
     near, far = alike.diagonal(1), alike[:30, 60:]
     assert near.min() > 0.8
     assert far.abs().mean() < 0.3
-
-
-def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
-        resolve_model_path(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match="runs/quickstart/model"):
-        resolve_model_path("runs/quickstart/model/nowhere")
-    assert resolve_model_path("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert resolve_model_path(tmp_path) == tmp_path

@@ -1,0 +1,126 @@
+"""The prompts and parsers of both branches: a backbone and a spec, without an engine.
+
+    localize_prompt ─► (sampled) ─► read_localization ─► boxes ─► keep ─► sparse ─► (sampled) ─► read_reasoning
+
+Plans (`vitos.policy.plans`) are built from these methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitos.backbones.base import Backbone
+from vitos.core.geometry import Box
+from vitos.core.masks import fit_budget
+from vitos.core.prompt import Prompt, VisualTokens
+from vitos.core.record import AnswerKind
+from vitos.core.response import parse_localization, parse_reasoning
+from vitos.core.sparsify import Fusion, Kept, select
+from vitos.engines.base import Completion
+from vitos.engines.prefix import Prefix
+from vitos.policy.spec import VitosSpec
+from vitos.policy.types import Query, Rollout, Scan
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """How one model is asked, and how its texts are read.
+
+    Attributes:
+        backbone: the loaded model.
+        spec: prompts, coordinates, keep rule and fusion.
+    """
+
+    backbone: Backbone
+    spec: VitosSpec
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> tuple[VisualTokens, ...]:
+        """The visual tokens of RGB images.
+
+        Each image is encoded alone: the last bits of a matrix product can depend on the other rows of the batch, and
+        the tokens of an image must not depend on its batch, or on whether they were encoded now or for the cache.
+        """
+        return tuple(self.backbone.encode([image])[0] for image in images)
+
+    def encode_many(self, images: Sequence[Sequence[Image.Image]]) -> list[Scan]:
+        """One scan per sequence of RGB images."""
+        return [Scan(self.encode(group)) for group in images]
+
+    # --- prompts ----------------------------------------------------------------------------------------------------
+
+    def localize_prompt(self, query: Query) -> Prompt:
+        """Dense prompt of the localization branch."""
+        return self.backbone.build_prompt(self.spec.localize_text(query.question, query.kind), query.scan.visuals)
+
+    def reason_prompt(self, query: Query) -> Prompt:
+        """Dense prompt of the reasoning branch."""
+        return self.backbone.build_prompt(self.spec.reason_text(query.question, query.kind), query.scan.visuals)
+
+    def length_problem(self, question: str, kind: AnswerKind, longest: int) -> str:
+        """Why a question is too long for the model, told from its text alone; empty if it is not.
+
+        Args:
+            longest: largest number of tokens of an answer.
+        """
+        text = self.backbone.escape(self.spec.localize_text(question, kind))
+        tokens = len(self.backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            self.backbone.check_room(tokens, longest)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def keep(self, query: Query, boxes: Sequence[Box]) -> Kept:
+        """Visual tokens of the first image that boxes keep: by the spec's keep rule, or by the question's budget.
+
+        Without a box the whole image is kept, whatever the budget. This is a counted fallback.
+        """
+        if query.tokens is not None:
+            return Kept(query.grid, query.tokens)
+        if query.budget is None or not boxes:
+            return select(query.grid, boxes, self.spec.keep)
+        return Kept(query.grid, fit_budget(query.grid, boxes, max(1, round(query.budget * query.grid.num_tokens))))
+
+    def masks(self, query: Query, kept: Kept) -> list[Tensor]:
+        """One keep mask for each image of a question, bool (N_k,): further images stay whole."""
+        whole = [torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in query.scan.visuals[1:]]
+        return [torch.from_numpy(kept.mask), *whole]
+
+    def sparse(self, query: Query, dense: Prompt, kept: Kept, fusion: Fusion | None = None) -> Prompt:
+        """A dense prompt of the question with the kept visual tokens only, the others fused into them.
+
+        Args:
+            query: the question.
+            dense: its dense prompt.
+            kept: the visual tokens of its first image to keep.
+            fusion: how the dropped tokens enter the kept ones; None for the spec's fusion.
+        """
+        if kept.all:
+            return dense
+        renumber = self.spec.positions == "renumber"
+        return dense.sparse(self.masks(query, kept), fusion or self.spec.fusion, renumber=renumber)
+
+    def known_prefixes(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[Prefix | None]:
+        """The prefix of each prompt's scan; None where there is none or the prompt does not begin with it."""
+        prefixes = [query.scan.prefix for query in queries]
+        model = self.backbone.model
+        return [x if x and x.covers(p, model) else None for p, x in zip(prompts, prefixes, strict=True)]
+
+    # --- texts ------------------------------------------------------------------------------------------------------
+
+    def read_localization(self, query: Query, completion: Completion) -> Rollout:
+        """The boxes and the answer in a completion of the localization branch."""
+        read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
+        return Rollout(completion, parse_localization(completion.text, query.options, read_box))
+
+    def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
+        """The thought and the answer in a completion of the reasoning branch."""
+        return Rollout(completion, parse_reasoning(completion.text, query.options))

@@ -1,0 +1,139 @@
+"""Run a plan: for several questions together, or for one token by token.
+
+    plan.steps ─► Request ─► engine ─► completions ─► plan.steps ─► … ─► Outcome ─► Finding
+
+A server drives the same generators itself and merges the requests of several (`vitos.serve.api.scheduler`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+from vitos.core.response import read_answer_text
+from vitos.core.stopwatch import Stopwatch
+from vitos.engines.base import Completion, count_run
+from vitos.engines.prefix import Prefix
+from vitos.engines.torch_engine import TorchEngine
+from vitos.policy.branches import Branches
+from vitos.policy.plans.base import Limits, Outcome, Plan, Request, Steps
+from vitos.policy.types import Finding, Query, Scan
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a branch's text.
+
+    Attributes:
+        branch: "localize" or "reason".
+        text: the characters since the last piece.
+    """
+
+    branch: str
+    text: str
+
+
+def start(
+    plan: Plan, branches: Branches, engine: TorchEngine, queries: Sequence[Query], limits: Limits, watch: Stopwatch
+) -> Steps:
+    """The steps of a plan; the caller completes their requests.
+
+    Raises:
+        ValueError: if the family cannot follow the plan, or a question has boxes or a budget that the plan cannot use.
+    """
+    for problem in (plan.refusal(branches.backbone), *map(plan.question_problem, queries)):
+        if problem:
+            raise ValueError(problem)
+    if plan.shares_prefix:
+        queries = with_prefixes(branches, engine, queries, watch)
+    return plan.steps(branches, queries, limits, watch)
+
+
+def answer(
+    plan: Plan, branches: Branches, engine: TorchEngine, queries: Sequence[Query], limits: Limits, watch: Stopwatch
+) -> list[Outcome]:
+    """Follow a plan for several questions together; errors as in `start`."""
+    steps = start(plan, branches, engine, queries, limits, watch)
+    try:
+        request = next(steps)
+        while True:
+            request = steps.send(complete(engine, request, watch))
+    except StopIteration as end:
+        outcomes: list[Outcome] = end.value
+        return outcomes
+
+
+def stream(
+    plan: Plan, branches: Branches, engine: TorchEngine, query: Query, limits: Limits, watch: Stopwatch
+) -> Generator[Piece, None, Outcome]:
+    """The same as `answer` for one question, with its text piece by piece."""
+    steps = start(plan, branches, engine, [query], limits, watch)
+    try:
+        request = next(steps)
+        while True:
+            completion = yield from _pieces(engine, request, watch)
+            request = steps.send([completion])
+    except StopIteration as end:
+        outcome: Outcome = end.value[0]
+        return outcome
+
+
+def finding(plan: Plan, query: Query, outcome: Outcome, watch: Stopwatch) -> Finding:
+    """The outcome of a question as a finding."""
+    response = outcome.reasoning.response
+    return Finding(
+        answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
+        thought=response.thought,
+        boxes=outcome.boxes,
+        kept=outcome.kept,
+        localization=outcome.localization,
+        reasoning=outcome.reasoning,
+        seconds=watch.seconds,
+        tokens=watch.tokens,
+        images=query.scan.images,
+        plan=plan.name,
+    )
+
+
+def with_prefixes(branches: Branches, engine: TorchEngine, queries: Sequence[Query], watch: Stopwatch) -> list[Query]:
+    """The same questions, with system text and image run once per scan that has not run yet (span "prefix").
+
+    Raises:
+        ValueError: for a family whose cache does not hold all tokens.
+    """
+    ran: dict[tuple[Scan, tuple[int, ...]], Prefix] = {}
+    out = []
+    for query in queries:
+        prompt, scan = branches.localize_prompt(query), query.scan
+        if scan.prefix is None or not scan.prefix.covers(prompt, branches.backbone.model):
+            head = prompt.head(prompt.prefix_length)
+            key = (scan, tuple(head.input_ids.tolist()))
+            if key not in ran:
+                with watch.span("prefix"):
+                    ran[key] = engine.prefix(head)
+                watch.count("prefix", len(head))
+            scan = replace(scan, prefix=ran[key])
+        out.append(replace(query, scan=scan))
+    return out
+
+
+def complete(engine: TorchEngine, request: Request, watch: Stopwatch) -> list[Completion]:
+    """One greedy completion per prompt of a request."""
+    prompts, prefixes, branch = request.prompts, request.prefixes, request.branch
+    seeds = [[0]] * len(prompts)
+    rows = engine.sample(prompts, request.sampling, seeds, watch.spans(branch), prefixes)
+    count_run(watch, branch, prompts, prefixes, rows)
+    return [row[0] for row in rows]
+
+
+def _pieces(engine: TorchEngine, request: Request, watch: Stopwatch) -> Generator[Piece, None, Completion]:
+    (prompt,), (prefix,), branch = request.prompts, request.prefixes, request.branch
+    text = engine.stream(prompt, request.sampling, watch.spans(branch), prefix=prefix)
+    while True:
+        try:
+            piece = next(text)
+        except StopIteration as end:
+            completion: Completion = end.value
+            count_run(watch, branch, request.prompts, request.prefixes, [[completion]])
+            return completion
+        yield Piece(branch, piece)

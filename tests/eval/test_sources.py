@@ -1,0 +1,86 @@
+"""`benchmark:NAME[@SPLIT][=FOLDER]` wherever questions are read: check, convert, the evaluator, training's check."""
+
+import json
+
+import pytest
+from tests.eval.datasets.releases import write_slake, write_vqa_rad
+
+from vitos.cli import run
+from vitos.cli.data import check_inputs
+from vitos.config.recipe import load_recipe
+from vitos.data.images import DataError, load_image
+from vitos.data.readers import read_records
+from vitos.eval.bench import read_sets
+from vitos.eval.sources import check_sources, convert_benchmark, open_benchmark, read_set
+
+
+@pytest.fixture
+def slake(tmp_path, monkeypatch):
+    """A small release of SLAKE; images are stored in this test's folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "slake").mkdir()
+    write_slake(tmp_path / "slake")
+    return tmp_path / "slake"
+
+
+def test_a_benchmark_is_one_set_with_the_rows_that_are_left_out(slake):
+    one = read_set(f"benchmark:slake={slake}")
+    assert one.name == f"benchmark:slake={slake}"
+    assert (len(one.records), len(one.left_out)) == (6, 7)
+    assert len(read_set(f"benchmark:slake={slake}", limit=2).records) == 2
+    assert [one.records for one in read_sets([], [f"slake@test={slake}"])] == [one.records]
+
+
+def test_the_split_can_be_chosen(slake, tmp_path):
+    (slake / "test.json").rename(slake / "train.json")
+    assert open_benchmark(f"benchmark:slake@train={slake}").split == "train"
+    with pytest.raises(DataError, match="test"):
+        open_benchmark(f"benchmark:slake={slake}")
+    with pytest.raises(ValueError, match="no split 'dev'; it has test, validation, train"):
+        open_benchmark(f"benchmark:slake@dev={slake}")
+    with pytest.raises(ValueError, match="no benchmark 'slak'"):
+        open_benchmark("benchmark:slak")
+
+
+def test_what_is_converted_is_what_is_read_with_its_pixels(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "rad").mkdir()
+    write_vqa_rad(tmp_path / "rad")
+    source = f"benchmark:vqa_rad={tmp_path / 'rad'}"
+    letters = [record for record in read_set(source).records if record.kind == "letter"]
+    written, open_ones = convert_benchmark(source, tmp_path / "json")
+    read = read_records(tmp_path / "json" / "test.json")
+    assert written == len(read) == len(letters) > 0
+    assert open_ones == len(read_set(source).records) - written
+    for one, other in zip(letters, read, strict=True):
+        assert (one.id, one.question, one.answer, one.meta) == (other.id, other.question, other.answer, other.meta)
+        for path, copy in zip(one.image_paths, other.image_paths, strict=True):
+            assert load_image(path).tobytes() == load_image(copy).tobytes()
+
+
+def test_nothing_is_written_where_every_question_is_open(slake, tmp_path):
+    rows = [row for row in json.loads((slake / "test.json").read_text()) if isinstance(row, dict)]
+    opened = [row for row in rows if row["answer_type"] == "OPEN"]
+    (slake / "test.json").write_text(json.dumps(opened))
+    with pytest.raises(DataError, match="all 3 questions are open"):
+        convert_benchmark(f"benchmark:slake={slake}", tmp_path / "json")
+    assert not (tmp_path / "json").exists()
+
+
+def test_an_image_that_is_trained_on_and_in_the_benchmark_is_told(slake, tmp_path):
+    source = f"benchmark:slake={slake}"
+    convert_benchmark(source, tmp_path / "json")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: x\noutput_dir: x\ndata: {{train: {tmp_path}/json/test.json, eval: ['{source}']}}\n")
+    train, evaluated = check_sources(*check_inputs([str(recipe)]))
+    assert not train.problems
+    assert evaluated.source == source
+    assert any("xmlab1" in str(p) or "slake/" in str(p) for p in evaluated.of("warning"))
+    assert run.recipe_images(load_recipe(recipe))
+
+
+def test_training_on_a_benchmark_says_how(slake, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: x\noutput_dir: {tmp_path}/x\ndata: {{train: 'benchmark:slake={slake}'}}\n")
+    with pytest.raises(ValueError, match="vitos data convert"):
+        run.train(load_recipe(recipe))
