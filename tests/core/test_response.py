@@ -230,8 +230,8 @@ TAGGED_ANSWERS = [
     ("A: cyst, B: nodule", None),
     ("A) cyst\nB) nodule", None),
     ("(A) cyst (B) nodule", None),
-    ("the answer is B", None),
-    ("**B**", None),
+    ("the answer is B", "B"),
+    ("**B**", "B"),
     ("(B", None),
     ("B)nodule", None),
     ("-B", None),
@@ -292,7 +292,7 @@ UNTAGGED_ANSWERS = [
     ("Answer: E", None),
     ("A nodule is seen.", None),  # never the first capital letter
     ("B nodule", None),
-    ("B) nodule", None),  # options repeated, perhaps
+    ("B) nodule", "B"),  # as in tags
     ("A) cyst B) nodule", None),
     ("It is B", None),
     ("The answer is B, I think.", None),

@@ -156,6 +156,36 @@ def test_everything_is_found_at_once(tmp_path):
     assert "and 11 more" in printed(report, max_rows=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("A. cyst\nwith fluid\nB. mass", "has a line break in the option A"),
+        ("A. cyst\nB. mass\nof the left lung", "has a line break in the option B"),
+        ("A. cyst\nB. mass\nB. none", "has the letter B twice"),
+        ("A. cyst\nB. Cyst", "has the same text for the options A and B"),
+        ("A. cyst\nB. mass\nOr is it?\nA. cyst\nB. mass", "has two lists of options"),
+    ],
+)
+def test_options_that_are_doubtful_are_refused_by_name(tmp_path, options, problem):
+    add(tmp_path, "a.png", noise(0, (40, 30)))
+    file = write(tmp_path, [item("a.png"), item("a.png", question=f"<image>What?\n{options}")])
+    (found,) = check_dataset(file).problems
+    assert (found.severity, found.sample, found.field, found.problem) == (
+        "error",
+        "train.json[1]",
+        "question",
+        problem,
+    )
+    with pytest.raises(DataError, match=r"train\.json\[1\], question: has"):
+        check_dataset(file).raise_if_errors()
+
+
+def test_an_instruction_behind_the_options_is_no_problem(tmp_path):
+    add(tmp_path, "a.png", noise(0, (40, 30)))
+    question = "<image>What?\nA. cyst\nB. mass\nAnswer with the option's letter from the given choices directly."
+    assert check_dataset(write(tmp_path, [item("a.png", question=question)])).problems == ()
+
+
 def test_what_reading_refuses_the_check_refuses(tmp_path):
     add(tmp_path, "a.png", noise(0))
     for bad in (item("a.png", bbox=[[0, 0, 0, 1]]), item("../a.png"), item("a.png", answer="Z"), [], {}):

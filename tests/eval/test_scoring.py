@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitos.core.record import AnswerKind, Record, option_lines
+from vitos.core.response import parse_reasoning
 from vitos.eval.scoring import (
     Score,
     Verdict,
@@ -116,6 +117,39 @@ def test_normalisation_is_total_and_stable(text: str) -> None:
     once = normalize_answer(text)
     assert normalize_answer(once) == once
     assert bool(once) == bool(text.split())
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("HER2+", "HER2-"),
+        ("< 5 mm", "> 5 mm"),
+        ("≥5", "≤5"),
+        ("-5", "5"),
+        ("10²", "102"),
+        ("hepatitis A", "hepatitis"),
+        (".5", "5"),
+        ("stage II", "stage III"),
+        ("A+", "A-"),
+        ("T1-T4", "T1, T4"),
+    ],
+)
+def test_opposite_answers_are_never_scored_right(answer: str, gold: str) -> None:
+    for one, other in ((answer, gold), (gold, answer)):
+        assert score_answer(f"<answer>{one}</answer>", record(other, "text")).verdict is Verdict.WRONG
+        assert score_answer(one, record(other, "word")).verdict is Verdict.WRONG
+        assert score_answer(one, record(one, "text")).verdict is Verdict.CORRECT
+        options = record("A", options=(one, other))
+        assert score_answer(one, options).verdict is Verdict.CORRECT
+        assert score_answer(other, options).verdict is Verdict.WRONG
+
+
+def test_an_instruction_behind_the_options_does_not_cost_the_last_one() -> None:
+    question = "<image>What?\nA. cyst\nB. mass\nAnswer with the option's letter from the given choices directly."
+    asked = Record("r", (Path("a.png"),), question, "B")
+    for text in ("mass", "<answer>mass</answer>", "B. mass", "<answer>B. mass</answer>", "B", "The answer is B. mass"):
+        assert score_answer(text, asked).verdict is Verdict.CORRECT
+        assert (parse_reasoning(text, asked.options).answer == "B") == (text != "mass")
 
 
 def test_marks_alone_and_numbers_are_not_confused() -> None:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from vitos.eval.statistics import (
 
 @pytest.fixture(params=["counts of distinct rows", "general"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of resampling, the general one in several chunks."""
+    """Both ways of resampling, the general one in several chunks, for few questions too."""
+    monkeypatch.setattr(statistics, "FEW_QUESTIONS", 0)
     if request.param == "general":
         monkeypatch.setattr(statistics, "_FEW_DISTINCT", 0)
         monkeypatch.setattr(statistics, "_CHUNK", 997)
@@ -149,6 +151,92 @@ def test_mcnemar_sums_the_binomial_tails() -> None:
         tail = sum(math.comb(n, k) for k in range(smaller + 1)) / 2**n
         assert mcnemar(a, b) == pytest.approx(min(1.0, 2 * tail))
     assert mcnemar([True] * 8 + [False], [False] * 8 + [True]) == pytest.approx(20 / 512)
+
+
+def tables(largest: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Scores of two models for every way in which up to `largest` questions can come out."""
+    for n in range(1, largest + 1):
+        for both, only_a, only_b in itertools.product(range(n + 1), repeat=3):
+            none = n - both - only_a - only_b
+            if none >= 0:
+                yield (
+                    [1] * (both + only_a) + [0] * (only_b + none),
+                    [1] * both + [0] * only_a + [1] * only_b + [0] * none,
+                )
+
+
+def test_exact_intervals_never_contradict_mcnemar_and_always_have_a_width() -> None:
+    for a, b in tables(10):
+        significant = mcnemar(a, b) < 0.05
+        difference = paired_bootstrap_difference(a, b, samples=10)
+        assert (not difference.low <= 0 <= difference.high) == significant, (a, b)
+        assert -1 <= difference.low <= difference.estimate <= difference.high <= 1
+        assert difference.low < difference.high
+        ratio = paired_bootstrap_ratio(a, b, samples=100)
+        if not math.isnan(ratio.low):
+            assert (not ratio.low <= 1 <= ratio.high) == significant, (a, b)
+            assert ratio.low <= ratio.estimate <= ratio.high
+            assert ratio.low < ratio.high
+
+
+def test_two_right_answers_show_next_to_nothing() -> None:
+    """Two questions that one model alone answers right: once [100, 100], with p = 0.5 in the same row."""
+    assert as_tuple(bootstrap_mean([1, 1])) == pytest.approx((1, 0.025**0.5, 1))
+    difference = paired_bootstrap_difference([1, 1], [0, 0])
+    assert as_tuple(difference) == pytest.approx((1, 2 * 0.025**0.5 - 1, 1))
+    # Four of eight alone: once +12.5 to +87.5 with p = 0.125.
+    four = paired_bootstrap_difference([1] * 4 + [0] * 4, [0] * 8)
+    assert four.low < 0 < four.estimate < four.high < 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 99, 100, 600])
+@pytest.mark.parametrize("right", [0, 1])
+def test_scores_that_are_all_alike_have_the_interval_of_clopper_and_pearson(n: int, right: int) -> None:
+    """Its end is the share at which n like answers in a row have the probability of the tail."""
+    edge = 0.025 ** (1 / n)
+    low, high = (edge, 1) if right else (0, 1 - edge)
+    assert as_tuple(bootstrap_mean([right] * n)) == pytest.approx((right, low, high))
+    same = paired_bootstrap_difference([right] * n, [right] * n)
+    assert as_tuple(same) == pytest.approx((0, edge - 1, 1 - edge))
+    if right:
+        ratio = paired_bootstrap_ratio([1] * n, [1] * n)
+        assert as_tuple(ratio) == pytest.approx((1, edge, 1 / edge))
+        several = paired_bootstrap_ratio([1] * 2 * n, [1] * 2 * n, ["a", "b"] * n)
+        assert several.low == pytest.approx(edge)
+        assert several.high == pytest.approx(1 / edge)
+
+
+@pytest.mark.parametrize("n", [5, 20, 60])
+@pytest.mark.parametrize("chances", [(0.5, 0.2, 0.1), (0.7, 0.02, 0.02), (0.2, 0.5, 0.0), (0.9, 0.05, 0.05)])
+def test_exact_intervals_cover_the_truth(n: int, chances: tuple[float, float, float]) -> None:
+    """At least as often as they say, over 300 draws of n questions."""
+    rng = np.random.default_rng(n)
+    both, only_a, only_b = chances
+    covered = {"mean": 0, "difference": 0, "ratio": 0}
+    for _ in range(300):
+        kind = rng.choice(4, n, p=[both, only_a, only_b, 1 - sum(chances)])
+        a, b = kind <= 1, (kind == 0) | (kind == 2)
+        mean, difference = bootstrap_mean(a, samples=10), paired_bootstrap_difference(a, b, samples=10)
+        ratio = paired_bootstrap_ratio(a, b, samples=10)
+        covered["mean"] += mean.low <= both + only_a <= mean.high
+        covered["difference"] += difference.low <= only_a - only_b <= difference.high
+        covered["ratio"] += math.isnan(ratio.low) or ratio.low <= (both + only_a) / (both + only_b) <= ratio.high
+    assert min(covered.values()) >= 0.93 * 300
+
+
+@pytest.mark.parametrize("n", [100, 250])
+def test_many_questions_have_the_percentile_interval_of_the_bootstrap(n: int) -> None:
+    rng = np.random.default_rng(n)
+    a, b = rng.random(n) < 0.7, rng.random(n) < 0.6
+    counts = [int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())]
+    draws = np.random.default_rng(1).multinomial(n, np.array(counts) / n, size=40_000)
+    right_a, right_b = draws[:, :2].sum(1), draws[:, [0, 2]].sum(1)
+    for interval, resampled in (
+        (bootstrap_mean(a, samples=40_000), right_a / n),
+        (paired_bootstrap_difference(a, b, samples=40_000), (right_a - right_b) / n),
+        (paired_bootstrap_ratio(a, b, samples=40_000), right_a / right_b),
+    ):
+        assert_close(interval, *np.quantile(resampled, [0.025, 0.975]), share=0.05)
 
 
 @pytest.mark.parametrize(

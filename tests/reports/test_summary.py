@@ -57,6 +57,54 @@ def test_the_random_control_decides_what_the_run_shows(results, row, phrase, sho
     assert ("does not show that choosing tokens by boxes beats choosing at random" not in words) is shown
 
 
+@pytest.mark.parametrize(
+    ("row", "count", "phrase"),
+    [
+        ({"p_value": 0.5, "num_questions": 2}, 600, "on fewer than 6 questions, from randomly"),
+        ({"p_value": 0.01, "num_questions": 5}, 600, "on fewer than 6 questions, from randomly"),
+        ({"p_value": None}, 5, "on fewer than 6 questions, from randomly"),
+        ({"p_value": 0.125, "num_questions": 8}, 600, "McNemar's p being 0.05 or more, from randomly"),
+        ({"p_value": 0.04, "num_questions": 8}, 600, "is better than randomly"),
+        ({"p_value": 0.04}, None, "is better than randomly"),
+    ],
+)
+def test_no_verdict_from_few_questions_or_against_the_test(results, row, count, phrase):
+    gap = {"a": "sparse", "b": "random", "difference": 0.5, "ci": [0.125, 0.875], **row}
+    words = text({**results, "num_questions": count, "comparisons": [gap]})
+    assert phrase in words
+    assert ("is better than randomly" in words) is phrase.startswith("is better")
+    assert ("does not show that choosing tokens by boxes" in words) is not phrase.startswith("is better")
+
+
+@pytest.mark.parametrize(
+    ("row", "count", "phrase"),
+    [
+        (
+            {"p_value": 0.125, "num_questions": 8},
+            8,
+            "But p = 0.125 (McNemar): a difference from the base model is not",
+        ),
+        (
+            {"p_value": 0.5, "num_questions": 2},
+            2,
+            "With fewer than 6 questions, a difference from the base model is not",
+        ),
+        ({"p_value": 0.01, "num_questions": 600}, 600, "is better than the base model"),
+    ],
+)
+def test_relative_performance_heeds_the_test_and_the_number_of_questions(results, row, count, phrase):
+    gap = {"a": "sparse", "b": "base_dense", "difference": 0.1, "ci": [0.01, 0.2], **row}
+    assert phrase in text({**results, "num_questions": count, "comparisons": [gap]})
+
+
+def test_without_a_base_model_nothing_is_said_of_training(results):
+    words = text({**results, "base_dense_accuracy": None, "relative_performance": None})
+    assert "On 600 questions of phantom/test, the sparse branch answered 68.3% correctly and saw 24.1%" in words
+    assert "There is no base model to compare it with." in words
+    assert "After training" not in words
+    assert "–" not in words
+
+
 def test_missing_controls_are_said_to_be_missing(results):
     controls = {key: None for key in results if key.startswith("control_")}
     assert "No control was run" in text({**results, **controls, "comparisons": []})

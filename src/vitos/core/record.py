@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Literal
 
 from vitos.core.geometry import Box
+from vitos.core.options import option_lines as option_lines
+from vitos.core.options import read_choices
 
 IMAGE_PLACEHOLDER = "<image>"
 
 AnswerKind = Literal["letter", "word", "text"]
 """What an answer is: the letter of an inline option, the word of a closed question without options, or free text."""
-
-# "A) nodule", "B. cyst", "(C) mass": a letter, its closing mark, then the text up to the next option.
-_OPTION = re.compile(r"(?:^|[\s(])([A-Z])[).:]\s*(.+?)\s*(?=(?:[\s(][A-Z][).:]\s)|$)", re.DOTALL)
-# The same with every option on a line of its own: whatever looks like a letter inside an option's text stays in it.
-_LINE_OPTION = re.compile(r"^\(?([A-Z])[).:][ \t]*(\S.*?)\s*(?=^\(?[A-Z][).:][ \t]*\S|\Z)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +53,28 @@ class Record:
 
 
 def parse_options(question: str) -> dict[str, str]:
-    """Options written inline as `A) text`, `A. text` or `(A) text`, in order; {} unless they start at A and run on.
+    """The options written in a question, letter → text, in order; {} if there are none or it is not clear which.
 
-    A list whose letters do not read A, B, C … is no option list (the "C." of "vitamin C. deficiency" is not one).
-    Options on lines of their own are read line by line, so that "A. vitamin B. complex" is one option.
+    `vitos.core.options.read_choices` says what is read.
+
+    >>> parse_options("What is it? A. cyst B. mass Answer with the option's letter.")
+    {'A': 'cyst', 'B': 'mass'}
     """
-    for pattern in (_LINE_OPTION, _OPTION):
-        options: dict[str, str] = {}
-        for letter, text in pattern.findall(question):
-            if letter == chr(ord("A") + len(options)):
-                options[letter] = text.strip()
-        if len(options) >= 2:
-            return options
-    return {}
+    return dict(read_choices(question).options)
+
+
+def option_problems(question: str) -> tuple[str, ...]:
+    """What is doubtful about a question's options, each as the end of a sentence; () if nothing is.
+
+    Such a question is not for training: an option with a line break, a letter twice, a text twice, two lists.
+
+    >>> option_problems("What is it?\\nA. cyst\\nB. Cyst.")
+    ('has the same text for the options A and B',)
+    """
+    return read_choices(question).problems
 
 
 def spell_answer(question: str, answer: str) -> str:
     """An option's letter with its text, "B. cyst"; an answer that is no letter of the question as it is."""
     option = parse_options(question).get(answer)
     return f"{answer}. {option}" if option else answer
-
-
-def option_lines(options: Sequence[str]) -> str:
-    """Options with their letters, each on a line that begins with a line break; `parse_options` reads them back.
-
-    Raises:
-        ValueError: for more than 26 options.
-    """
-    if len(options) > len(ascii_uppercase):
-        raise ValueError(f"{len(options)} options, but there are {len(ascii_uppercase)} letters")
-    return "".join(f"\n{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))

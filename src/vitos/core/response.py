@@ -1,13 +1,13 @@
-"""Model text → evidence boxes and an answer (algorithm.md §5).
+"""Model text → evidence boxes and an answer (docs/method.md, section 5).
 
     localization   <think>…</think><evidence>[[x1, y1, x2, y2], …]</evidence><answer>B</answer>
     reasoning      <think>…</think><answer>B</answer>
 
 Parsing is total and never guesses: any string gives boxes or none, an option letter or None, in linear time, and no
-exception. An answer is an option's letter or, word for word, its text. There is no "first capital letter", no most
-similar option and no half-read box list, because a policy under reward finds every such leniency. What could not be
-read stays visible: `evidence_parsed` and `well_formed` are counted, and text without an answer is a verdict of its own
-(None), neither right nor wrong by accident.
+exception. An answer is an option's letter, its letter with its text, or, word for word, its text
+(`vitos.core.choice`). There is no "first capital letter", no most similar option and no half-read box list, because a
+policy under reward finds every such leniency. What could not be read stays visible: `evidence_parsed` and
+`well_formed` are counted, and text without an answer is a third verdict (None), neither right nor wrong by accident.
 
 `format_localization` and `format_reasoning` are the inverse, for supervised targets.
 """
@@ -15,9 +15,10 @@ read stays visible: `evidence_parsed` and `well_formed` are counted, and text wi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from vitos.core.choice import read_choice, text_of_one
 from vitos.core.geometry import Box
 
 CoordinateReader = Callable[[tuple[float, float, float, float]], Box | None]
@@ -39,27 +40,18 @@ _NUMBERS = re.compile(_NUMBER)
 _BOX_ROW = re.compile(_BOX, re.ASCII)
 _BOX_LIST = re.compile(rf"\[\s*+{_BOX}(?:\s*+,\s*+{_BOX})*+\s*+\]", re.ASCII)
 
-# "B", "B)", "B.", "B:", "(B)", "(B).": one ASCII capital and its closing marks.
-_LETTER = r"(?P<open>\()?(?P<letter>[A-Z])(?(open)\)|\)?)[.:]?"
-_BARE_LETTER = re.compile(_LETTER)
-# … and, only after a mark, the option's text: "B) nodule", but not "A nodule", where A may be an article.
-_ANSWER = re.compile(_LETTER + r"(?:(?<=[).:])\s++(?P<option>.*))?", re.DOTALL)
-_FINAL_ANSWER = re.compile(r"\b(?i:answer)(?:(?i:\s++is)?\s*+:\s*+|(?i:\s++is)\s++)" + _LETTER + r"\Z")
-# A second option inside the option's text: "… or B) cyst", "… B. cyst", or nothing but "or B".
-_OTHER_LETTER = re.compile(r"(?:^|[\s(,/&])([A-Z])(?:[):]|\.\s)|^(?:or|and|[,/&])?\s*+\(?([A-Z])\W*+\Z")
-
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """What could be read from one completion.
 
     Attributes:
-        text: the completion, end tokens removed.
-        thought: inside the `<think>` tags, unchanged; None unless there is exactly one such block.
-        boxes: evidence in 0..1 of the original image; empty if there is none or *any* of it is not valid.
-        answer: an option letter, or None, the verdict "no answer".
-        well_formed: the text is the branch's format, once, all parts readable, with nothing but white space around
-            and between the blocks; the `format` reward.
+        text: the completion without its end tokens.
+        thought: the text inside the `<think>` tags, unchanged; None unless there is exactly one such block.
+        boxes: the evidence, in 0..1 of the original image; empty if there is none or *any* of it is not valid.
+        answer: letter of an option, or None, the verdict "no answer".
+        well_formed: whether the text is the branch's format, once, all parts readable, with nothing but white space
+            around and between the blocks; the `format` reward.
     """
 
     text: str
@@ -97,8 +89,8 @@ def parse_localization(
     Answer: see `_read_answer`.
 
     Args:
-        options: letters that may be chosen, or letter → text, such as `record.options`, whose texts are then answers
-            as well; None or empty (not known): any letter of A-Z.
+        options: the letters that may be chosen, or letter → text, such as `record.options`, whose texts are then
+            answers as well; None or empty (not known): any letter of A-Z.
         read_box: the backbone's coordinate convention.
     """
     parts = _TAG.split(text)
@@ -117,7 +109,7 @@ def parse_reasoning(text: str, options: Collection[str] | None = None) -> Respon
 def read_answer_text(text: str) -> str | None:
     """The text that a completion answers with, for questions without options; None, "no answer", if there is none.
 
-    With an answer tag anywhere: what stands in the answer blocks, which must be the same in all. Without: the text
+    With an answer tag anywhere: the content of the answer blocks, which must be the same in all. Without: the text
     behind the last closing tag, or all of it where there is no tag; nothing of an unfinished thought. Never raises.
     """
     parts = _TAG.split(text)
@@ -175,7 +167,9 @@ def _response(
         boxes=boxes,
         answer=answer,
         # The letter or the text alone: "B) nodule" is an answer, but not the format. The answer is the last block.
-        well_formed=well_formed and answer is not None and answer in (parts[-3].strip(), _named(parts[-3], options)),
+        well_formed=well_formed
+        and answer is not None
+        and answer in (parts[-3].strip(), text_of_one(parts[-3], options)),
     )
 
 
@@ -219,44 +213,16 @@ def _read_boxes(block: str, read_box: CoordinateReader, max_boxes: int) -> tuple
 def _read_answer(text: str, parts: list[str], options: Collection[str] | None) -> str | None:
     """The letter of the one option that the text answers with, else None.
 
-    With an answer tag anywhere: every block must hold a letter, bare or as "B) text", or an option's text, and all
-    the same option. Without: the whole text is a letter, or ends with "answer is B" or "Answer: B", outside of an
-    unfinished thought.
+    With an answer tag anywhere: every block must state a letter or hold an option's text, and all the same option.
+    Without: what is behind the last closing tag, or all of the text, must state a letter: a text may be anything.
     """
-    tags = parts[1::2]
     if "<answer" in text or "</answer" in text:
-        letters = {_read_letter(block, options) for block in _blocks(parts, "answer")}
+        blocks = _blocks(parts, "answer")
+        letters = {read_choice(block, options) or text_of_one(block, options) for block in blocks}
         return letters.pop() if len(letters) == 1 else None
-    if tags and not tags[-1].startswith("</"):
+    if parts[1::2] and not parts[-2].startswith("</"):
         return None  # cut off inside a block: "the answer is B" may be the start of "… is Benign" or of a detour
-    stripped = text.strip()
-    match = _BARE_LETTER.fullmatch(stripped) or _FINAL_ANSWER.search(stripped)
-    return match["letter"] if match and _is_option(match["letter"], options) else None
-
-
-def _read_letter(content: str, options: Collection[str] | None) -> str | None:
-    match = _ANSWER.fullmatch(content.strip())
-    if match is None:
-        return _named(content, options)
-    if not _is_option(match["letter"], options):
-        return None
-    for other in _OTHER_LETTER.finditer(match["option"] or ""):
-        letter = other[1] or other[2]
-        if letter != match["letter"] and _is_option(letter, options):
-            return None
-    return match["letter"]
-
-
-def _named(content: str, options: Collection[str] | None) -> str | None:
-    """The letter of the only option with exactly this text, case and runs of white space aside."""
-    texts = options if isinstance(options, Mapping) else {}
-    written = content.casefold().split()
-    same = [letter for letter, text in texts.items() if text.casefold().split() == written]
-    return same[0] if len(same) == 1 else None
-
-
-def _is_option(letter: str, options: Collection[str] | None) -> bool:
-    return not options or letter in options
+    return read_choice(parts[-1], options)
 
 
 def _format_thought(thought: str) -> str:

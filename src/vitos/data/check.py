@@ -1,7 +1,8 @@
 """Everything that is wrong with data sets, in one pass and before anything is trained on them.
 
-Errors are what `read_records` and `load_image` would refuse; a data set with errors is not trained on. Warnings are
-probably wrong, notes only worth knowing. What several files share is looked for in `data/leaks.py`.
+Errors are what `read_records` and `load_image` would refuse, and options that can be read in more than one way; a data
+set with errors is not trained on. Warnings are probably wrong, notes only worth knowing. What several files share is
+looked for in `data/leaks.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vitos.core.record import Record
+from vitos.core.record import Record, option_problems
 from vitos.data.images import DataError, ImageError
 from vitos.data.leaks import Use, find_leaks
 from vitos.data.looks import Look, look_at
@@ -146,7 +147,10 @@ def _read_all(
         for entry in iter_entries(file):
             items[number] += entry.is_item
             problems[number].extend(entry.problems)
-            if entry.record is not None and not entry.record.options:
+            doubts = option_problems(entry.record.question) if entry.record is not None else ()
+            once = "write each option once, on one line of its own"
+            problems[number] += [Problem(entry.sample, "question", doubt, once) for doubt in doubts]
+            if entry.record is not None and not doubts and not entry.record.options:
                 problem, remedy = "no options were found in it", "write them as A. … B. … if it has any"
                 problems[number].append(Problem(entry.sample, "question", problem, remedy, "warning"))
             sample = entry.sample.replace(file.name, label, 1)

@@ -3,24 +3,25 @@
 - `choice`: closed questions only, those with options and those that ask for one word. Right is the letter of the
   right option, or exactly its text; for a word, exactly that word.
 - `open`: every question. Those with options as above; a word or a free text is right if it is the same as the gold
-  answer after `normalize_answer`, and its token F1 is given beside. A `Judge`, such as another model, may decide
+  answer after `normalize_answer`, and its token F1 is given too. A `Judge`, such as another model, may decide
   instead of the exact match; there is none by default.
 
-Nothing is guessed: what cannot be read is NO_ANSWER, a class of its own, and not correct.
+Nothing is guessed: what cannot be read, is hedged or is taken back is NO_ANSWER, a third verdict, and not correct.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from vitos.core.choice import name_option
 from vitos.core.record import AnswerKind, Record
 from vitos.core.response import parse_reasoning, read_answer_text
+from vitos.core.wording import normalize_answer as normalize_answer
 
 Protocol = Literal["choice", "open"]
 PROTOCOL_KINDS: Mapping[Protocol, tuple[AnswerKind, ...]] = {
@@ -31,15 +32,12 @@ PROTOCOL_KINDS: Mapping[Protocol, tuple[AnswerKind, ...]] = {
 Judge = Callable[[str, str, str], bool]
 """(question, gold answer, answer given) → whether the answer means the same; asked only where both are texts."""
 
-_ARTICLES = ("a", "an", "the")
-# A point or comma inside a number is part of it, "1.5" is not "15"; every other mark separates words.
-_MARKS = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|[^\w\s.,]|_")
 # Chinese and Japanese are written without spaces: there, a character is a token.
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 class Verdict(StrEnum):
-    """What became of a question. A missing answer is a class of its own, not a wrong letter (algorithm.md §5)."""
+    """What became of a question. No answer is a third verdict, not a wrong letter (docs/method.md, section 5)."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -107,32 +105,26 @@ def choose_option(text: str, options: Mapping[str, str]) -> str | None:
     """The letter that a completion answers with: as `parse_reasoning` reads it, as in training, or else by the text of
     one option after `normalize_answer`, also without tags, as models answer that were not trained here.
 
+    >>> choose_option("The answer is (B).", {"A": "< 5 mm", "B": "> 5 mm"})
+    'B'
+    >>> choose_option(">5 mm", {"A": "< 5 mm", "B": "> 5 mm"})
+    'B'
+    >>> choose_option("B. < 5 mm", {"A": "< 5 mm", "B": "> 5 mm"}) is None
+    True
+
     Args:
         options: letter → text; empty if they are not known: any letter.
     """
     letter = parse_reasoning(text, options).answer
     written = read_answer_text(text)
-    if letter is not None or written is None:
-        return letter
-    same = [key for key, option in options.items() if normalize_answer(option) == normalize_answer(written)]
-    return same[0] if len(same) == 1 else None
-
-
-def normalize_answer(text: str) -> str:
-    """One form for answers that differ only in writing.
-
-    Unicode NFKC, case folded, marks but those inside numbers become spaces, the articles a, an and the are left out,
-    runs of white space become one space. A text of marks or articles alone keeps them: "+" is not "-".
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = _MARKS.sub(" ", folded).split()
-    return " ".join([word for word in words if word not in _ARTICLES] or words or folded.split())
+    return letter if letter is not None or written is None else name_option(written, options)
 
 
 def token_f1(answer: str, gold: str) -> float:
     """Harmonic mean of precision and recall over the tokens of both normalised texts, counted with repeats; 0..1.
 
-    Tokens are words, and characters of Chinese and Japanese (as in SQuAD's script but for the latter).
+    Tokens are words, numbers and signs, and characters of Chinese and Japanese (SQuAD's script, but for the signs and
+    the characters).
     """
     given, wanted = (Counter(_TOKEN.findall(normalize_answer(part))) for part in (answer, gold))
     shared = (given & wanted).total()

@@ -1,6 +1,7 @@
 """What an evaluation showed, in plain sentences computed from its figures.
 
-A claim is made only where its 95 % interval excludes "no difference"; otherwise the sentence says so.
+A claim is made only where its 95 % interval excludes "no difference", McNemar's exact p is below 0.05, and there are
+questions enough for either; otherwise the sentence says why not.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ def _measured(results: Mapping[str, Any]) -> str:
     base, sparse = v.accuracy(results, "base_dense"), v.accuracy(results, "sparse")
     kept = v.share(results, "kept_ratio")
     where = f"On {'the' if count is None else f'{count:,}'} questions of {dataset or 'the test set'}"
+    answered = (
+        f"the sparse branch answered {v.percent(sparse)} correctly and saw {v.percent(kept)} of the visual tokens"
+    )
+    if base is None:
+        return f"{where}, {answered} on average. There is no base model to compare it with."
     return (
-        f"{where}, the base model answered {v.percent(base)} correctly with all visual tokens. After training, the "
-        f"sparse branch answered {v.percent(sparse)} correctly and saw "
-        f"{v.percent(kept)} of the visual tokens on average."
+        f"{where}, the base model answered {v.percent(base)} correctly with all visual tokens. After training, "
+        f"{answered} on average."
     )
 
 
@@ -54,6 +59,12 @@ def _relative(results: Mapping[str, Any]) -> str:
     text += f" with a 95% interval of {v.percent_interval(ci)}"
     if ci.contains(1):
         return f"{text}. The interval contains 100%: a difference from the base model is not shown."
+    gap = v.difference(results, "sparse", "base_dense") or v.Difference(estimate=0.0)
+    count = v.number(results, "num_questions")
+    if not gap.is_enough or (count is not None and count < v.MIN_QUESTIONS):
+        return f"{text}. With fewer than {v.MIN_QUESTIONS} questions, a difference from the base model is not shown."
+    if gap.is_likely_chance:
+        return f"{text}. But {v.p_value(gap.p_value)} (McNemar): a difference from the base model is not shown."
     return f"{text}: the sparse branch is {'better' if ci.low > 1 else 'worse'} than the base model on this test set."
 
 
@@ -61,9 +72,11 @@ def _controls(results: Mapping[str, Any]) -> str:
     gaps = {c: gap for c in NAMES if (gap := v.difference(results, "sparse", c)) is not None}
     if not gaps:
         return "No control was run, so it is unknown whether the choice of tokens matters."
+    count = v.number(results, "num_questions")
+    few = count is not None and count < v.MIN_QUESTIONS
     groups: dict[str, list[str]] = {}
     for control, gap in gaps.items():
-        groups.setdefault(_verdict(gap), []).append(f"{NAMES[control]} ({_size(gap)})")
+        groups.setdefault(_verdict(gap, few), []).append(f"{NAMES[control]} ({_size(gap)})")
     found = [verdict for verdict in _VERDICTS if verdict in groups]
     clauses = "; it ".join(f"{verdict} {_listed(groups[verdict])}" for verdict in found)
     sentences = [f"Differences in points, with 95% intervals in brackets: the sparse branch {clauses}."]
@@ -72,7 +85,7 @@ def _controls(results: Mapping[str, Any]) -> str:
         sentences.append(f"Of these, {_listed(same)} had the same token budget.")
     if "random" not in gaps:
         sentences.append("Without the random control it is unknown whether the choice of tokens matters.")
-    elif _verdict(gaps["random"]) != _BETTER:
+    elif _verdict(gaps["random"], few) != _BETTER:
         sentences.append("This run therefore does not show that choosing tokens by boxes beats choosing at random.")
     kept = v.share(results, "kept_ratio")
     if kept is not None and kept >= LARGE_BUDGET:
@@ -88,14 +101,24 @@ _VERDICTS = (
     _BETTER,
     "is worse than",
     "cannot be told apart, the interval containing 0, from",
+    f"cannot be told apart, McNemar's p being {v.MAX_P} or more, from",
+    f"cannot be told apart, on fewer than {v.MIN_QUESTIONS} questions, from",
     "was compared, without an interval, with",
 )
+_WORSE, _CONTAINS_0, _CHANCE, _FEW, _NO_INTERVAL = _VERDICTS[1:]
 
 
-def _verdict(gap: v.Difference) -> str:
+def _verdict(gap: v.Difference, few: bool) -> str:
+    """What may be said; `few` if the whole test set has too few questions."""
     if gap.interval is None:
-        return _VERDICTS[3]
-    return _VERDICTS[2] if gap.interval.contains(0) else _BETTER if gap.estimate > 0 else _VERDICTS[1]
+        return _NO_INTERVAL
+    if gap.interval.contains(0):
+        return _CONTAINS_0
+    if few or not gap.is_enough:
+        return _FEW
+    if gap.is_likely_chance:
+        return _CHANCE
+    return _BETTER if gap.estimate > 0 else _WORSE
 
 
 def _size(gap: v.Difference) -> str:

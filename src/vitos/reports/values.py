@@ -32,6 +32,10 @@ LABELS = {
 SAME_BUDGET = ("random", "shifted", "centre", "inverted")
 CONTROLS = (*SAME_BUDGET, "oracle", "untrained_sparse", "rl_dense")
 
+MIN_QUESTIONS = 6
+"""Fewest questions that can show a difference: McNemar's exact p is 0.0625 if one model alone is right on all of 5."""
+MAX_P = 0.05
+
 
 class ResultsError(ValueError):
     """A field of the results, cases or metrics does not hold what the schema says."""
@@ -60,6 +64,16 @@ class Difference:
     interval: ConfidenceInterval | None = None
     p_value: float | None = None
     num_questions: int | None = None
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are enough questions for a verdict, where their number is known."""
+        return self.num_questions is None or self.num_questions >= MIN_QUESTIONS
+
+    @property
+    def is_likely_chance(self) -> bool:
+        """Whether McNemar's test says that chance is not excluded, where its p is known."""
+        return self.p_value is not None and self.p_value >= MAX_P
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

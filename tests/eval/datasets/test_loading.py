@@ -271,6 +271,25 @@ def test_the_hub_is_asked_for_the_files_of_one_split(folder, tmp_path, monkeypat
     assert asked[1][0] == "me/mirror"
 
 
+def test_the_store_may_be_given_as_text(folder, tmp_path, monkeypatch):
+    releases.write_vqa_rad(folder)
+    expected = load_benchmark("vqa_rad", str(folder), store=tmp_path / "one")
+    loaded = load_benchmark("vqa_rad", str(folder), store=str(tmp_path / "two"))
+    assert rows(loaded) == rows(expected)
+    assert all(path.is_relative_to(tmp_path / "two") for record in loaded.records for path in record.image_paths)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load_benchmark("vqa_rad", folder, store="~/three")
+    assert (tmp_path / "three").is_dir()
+
+
+def test_every_row_that_is_left_out_is_kept_with_its_reason(folder, load):
+    expected = releases.write_slake(folder)
+    rows_left = load("slake").left_out
+    assert len(rows_left) == len(expected.bad)
+    assert [(part.row, part.reason) for part in rows_left] == list(rows_left)
+    assert json.loads(json.dumps(rows_left)) == [list(part) for part in rows_left]
+
+
 def test_a_benchmark_that_a_script_registers(folder, load, monkeypatch):
     from vitos.eval.datasets.questions import ParsedRow
     from vitos.eval.datasets.rows import json_rows

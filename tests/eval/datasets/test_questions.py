@@ -28,6 +28,8 @@ from vitos.eval.datasets.rows import RowError
         (["x", "x"], {"letter": "B"}, "Q?\nA. x\nB. x", "B"),
         (["two\nlines", "one"], {"letter": "A"}, "Q?\nA. two lines\nB. one", "A"),
         (["维生素B. 复合", "没有"], {"answer": "没有"}, "Q?\nA. 维生素B. 复合\nB. 没有", "B"),
+        (["HER2+", "HER2-"], {"answer": "her2 −"}, "Q?\nA. HER2+\nB. HER2-", "B"),
+        (["two\u2028lines\rmore", "one"], {"letter": "A"}, "Q?\nA. two lines more\nB. one", "A"),
     ],
 )
 def test_options(options, right, text, letter):
@@ -46,6 +48,8 @@ def test_options(options, right, text, letter):
         ("Q?", ["x", "y"], {"answer": "z"}, "not among the options"),
         ("Q?", ["x", "x"], {"answer": "x"}, "the text of 2 options"),
         ("A. first\nB. second\nWhich?", ["x", "y"], {"letter": "A"}, "cannot be told from"),
+        ("Q?", ["< 5 mm", "> 5 mm"], {"answer": "5 mm"}, "not among the options"),
+        ("Q?", ["x", "y. Answer with the letter."], {"letter": "A"}, "cannot be told from"),
     ],
 )
 def test_options_that_are_none(text, options, right, reason):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vitos.core.record import Record
 from vitos.core.registry import Registry
@@ -67,6 +68,18 @@ class Benchmark:
     question: Callable[[ReleaseRow], ParsedRow]
 
 
+class LeftOut(NamedTuple):
+    """A part of a release that cannot be used.
+
+    Attributes:
+        row: name of the row, of a range of rows that could not be decoded, or of a file.
+        reason: why, as the end of a sentence about it.
+    """
+
+    row: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBenchmark:
     """The usable questions of one split, and the rows that cannot be used.
@@ -75,14 +88,14 @@ class LoadedBenchmark:
         name, split, source: benchmark, split, and folder or `hub:owner/name`.
         records: the questions, with ids `<name>/<row>`; `meta` has `question_type`, `modality` and `subset` if the
             release has them.
-        left_out: (row, file or part of a file; reason), in the order of the release.
+        left_out: all that cannot be used, in the order of the release.
     """
 
     name: str
     split: str
     source: str
     records: tuple[Record, ...]
-    left_out: tuple[tuple[str, str], ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def register(benchmark: Benchmark) -> Benchmark:
@@ -147,16 +160,16 @@ def load_benchmark(
     source = f"{HUB_PREFIX}{benchmark.hub}" if source is None else str(source)
     folder = _folder(source, benchmark.files(split))
     release = benchmark.release(folder, split)
-    pictures = Pictures(folder, release.archives, release.inside, None if store is None else Path(store))
+    pictures = Pictures(folder, release.archives, release.inside, Path(store).expanduser() if store else None)
     records: list[Record] = []
-    left_out: list[tuple[str, str]] = []
+    left_out: list[LeftOut] = []
     try:
         rows = itertools.islice(release.rows, limit)
         for row, outcome in _read(benchmark, rows, pictures):
             if isinstance(outcome, Record):
                 records.append(outcome)
             else:
-                left_out.append((row, outcome.reason))
+                left_out.append(LeftOut(row, outcome.reason))
     finally:
         pictures.close()
     if not records:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vitos.core.record import IMAGE_PLACEHOLDER, AnswerKind, option_lines, parse_options
+from vitos.core.wording import normalize_answer
 from vitos.eval.datasets.rows import RowError
-from vitos.eval.scoring import normalize_answer
 
 YES_NO = ("yes", "no")
+_LINE_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +46,15 @@ def with_options(
             with the options "A" and "B" of a blood group, "A" could be either.
 
     Raises:
-        RowError: if there are fewer than two options, the answer is none of them or several, or the options' texts
-            cannot be told apart inside the question.
+        RowError: if there are fewer than two options, the answer is none of them or several, or the options
+            cannot be read back from the question.
     """
     given = [(chr(ord("A") + index), (option or "").strip()) for index, option in enumerate(options)]
     listed = _without_own_letters([(place, option) for place, option in given if option])
     if len(listed) < 2:
         raise RowError(f"has {len(listed)} options; a choice needs two")
     right = _by_letter(listed, letter) if letter is not None else _by_text(listed, answer or "")
-    texts = [re.sub(r"\s*\n\s*", " ", option) for _, option in listed]
+    texts = [_LINE_BREAK.sub(" ", option) for _, option in listed]
     question = text.strip() + option_lines(texts)
     if list(parse_options(question).values()) != texts:
         raise RowError("its options cannot be told from the question's text or from one another")
