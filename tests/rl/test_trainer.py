@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -458,7 +459,7 @@ def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clo
     for pattern, words in (
         ("layers.99", r"'layers.99' is in the name of no weight that is trained; names look like model\."),
         ("visual", "no weight that is trained"),  # the encoder, which is frozen
-        ("layers.(", "no regular expression"),
+        ("layers.(", "not a regular expression"),
     ):
         with pytest.raises(ValueError, match=words):
             make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters=["norm", pattern])
@@ -502,7 +503,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(
             return out
         # The root of a square has no finite gradient at 0, but a value.
         loss = out.loss * math.nan if where == "loss" else out.loss + (out.loss - out.loss.detach()).square().sqrt()
-        return type(out)(loss, out.tokens, out.clipped, out.mismatch_kl, out.reference_kl)
+        return replace(out, loss=loss)
 
     monkeypatch.setattr(module, "policy_loss", sometimes)
     trainer.train()
