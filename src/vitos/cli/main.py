@@ -253,7 +253,7 @@ def serve(
     max_megapixels: Annotated[int, typer.Option(min=1, help="Largest size of an image, in megapixels.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of an answer, in seconds.")] = 120.0,
 ) -> None:
-    """Answer OpenAI's chat completions over HTTP. Clients need a bearer token if VITOS_TOKEN is set to one."""
+    """Answer OpenAI's chat completions over HTTP. Clients must send VITOS_TOKEN, if it is set, as bearer token."""
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
         from vitos.serve.api.app import ServerSettings
