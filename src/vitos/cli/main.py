@@ -244,19 +244,24 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="Questions in line; more get 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response of each branch.")] = 256,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 32,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 16,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Of all images of a request.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Until an answer must be there.")] = 120.0,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model in requests; by default the run's or the checkpoint's name.")
+    ] = None,
 ) -> None:
     """Answer OpenAI's chat completions over HTTP. VITOS_TOKEN in the environment: the bearer token asked for."""
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise typer.BadParameter("a name is printable text, not empty", param_hint="--name")
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
         from vitos.serve.api.app import ServerSettings
-        from vitos.serve.api.launch import run_server
+        from vitos.serve.api.launch import model_name, run_server
 
     run_server(
         checkpoint,
         ServerSettings(
-            name=Path(checkpoint).name,
+            name=model_name(checkpoint) if name is None else name,
             token=os.environ.get("VITOS_TOKEN") or None,
             images=images,
             max_running=max_running,
