@@ -1,7 +1,8 @@
 """`vitos serve`: a model behind OpenAI's chat completions, on FastAPI (extra `serve`).
 
-One process, one model, one scheduler. A request takes a place in a bounded queue before its body is read, so that
-memory is bounded by the number of places times the largest body and picture. Nothing of an image, a name or a question
+One process, one model, one scheduler. A request shows its token, then takes a place in a bounded queue before its body
+is read, so that memory is bounded by the number of places times the largest body and pictures. Images are opened in
+other processes. Nothing of an image, a name or a question
 is logged.
 """
 

@@ -63,9 +63,8 @@ async def read_chat(request: Request, max_bytes: int, seconds: float) -> tuple[C
     except (ValueError, RecursionError):
         raise ApiError(400, "invalid_json", "the request is not JSON") from None
     if (field := _half_character(text)) is not None:
-        raise ApiError(
-            400, "invalid_request", f"{field or 'request'}: holds half a character; correct the text", field
-        )
+        wrong = f"{field or 'request'}: holds half a character; correct the text"
+        raise ApiError(400, "invalid_request", wrong, field or None)
     try:
         return ChatRequest.model_validate(text), attachments
     except ValidationError as error:
