@@ -251,7 +251,7 @@ def serve(
     max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest size of a request, in megabytes.")] = 32,
     max_megapixels: Annotated[
-        int, typer.Option(min=1, help="Largest size of all images of a request, in megapixels.")
+        int, typer.Option(min=1, help="Largest size of a request's images, in megapixels.")
     ] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of an answer, in seconds.")] = 120.0,
     name: Annotated[
