@@ -314,3 +314,43 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = CliRunner().invoke(app, ["demo"])
     assert "pip install 'vitos[demo]'" in str(found.exception)
+
+
+def test_a_wrong_name_is_said_before_gradio_is_imported(monkeypatch):
+    import sys
+
+    from typer.testing import CliRunner
+
+    from vitos.cli.main import app
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    found = CliRunner().invoke(app, ["demo", "./no-such-model"])
+    assert isinstance(found.exception, FileNotFoundError)
+    assert "there is no such folder" in str(found.exception)
+
+
+def test_the_notice_is_written_once_for_the_demo_and_the_command_line(vlm, examples, tmp_path):
+    from pathlib import Path
+
+    import vitos
+    from vitos.serve import NOTICE
+
+    assert any(NOTICE in str(getattr(block, "value", "")) for block in build(vlm, examples, tmp_path).blocks.values())
+    root = Path(vitos.__file__).parent
+    for file in (root / "cli" / "main.py", *(root / "serve" / "demo").glob("*.py")):
+        assert NOTICE not in file.read_text(encoding="utf-8")
+
+
+def test_nothing_of_the_page_is_wider_than_a_phone():
+    """Minimum widths of the layout, and widths of the style: a screen of 390 pixels has 374 inside its margins."""
+    import re
+    from pathlib import Path
+
+    from vitos.serve.demo import page
+
+    here = Path(page.__file__)
+    widths = [int(n) for n in re.findall(r"min_width=(\d+)", here.read_text(encoding="utf-8"))]
+    style = here.with_name("demo.css").read_text(encoding="utf-8")
+    widths += [int(n) for n in re.findall(r"[ ;{](?:min-)?width: (\d+)px", style)]
+    assert len(widths) > 5
+    assert max(widths) <= 374

@@ -4,7 +4,10 @@ import json
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
+from tests.serve.dicom import write_dicom
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 
@@ -121,3 +124,34 @@ def test_an_example_is_opened_and_answered_and_its_pictures_are_served(served):
     assert Tab(*served, "two").event("take", None) == [[""]]
     (found,) = tab.event("take", None)
     assert found[0].count(",") >= 3
+
+
+def upload(address, path):
+    """A file as the page's field for files sends it."""
+    sent = httpx.post(f"{address}gradio_api/upload", files={"files": (path.name, path.read_bytes())})
+    return {"path": sent.json()[0], "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_sliders_that_still_show_a_larger_window_are_no_error(served, tmp_path):
+    """The browser sends what a slider held before its range shrank; a server that checks it raises an error."""
+    Image.fromarray(np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "wide.png")
+    narrow = write_dicom(tmp_path / "narrow.dcm")
+    tab = Tab(*served, "sliders")
+    *_, _ = tab.event("open", None, upload(served[1], tmp_path / "wide.png"))
+    assert tab.event("draw", None, 30000, 60000, "")
+    tab.event("open", None, upload(served[1], narrow))
+    tab.event("begin", None, 30000, 60000, "What?")
+    for window in ((30000, 60000), (0, 0)):
+        tab.event("change", None, *window, "What?")
+        (drawn,) = tab.event("draw", None, *window, "")
+        assert drawn[0]["url"]
+    tab.event("begin", None, 30000, 60000, "What?")
+    (out,) = tab.event("ask", None, 30000, 60000, "What?", "two_pass", 0.0, "0, 0, 0.5, 0.5", 0)
+    assert "4 of 16" in out[1]
+
+
+def test_a_mistake_is_one_message_and_no_error_of_the_event(served):
+    """An event that fails marks all of its components; this one succeeds and leaves them as they are."""
+    (out,) = Tab(*served, "three").event("ask", None, 0, 1, "What?", "two_pass", 0.0, "", 0)
+    assert len(out) == 8
+    assert all(new["__type__"] == "update" and "value" not in str(new) for new in out)

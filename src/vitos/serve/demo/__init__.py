@@ -7,5 +7,6 @@ Read in this order:
 - `render`: these answers as text and HTML.
 - `handlers`: what each event on the page changes.
 - `guard`: which requests are refused.
+- `private`: the folder that uploads lie in, and its end.
 - `page`: layout and events, and the start; its style and script are `demo.css` and `demo.js`.
 """

@@ -21,13 +21,14 @@ from starlette.applications import Starlette
 
 from vitos.policy.plans import Limits
 from vitos.policy.vlm import SparseVLM
+from vitos.serve import NOTICE
 from vitos.serve.demo.compare import plans_of
 from vitos.serve.demo.guard import HostNames, SameOrigin
 from vitos.serve.demo.handlers import HEADINGS, Handlers, Session
 from vitos.serve.demo.inputs import Example, draw_examples, record_examples
+from vitos.serve.demo.private import PAGES
 
 HERE = Path(__file__).parent
-NOTICE = "Research use only; not a medical device."
 MAX_UPLOAD = "512mb"
 CACHE_SECONDS = 3600
 """Age at which uploads and pictures are deleted; when the server stops, all of them are."""
@@ -93,7 +94,7 @@ def build(
                     c.take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
                     c.clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
                 c.seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
-            with gr.Column(scale=5, min_width=480):
+            with gr.Column(scale=5, min_width=300):
                 with gr.Row():
                     _, c.preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
                     sparse = _picture("sparse", HEADINGS["sparse"])
@@ -155,7 +156,7 @@ def _connect(handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace
 
 def _picture(name: str, heading: str) -> tuple[gr.HTML, gr.Image]:
     """A line and the picture below it; a label of the picture itself would hide pixels."""
-    with gr.Column(min_width=220):
+    with gr.Column(min_width=200):
         above = gr.HTML(heading, elem_classes="heading", elem_id=f"{name}-heading")
         picture = gr.Image(
             show_label=False, interactive=False, format="png", height=PICTURE_HEIGHT, elem_id=name,
@@ -196,7 +197,7 @@ def launch(
     """Serve the page; returns it and its address, with `block` only after it was stopped.
 
     Args:
-        folder: folder for the pictures of the examples, such as a temporary one.
+        folder: folder for examples, uploads and pictures, that of `private_folder` or another temporary one.
         data: record files whose questions are the examples; empty: phantoms are drawn.
         port: port of the page; None: a free one from 7860 on.
         allow_hosts: names under which the page may be opened, besides `host` and this machine's own (`HostNames.of`).
@@ -206,9 +207,9 @@ def launch(
         DataError: from `record_examples`.
         OSError: if the port is taken.
     """
-    public, private = folder / "examples", folder / "pages"
+    public, private = folder / "examples", folder / PAGES
     private.mkdir(mode=0o700, exist_ok=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(private)  # read by Gradio when the page is built; its default is shared
+    os.environ["GRADIO_TEMP_DIR"] = str(private)  # as `private_folder` does
     examples = record_examples(data, public) if data else draw_examples(public)
     page = build(vlm, examples, private, model)
     if port is not None and _taken(host, port):
