@@ -269,6 +269,18 @@ def test_each_preview_is_a_file_of_its_own_that_is_complete_when_it_appears(hand
     assert not list(handlers.folder.glob("*.part"))
 
 
+def test_pictures_are_deleted_after_an_hour(handlers, session, examples):
+    import os
+    import time
+
+    old, *_ = opened(handlers, session, examples[0].image)
+    os.utime(old, (time.time() - 3700,) * 2)
+    recent = handlers.draw(session, 0, 1, "")
+    handlers.draw(session, 0, 1, "")
+    assert not os.path.exists(old)
+    assert os.path.exists(recent)
+
+
 # --- the page -------------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -38,6 +39,8 @@ from vitos.serve.demo.inputs import (
     window_range,
 )
 
+CACHE_SECONDS = 3600
+"""Age at which uploads and pictures are deleted; when the demo stops, all of them are."""
 HEADINGS = {
     "dense": "<b>Dense</b><br>all tokens",
     "sparse": "<b>Sparse</b><br>the tokens of the evidence",
@@ -311,12 +314,20 @@ class Handlers:
 
     def _save(self, picture: Image.Image) -> str:
         """Write a picture to a new PNG file, which appears under its name when it is complete; its path."""
+        self._delete_old()
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             picture.save(file, format="PNG")
         final = name.removesuffix(".part") + ".png"
         os.replace(name, final)
         return final
+
+    def _delete_old(self) -> None:
+        """Delete pictures that were drawn too long ago; Gradio forgets those that come with a new description."""
+        for file in self.folder.glob("*.png"):
+            with suppress(FileNotFoundError):  # deleted by another thread
+                if time.time() - file.stat().st_mtime > CACHE_SECONDS:
+                    file.unlink()
 
     def _discard(self, *files: str | None) -> None:
         """Delete pictures that are not shown."""

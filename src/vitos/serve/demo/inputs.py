@@ -70,7 +70,8 @@ def draw_examples(folder: Path, count: int = 5) -> list[Example]:
 def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> list[Example]:
     """Questions of record files, the files taking turns; of questions that differ in numbers alone, only the first.
 
-    Their images are copied into `folder`, from which the page serves them.
+    Their images are copied into `folder`, from which the page serves them, without their names: these may say who a
+    patient is.
 
     Raises:
         DataError: from `read_records`, for an image that cannot be read, or if no question is about a single image.
@@ -89,7 +90,8 @@ def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> li
     out = []
     for number, record in enumerate(records, start=1):
         path, part = split_name(record.image_paths[0])
-        image, icon = folder / f"example-{number}-{path.name}", folder / f"icon-{number}.png"
+        ending = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+        image, icon = folder / f"example-{number}{ending}", folder / f"icon-{number}.png"
         try:
             picture = load_image(record.image_paths[0])
         except ImageError as error:

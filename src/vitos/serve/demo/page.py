@@ -24,14 +24,12 @@ from vitos.policy.vlm import SparseVLM
 from vitos.serve import NOTICE
 from vitos.serve.demo.compare import plans_of
 from vitos.serve.demo.guard import HostNames, SameOrigin
-from vitos.serve.demo.handlers import HEADINGS, Handlers, Session
+from vitos.serve.demo.handlers import CACHE_SECONDS, HEADINGS, Handlers, Session
 from vitos.serve.demo.inputs import Example, draw_examples, record_examples
 from vitos.serve.demo.private import PAGES
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "512mb"
-CACHE_SECONDS = 3600
-"""Age at which uploads and pictures are deleted; when the server stops, all of them are."""
 OPENED_AT_ONCE = 4
 """Number of files that each way to open one reads at the same time; the last one is shown."""
 PICTURE_HEIGHT = 262
@@ -208,7 +206,7 @@ def launch(
         OSError: if the port is taken.
     """
     public, private = folder / "examples", folder / PAGES
-    private.mkdir(mode=0o700, exist_ok=True)
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(private)  # as `private_folder` does
     examples = record_examples(data, public) if data else draw_examples(public)
     page = build(vlm, examples, private, model)
