@@ -269,6 +269,21 @@ def test_each_preview_is_a_file_of_its_own_that_is_complete_when_it_appears(hand
     assert not list(handlers.folder.glob("*.part"))
 
 
+def test_an_upload_keeps_no_name_on_the_disk_but_in_messages(handlers, session, dicom, told):
+    upload = handlers.folder / "0a1b" / "Jane.Doe#1950.dcm"
+    upload.parent.mkdir()
+    dicom.rename(upload)
+    opened(handlers, session, upload)
+    assert told[0].startswith("Jane.Doe#1950.dcm: ")
+    *_, last = handlers.open_part(session, "frame=2")
+    assert "frame 2" in last[1]
+    names = [file.name for file in handlers.folder.rglob("*")]
+    assert len(names) == 2
+    assert not [name for name in names if "Doe" in name or "0a1b" in name]
+    assert inputs.file_ending(handlers.folder / "Doe.Jane") == ""
+    assert inputs.file_ending(handlers.folder / "Doe.Jane.NII.GZ") == ".nii.gz"
+
+
 def test_pictures_are_deleted_after_an_hour(handlers, session, examples):
     import os
     import time

@@ -7,6 +7,7 @@ computed something for an earlier picture, window or question finds that the ses
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from vitos.serve.demo.inputs import (
     Point,
     WindowRange,
     box_between,
+    file_ending,
     fitting,
     format_boxes,
     image_name,
@@ -91,6 +93,7 @@ class Session:
     Attributes:
         opened: image on the page; None: there is none, or it is still being read.
         file: path of the last file, even if it could not be opened; naming a frame opens it again.
+        name: name of that file where it came from.
         openings: number of openings so far.
         subject: what the page now asks about; only answers about it are shown.
         found: boxes of the sparse answer on the page, as text.
@@ -98,6 +101,7 @@ class Session:
 
     opened: PageImage | None = None
     file: str | None = None
+    name: str = ""
     openings: int = 0
     subject: Subject | None = None
     found: str = ""
@@ -153,11 +157,16 @@ class Handlers:
         a frame stays, since naming one may be the remedy.
         """
         with self._lock:
+            if file and self._is_upload(file):
+                session.name = Path(file).name
+                file = self._without_name(file)
+            elif file != session.file:
+                session.name = Path(file).name if file else ""
             session.opened, session.subject, session.found, session.file = None, None, "", file
             session.openings += 1
-            opening = session.openings
+            opening, name = session.openings, session.name
         yield None, "Opening …" if file else "", *unchanged(3), "", *no_answers()
-        opened, shown = self._read(file, part, opening)
+        opened, shown = self._read(file, name, part, opening)
         with self._lock:
             current = session.openings == opening
             if current:
@@ -177,8 +186,8 @@ class Handlers:
         """Show another frame or slice of the last file: as `open`."""
         yield from self.open(session, session.file, part)
 
-    def _read(self, file: str | None, part: str, opening: int) -> tuple[PageImage | None, tuple[Any, ...]]:
-        """The image of a file, and new values for preview, facts, part, centre, width, boxes."""
+    def _read(self, file: str | None, name: str, part: str, opening: int) -> tuple[PageImage | None, tuple[Any, ...]]:
+        """The image of a file, and new values for preview, facts, part, centre, width, boxes; `name` is for errors."""
         hidden = gr.update(visible=False)
         if not file:
             return None, (None, "", gr.update(visible=False, value=""), hidden, hidden, "")
@@ -186,8 +195,9 @@ class Handlers:
         try:
             picture, facts = open_image(image_name(file, part))
         except ValueError as error:
-            gr.Warning(str(error), title="This file cannot be used")
-            return None, (None, str(error), parts, hidden, hidden, "")
+            why = str(error).replace(Path(file).name, name)
+            gr.Warning(why, title="This file cannot be used")
+            return None, (None, why, parts, hidden, hidden, "")
         drawn, own = draw_overlay(fitting(picture), None, None, ()), window_range(facts)
         text = "\n".join([facts.summary(), *(f"Warning: {warning}" for warning in facts.warnings)])
         sliders = [hidden, hidden]
@@ -322,9 +332,22 @@ class Handlers:
         os.replace(name, final)
         return final
 
+    def _is_upload(self, file: str) -> bool:
+        """Whether a file lies where Gradio put it: in a folder of its own within ours."""
+        return Path(file).is_relative_to(self.folder) and Path(file).parent != self.folder
+
+    def _without_name(self, file: str) -> str:
+        """Move an upload to a name that does not say who a patient is; its new path."""
+        path = Path(file)
+        moved = self.folder / f"upload-{secrets.token_hex(8)}{file_ending(path)}"
+        os.replace(path, moved)
+        with suppress(OSError):  # the same file is being uploaded again
+            path.parent.rmdir()
+        return str(moved)
+
     def _delete_old(self) -> None:
-        """Delete pictures that were drawn too long ago; Gradio forgets those that come with a new description."""
-        for file in self.folder.glob("*.png"):
+        """Delete pictures and uploads that are too old; Gradio does not know of all of them."""
+        for file in filter(Path.is_file, self.folder.glob("*")):
             with suppress(FileNotFoundError):  # deleted by another thread
                 if time.time() - file.stat().st_mtime > CACHE_SECONDS:
                     file.unlink()
