@@ -1,6 +1,8 @@
 """The demo as a browser or another program sees it: the real server, asked over HTTP."""
 
 import json
+import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -148,6 +150,9 @@ def test_sliders_that_still_show_a_larger_window_are_no_error(served, tmp_path):
     tab.event("begin", None, 30000, 60000, "What?")
     (out,) = tab.event("ask", None, 30000, 60000, "What?", "two_pass", 0.0, "0, 0, 0.5, 0.5", 0)
     assert "4 of 16" in out[1]
+    left = list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*"))
+    assert left
+    assert not [file for file in left if "narrow" in file.name or "wide" in file.name]
 
 
 def test_a_mistake_is_one_message_and_no_error_of_the_event(served):

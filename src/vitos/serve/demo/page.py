@@ -205,7 +205,7 @@ def launch(
         DataError: from `record_examples`.
         OSError: if the port is taken.
     """
-    public, private = folder / "examples", folder / PAGES
+    public, private = folder.resolve() / "examples", folder.resolve() / PAGES
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(private)  # as `private_folder` does
     examples = record_examples(data, public) if data else draw_examples(public)

@@ -30,7 +30,7 @@ def private_folder() -> Iterator[Path]:
     its power leaves the folder behind.
     """
     before = {number: signal.signal(number, _interrupt) for number in ENDINGS}
-    folder = Path(tempfile.mkdtemp(prefix="vitos-demo-"))
+    folder = Path(tempfile.mkdtemp(prefix="vitos-demo-")).resolve()
     try:
         os.environ["GRADIO_TEMP_DIR"] = str(folder / PAGES)
         yield folder
