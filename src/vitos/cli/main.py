@@ -21,7 +21,6 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -35,6 +34,7 @@ from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
+from vitos.serve import NOTICE
 
 app = typer.Typer(
     help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
@@ -202,7 +202,7 @@ def ask(
     table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
     table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in finding.tokens.items()))
     console.print(table)
-    console.print("[dim]Research use only; not a medical device.[/dim]")
+    console.print(f"[dim]{NOTICE}[/dim]")
     if overlay is not None:
         whole = load_image(without_crop(image))
         draw_overlay(whole, finding.grid, finding.kept.mask, finding.boxes).save(overlay)
@@ -226,18 +226,29 @@ def demo(
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name under which the page may be opened, without port; may be repeated."),
+    ] = None,
 ) -> None:
     """Show in a browser what a model looks at: boxes, kept tokens, and answers from dense and random tokens."""
-    quiet()
-    with needs_extra("demo", "gradio"):
-        from vitos.serve.demo.page import launch
-    from vitos.policy.vlm import SparseVLM
+    from vitos.policy.locate import resolve_model_path
 
-    vlm = SparseVLM.from_pretrained(checkpoint)
-    told = f"http://{host}:{port}  (Ctrl+C stops)  [dim]Research use only; not a medical device.[/dim]"
-    with TemporaryDirectory(prefix="vitos-demo-") as folder:
-        announce = partial(console.print, told)
-        launch(vlm, Path(folder), data=data or (), model=checkpoint, host=host, port=port, announce=announce)
+    quiet()
+    found = resolve_model_path(checkpoint)  # a wrong name is said before slow imports
+    from vitos.serve.demo.private import private_folder
+
+    announce = partial(console.print, f"http://{host}:{port}  (Ctrl+C stops)  [dim]{NOTICE}[/dim]")
+    with private_folder() as folder:
+        with needs_extra("demo", "gradio"):
+            from vitos.serve.demo.page import launch
+        from vitos.policy.vlm import SparseVLM
+
+        vlm = SparseVLM.from_pretrained(found)
+        launch(
+            vlm, folder, data=data or (), model=checkpoint, host=host, port=port, allow_hosts=allow_host or (),
+            announce=announce,
+        )  # fmt: skip
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What the demo computes, against `ask` and against masks computed by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -163,6 +164,7 @@ def test_examples_from_record_files(tmp_path):
     assert found[0].question == "A cell at 0.1? Say so.\nA. yes\nB. no"
     for example in found:  # the page serves nothing but this folder
         assert example.image.parent == example.icon.parent == tmp_path / "out"
+        assert re.fullmatch(r"example-\d\.(tif|dcm)", example.image.name)  # no name of a patient
         assert max(Image.open(example.icon).size) == 64
     assert inputs.open_image(inputs.image_name(found[1].image, found[1].part))[0].size == (64, 64)
     assert len(inputs.record_examples([slides, scans], tmp_path / "two", count=2)) == 2

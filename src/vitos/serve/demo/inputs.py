@@ -23,6 +23,8 @@ from vitos.data.readers import read_records
 
 LONGEST_SIDE = 1024
 """Longest side of a shown picture in pixels; larger ones are scaled down, but the model sees the file as it is."""
+ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+"""Endings of names that files keep on the disk; only those of NIfTI and DICOM matter to how a file is read."""
 MAX_BOXES = 32
 MAX_QUESTION = 4000
 EXAMPLE_SEED = 77
@@ -70,7 +72,8 @@ def draw_examples(folder: Path, count: int = 5) -> list[Example]:
 def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> list[Example]:
     """Questions of record files, the files taking turns; of questions that differ in numbers alone, only the first.
 
-    Their images are copied into `folder`, from which the page serves them.
+    Their images are copied into `folder`, from which the page serves them, without their names: these may say who a
+    patient is.
 
     Raises:
         DataError: from `read_records`, for an image that cannot be read, or if no question is about a single image.
@@ -89,7 +92,7 @@ def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> li
     out = []
     for number, record in enumerate(records, start=1):
         path, part = split_name(record.image_paths[0])
-        image, icon = folder / f"example-{number}-{path.name}", folder / f"icon-{number}.png"
+        image, icon = folder / f"example-{number}{file_ending(path)}", folder / f"icon-{number}.png"
         try:
             picture = load_image(record.image_paths[0])
         except ImageError as error:
@@ -189,6 +192,11 @@ def image_name(file: str | Path, part: str = "", window: tuple[float, float] | N
     if window is not None and chosen.window is None:
         pairs.append(f"window={window[0]:g},{window[1]:g}")
     return Path(f"{file}#{'&'.join(pairs)}") if pairs else Path(file)
+
+
+def file_ending(path: Path) -> str:
+    """The ending of a file's name if it is one of `ENDINGS`, which tell nothing about a patient; otherwise empty."""
+    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
 
 
 def may_have_parts(file: str | Path) -> bool:

@@ -6,8 +6,10 @@ shared. One question is answered at a time.
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -15,32 +17,38 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+from starlette.applications import Starlette
 
 from vitos.policy.plans import Limits
 from vitos.policy.vlm import SparseVLM
+from vitos.serve import NOTICE
 from vitos.serve.demo.compare import plans_of
-from vitos.serve.demo.handlers import Handlers
+from vitos.serve.demo.guard import HostNames, SameOrigin
+from vitos.serve.demo.handlers import CACHE_SECONDS, HEADINGS, Handlers, Session
 from vitos.serve.demo.inputs import Example, draw_examples, record_examples
+from vitos.serve.demo.private import PAGES
 
 HERE = Path(__file__).parent
-NOTICE = "Research use only; not a medical device."
 MAX_UPLOAD = "512mb"
-CACHE_SECONDS = 3600
-"""Age at which uploads and pictures are deleted; when the server stops, all of them are."""
+OPENED_AT_ONCE = 4
+"""Number of files that each way to open one reads at the same time; the last one is shown."""
 PICTURE_HEIGHT = 262
 BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model localizes. Shift+Enter asks."
 EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
 
 
-def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: Limits = Limits()) -> gr.Blocks:
+def build(
+    vlm: SparseVLM, examples: list[Example], folder: Path, model: str = "nano", limits: Limits = Limits()
+) -> gr.Blocks:
     """The page.
 
     Args:
         examples: pictures and questions, each shown as a button.
+        folder: existing folder for the pictures of the page.
         model: name of the checkpoint, as it is shown.
         limits: longest responses of both branches.
     """
-    handlers = Handlers(vlm, limits)
+    handlers = Handlers(vlm, folder, limits)
     plans, refusals = plans_of(vlm)
     page: gr.Blocks
     c = SimpleNamespace()
@@ -52,7 +60,7 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
             f"<strong>{NOTICE}</strong></p>",
             elem_id="top",
         )
-        c.opened, c.drawn, c.found = gr.State(None), gr.State(0), gr.State("")
+        c.session, c.drawn = gr.State(Session()), gr.State(0)
         with gr.Row(elem_id="examples"):
             c.buttons = [
                 gr.Button(e.title, icon=e.icon, size="sm", min_width=150, elem_classes="example") for e in examples
@@ -84,13 +92,12 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
                     c.take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
                     c.clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
                 c.seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
-            with gr.Column(scale=5, min_width=480):
+            with gr.Column(scale=5, min_width=300):
                 with gr.Row():
                     _, c.preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
-                    c.sparse = _picture("sparse", "<b>Sparse</b><br>the tokens of the evidence")
+                    sparse = _picture("sparse", HEADINGS["sparse"])
                 with gr.Row():
-                    c.dense = _picture("dense", "<b>Dense</b><br>all tokens")
-                    c.random = _picture("random", "<b>Random</b><br>as many tokens, anywhere")
+                    c.shown = _picture("dense", HEADINGS["dense"]), sparse, _picture("random", HEADINGS["random"])
                 c.table = gr.HTML(elem_id="results")
                 c.thoughts = gr.HTML(elem_id="thoughts")
         _connect(handlers, examples, c)
@@ -100,45 +107,60 @@ def build(vlm: SparseVLM, examples: list[Example], model: str = "nano", limits: 
 def _connect(handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace) -> None:
     """Join the components `c` of the page to its events."""
     on = partial(gr.on, api_visibility="private")
-    shows = [c.opened, c.preview, c.facts, c.part, c.centre, c.width, c.boxes]
-    for button, example in zip(c.buttons, examples, strict=True):
-        on(button.click, partial(_fill, example), None, [c.file, c.question, c.part])
-        on(button.click, partial(handlers.open, str(example.image), example.part), None, shows)
-    on([c.file.upload, c.file.clear], handlers.open, c.file, shows)
-    on(c.part.submit, handlers.open, [c.file, c.part], shows)
-    corners = [c.opened, c.boxes, c.drawn]
-    on(c.preview.select, handlers.click, corners, corners, trigger_mode="multiple", show_progress="hidden")
-    on(c.clear.click, handlers.clear, c.opened, [c.opened, c.boxes])
-    on(c.take.click, lambda text: text, c.found, c.boxes)
-    image = [c.opened, c.centre, c.width]
-    changes = [c.centre.change, c.width.change, c.boxes.change, c.opened.change]
+    then = {"api_visibility": "private", "show_progress": "hidden"}
     drawing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    on(changes, handlers.draw, [*image, c.boxes], c.preview, **drawing)
-    shown = (c.dense, c.sparse, c.random)
-    results = [*(heading for heading, _ in shown), *(picture for _, picture in shown), c.table, c.thoughts, c.found]
-    one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-    on(
-        [c.ask.click, c.question.submit, c.boxes.submit, c.drawn.change], handlers.ask,
-        [*image, c.question, c.plan, c.budget, c.boxes, c.seed], results, trigger_mode="always_last", **one_at_a_time,
+    # Without `preprocess`: it would refuse a slider's value from before its range changed; `Handlers` corrects it.
+    raw: dict[str, Any] = {"preprocess": False}
+    window = [c.session, c.centre, c.width]
+    subject = [*window, c.question]
+
+    results = [*(heading for heading, _ in c.shown), *(picture for _, picture in c.shown), c.table, c.thoughts]
+    model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+    begin = partial(on, fn=handlers.begin, inputs=subject, outputs=results, queue=False, **drawing, **raw)
+    asking = begin([c.ask.click, c.question.submit, c.boxes.submit, c.drawn.change]).then(
+        handlers.ask,
+        [*subject, c.plan, c.budget, c.boxes, c.seed],
+        results,
+        trigger_mode="always_last",
+        **model,
+        **raw,
+    )
+    asking_all = begin([c.ask_all.click]).then(
+        handlers.ask_all, [*subject, c.budget, c.boxes], [c.table, c.thoughts], **model, **raw
+    )
+    # The browser drops the answers that are still being computed; the handlers do not rely on it.
+    stale: dict[str, Any] = {"cancels": [asking, asking_all]}
+    changes = [c.centre.change, c.width.change, c.question.input]
+    on(changes, handlers.change, subject, results, queue=False, **drawing, **raw, **stale)
+
+    shows = [c.preview, c.facts, c.part, c.centre, c.width, c.boxes, *results]
+    opening: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": OPENED_AT_ONCE} | stale
+    for button, example in zip(c.buttons, examples, strict=True):
+        opens = partial(handlers.open_example, example=example)
+        on(button.click, opens, c.session, [c.file, c.question, *shows], **opening)
+    on([c.file.upload, c.file.clear], handlers.open, [c.session, c.file], shows, **opening)
+    on(c.part.submit, handlers.open_part, [c.session, c.part], shows, **opening)
+
+    draw: tuple[Any, ...] = (handlers.draw, [*window, c.boxes], c.preview)
+    on([c.centre.change, c.width.change, c.boxes.change], *draw, **drawing, **raw)
+    clicked = on(
+        c.preview.select, handlers.click, [c.session, c.boxes, c.drawn], [c.boxes, c.drawn],
+        trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
-    asked = [*image, c.question, c.budget, c.boxes]
-    on(c.ask_all.click, handlers.ask_all, asked, [c.table, c.thoughts], **one_at_a_time)
+    clicked.then(*draw, **then, **raw)
+    on(c.clear.click, handlers.clear, c.session, c.boxes).then(*draw, **then, **raw)
+    on(c.take.click, handlers.take, c.session, c.boxes)
 
 
 def _picture(name: str, heading: str) -> tuple[gr.HTML, gr.Image]:
     """A line and the picture below it; a label of the picture itself would hide pixels."""
-    with gr.Column(min_width=220):
+    with gr.Column(min_width=200):
         above = gr.HTML(heading, elem_classes="heading", elem_id=f"{name}-heading")
         picture = gr.Image(
             show_label=False, interactive=False, format="png", height=PICTURE_HEIGHT, elem_id=name,
             buttons=[] if name == "preview" else ["fullscreen"], alt_text=f"{name}: nothing yet",
         )  # fmt: skip
     return above, picture
-
-
-def _fill(example: Example) -> tuple[None, str, str]:
-    """What an example fills in: no file, its question and its part."""
-    return None, example.question, example.part
 
 
 def theme() -> gr.themes.Base:
@@ -166,23 +188,28 @@ def launch(
     model: str = "nano",
     host: str = "127.0.0.1",
     port: int | None = 7860,
+    allow_hosts: Sequence[str] = (),
     block: bool = True,
     announce: Callable[[], None] = lambda: None,
 ) -> tuple[gr.Blocks, str]:
     """Serve the page; returns it and its address, with `block` only after it was stopped.
 
     Args:
-        folder: folder for the pictures of the examples, such as a temporary one.
+        folder: folder for examples, uploads and pictures, that of `private_folder` or another temporary one.
         data: record files whose questions are the examples; empty: phantoms are drawn.
         port: port of the page; None: a free one from 7860 on.
+        allow_hosts: names under which the page may be opened, besides `host` and this machine's own (`HostNames.of`).
         announce: called when all arguments have been checked, before the page is served.
 
     Raises:
         DataError: from `record_examples`.
         OSError: if the port is taken.
     """
-    examples = record_examples(data, folder) if data else draw_examples(folder)
-    page = build(vlm, examples, model)
+    public, private = folder.resolve() / "examples", folder.resolve() / PAGES
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(private)  # as `private_folder` does
+    examples = record_examples(data, public) if data else draw_examples(public)
+    page = build(vlm, examples, private, model)
     if port is not None and _taken(host, port):
         raise OSError(f"port {port} of {host} cannot be used; choose another with --port")
     announce()
@@ -192,7 +219,8 @@ def launch(
         share=False,
         quiet=True,
         max_file_size=MAX_UPLOAD,
-        allowed_paths=[str(folder)],
+        allowed_paths=[str(public)],
+        app_kwargs={"lifespan": partial(_guarded, hosts=HostNames.of(host, allow_hosts))},
         theme=theme(),
         css=(HERE / "demo.css").read_text(encoding="utf-8"),
         js=(HERE / "demo.js").read_text(encoding="utf-8"),
@@ -203,6 +231,15 @@ def launch(
         prevent_thread_lock=not block,
     )
     return page, address
+
+
+@asynccontextmanager
+async def _guarded(app: Starlette, hosts: HostNames) -> AsyncIterator[None]:
+    """Put `SameOrigin` around an app that starts, and around the middleware that Gradio adds."""
+    if app.middleware_stack is None:
+        raise RuntimeError("the app started without its middleware; requests from other hosts would be answered")
+    app.middleware_stack = SameOrigin(app.middleware_stack, hosts)
+    yield
 
 
 def _taken(host: str, port: int) -> bool:
