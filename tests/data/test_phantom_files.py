@@ -7,7 +7,7 @@ from PIL import Image
 
 from vitos.data import phantom
 from vitos.data.phantom import write_phantoms
-from vitos.data.phantom_files import Settings, read_settings, refuse_others
+from vitos.data.phantom_files import PhantomSettings, read_settings, refuse_others
 from vitos.data.readers import read_records
 
 
@@ -22,7 +22,7 @@ def images(folder):
 @pytest.mark.parametrize(("count", "seed", "size"), [(3, 0, 64), (5, 7, 64), (2, 0, 32)])
 def test_settings_are_read_back(tmp_path, count, seed, size):
     path = write_phantoms(tmp_path, "val", count, seed, size)
-    assert read_settings(path) == Settings(count, seed, size)
+    assert read_settings(path) == PhantomSettings(count, seed, size)
 
 
 @pytest.mark.parametrize("other", [{"count": 2}, {"count": 5}, {"seed": 1}, {"size": 32}])
@@ -32,7 +32,7 @@ def test_other_settings_are_refused_by_name_and_replace_the_whole_when_told(tmp_
     write_phantoms(tmp_path, "val", 2, size=64)
     before = listing(tmp_path)
     wanted = settings | other
-    text = rf"train.json holds 3 questions of seed 0 at 64 pixels, not {Settings(**wanted)}; .*--overwrite"
+    text = rf"train.json holds 3 questions of seed 0 at 64 pixels, not {PhantomSettings(**wanted)}; .*--overwrite"
     with pytest.raises(FileExistsError, match=text):
         write_phantoms(tmp_path, "train", **wanted)
     assert listing(tmp_path) == before
@@ -89,7 +89,7 @@ def test_a_file_of_another_kind_is_not_replaced_unasked(tmp_path, content):
 def test_all_splits_are_named_at_once(tmp_path):
     for split in ("train", "val", "test"):
         write_phantoms(tmp_path, split, 2, size=32)
-    wanted = {"train": Settings(2, 0, 32), "val": Settings(3, 0, 32), "test": Settings(4, 0, 32)}
+    wanted = {"train": PhantomSettings(2, 0, 32), "val": PhantomSettings(3, 0, 32), "test": PhantomSettings(4, 0, 32)}
     with pytest.raises(FileExistsError) as caught:
         refuse_others(tmp_path, wanted)
     assert "val.json holds 2" in str(caught.value)

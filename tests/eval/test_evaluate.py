@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.driven import up_to
 
+import vitos.eval.evaluate as evaluate_module
 from vitos.core.geometry import Rect, TokenGrid, View
 from vitos.core.sparsify import Fusion, Kept
 from vitos.core.stopwatch import Stopwatch
@@ -279,3 +280,10 @@ def test_a_folder_that_cannot_be_written_is_said_before_a_question_is_asked(warm
     model = AskedModel(name=TRAINED, path="", conditions=control_conditions(), load=load)
     with pytest.raises(OSError, match="file"):
         run_models([model], [EvalSet("phantoms", tuple(records))], SETTINGS, tmp_path / "file" / "answers")
+
+
+@pytest.mark.parametrize(("unread", "said"), [(1.0, "100%"), (0.5, "50%"), (0.49, ""), (None, "")])
+def test_a_model_that_does_not_know_the_form_of_answers_is_sent_to_the_warm_start(unread, said):
+    hint = evaluate_module._hint({"no_answer_rate": unread})
+    assert hint.startswith(said)
+    assert ("warm_start" in hint) == bool(said)

@@ -111,11 +111,11 @@ def phantom(
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
-    from vitos.data.phantom_files import Settings, refuse_others
+    from vitos.data.phantom_files import PhantomSettings, refuse_others
 
     counts = {split: count for split, count in {"train": train, "val": val, "test": test}.items() if count}
     if not overwrite:  # before anything is written
-        refuse_others(folder, {split: Settings(count, seed, size) for split, count in counts.items()})
+        refuse_others(folder, {split: PhantomSettings(count, seed, size) for split, count in counts.items()})
     for split, count in counts.items():
         with console.status(f"drawing {count} {split} questions"):
             path = write_phantoms(folder, split, count, seed, size, overwrite=overwrite)

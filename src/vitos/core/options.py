@@ -73,8 +73,7 @@ def read_choices(question: str) -> Choices:
     A list whose letters do not read A, B, C … is no option list (the "C." of "vitamin C. deficiency" is none).
     """
     text = question.replace("**", "").replace("__", "") if _BOLD_LETTER.search(question) else question
-    found = _on_lines(text.splitlines()) or _inline(text) or Choices()
-    return Choices(found.options, (*found.problems, *_same_texts(found.options)))
+    return _on_lines(text.splitlines()) or _inline(text) or Choices()
 
 
 def option_lines(options: Sequence[str]) -> str:
@@ -88,7 +87,8 @@ def option_lines(options: Sequence[str]) -> str:
     return "".join(f"\n{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
-def _same_texts(options: Mapping[str, str]) -> Iterator[str]:
+def same_texts(options: Mapping[str, str]) -> Iterator[str]:
+    """For each option with the text of an earlier one, the end of a sentence that says so."""
     seen: dict[str, str] = {}
     for letter, text in options.items():
         other = seen.setdefault(normalize_answer(text), letter)

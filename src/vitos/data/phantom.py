@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from vitos.core.geometry import Box
 from vitos.core.record import IMAGE_PLACEHOLDER, option_lines
 from vitos.data.files import write_json_atomic
-from vitos.data.phantom_files import IMAGES, Settings, image_name, refuse_changed, refuse_others, remove_orphans
+from vitos.data.phantom_files import IMAGES, PhantomSettings, image_name, refuse_changed, refuse_others, remove_orphans
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
@@ -78,7 +78,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PhantomQuestion:
     """A multiple-choice question: `truth` is the text of the right option, `evidence` what it is about."""
 
     template: str
@@ -197,7 +197,7 @@ def _stamp(
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
-def kind_at_point(scene: Scene, rng: np.random.Generator) -> Question | None:
+def kind_at_point(scene: Scene, rng: np.random.Generator) -> PhantomQuestion | None:
     """What is the finding near a point?"""
     target = _pick(rng, scene.findings)
     if target is None:
@@ -206,7 +206,7 @@ def kind_at_point(scene: Scene, rng: np.random.Generator) -> Question | None:
     return _kind_question("kind_at_point", f"What is the finding near the point ({x:.2f}, {y:.2f})?", target, rng)
 
 
-def kind_in_region(scene: Scene, rng: np.random.Generator) -> Question | None:
+def kind_in_region(scene: Scene, rng: np.random.Generator) -> PhantomQuestion | None:
     """What is the finding in an organ that holds the centre of exactly one, with no other near its border?"""
     homes = [(organ, [f for f in scene.findings if organ.contains(f.x, f.y, scale=1.7)]) for organ in scene.organs]
     single = [(organ, near[0]) for organ, near in homes if len(near) == 1 and organ.contains(near[0].x, near[0].y)]
@@ -216,17 +216,17 @@ def kind_in_region(scene: Scene, rng: np.random.Generator) -> Question | None:
     return _kind_question("kind_in_region", f"What is the finding in the {organ.name}?", target, rng)
 
 
-def which_quadrant(scene: Scene, rng: np.random.Generator) -> Question | None:
+def which_quadrant(scene: Scene, rng: np.random.Generator) -> PhantomQuestion | None:
     """Where is the only finding of a kind?"""
     target = _pick(rng, _singles(scene))
     if target is None:
         return None
     options = _shuffled(QUADRANTS, rng)
     text = f"In which quadrant is the {target.kind}?"
-    return Question("which_quadrant", text, options, target.quadrant, (target,), f"it is {target.quadrant}")
+    return PhantomQuestion("which_quadrant", text, options, target.quadrant, (target,), f"it is {target.quadrant}")
 
 
-def how_many(scene: Scene, rng: np.random.Generator) -> Question | None:
+def how_many(scene: Scene, rng: np.random.Generator) -> PhantomQuestion | None:
     """How many findings of the first finding's kind? `sample` makes the scene, so 1 to 4 are equally frequent."""
     kind = scene.findings[0].kind if scene.findings else ""
     found = tuple(f for f in scene.findings if f.kind == kind)
@@ -234,10 +234,12 @@ def how_many(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     truth = str(len(found))
     options = _shuffled(("1", "2", "3", "4"), rng)
-    return Question("how_many", f"How many findings of kind {kind}?", options, truth, found, f"there are {truth}")
+    return PhantomQuestion(
+        "how_many", f"How many findings of kind {kind}?", options, truth, found, f"there are {truth}"
+    )
 
 
-def larger_of_two(scene: Scene, rng: np.random.Generator) -> Question | None:
+def larger_of_two(scene: Scene, rng: np.random.Generator) -> PhantomQuestion | None:
     """Which of two findings, the only ones of their kinds, is larger (by a fifth at least)?"""
     singles = _singles(scene)
     pairs = [
@@ -251,10 +253,12 @@ def larger_of_two(scene: Scene, rng: np.random.Generator) -> Question | None:
     a, b = pairs[rng.integers(len(pairs))]
     truth = (a if a.radius > b.radius else b).kind
     text = f"Which is larger, the {a.kind} or the {b.kind}?"
-    return Question("larger_of_two", text, _shuffled((a.kind, b.kind), rng), truth, (a, b), f"it is the {truth}")
+    return PhantomQuestion(
+        "larger_of_two", text, _shuffled((a.kind, b.kind), rng), truth, (a, b), f"it is the {truth}"
+    )
 
 
-TEMPLATES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+TEMPLATES: dict[str, Callable[[Scene, np.random.Generator], PhantomQuestion | None]] = {
     "kind_at_point": kind_at_point,
     "kind_in_region": kind_in_region,
     "which_quadrant": which_quadrant,
@@ -263,8 +267,8 @@ TEMPLATES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = 
 }
 
 
-def _kind_question(template: str, text: str, target: Lesion, rng: np.random.Generator) -> Question:
-    return Question(template, text, _shuffled(KINDS, rng), target.kind, (target,), f"it is a {target.kind}")
+def _kind_question(template: str, text: str, target: Lesion, rng: np.random.Generator) -> PhantomQuestion:
+    return PhantomQuestion(template, text, _shuffled(KINDS, rng), target.kind, (target,), f"it is a {target.kind}")
 
 
 def _singles(scene: Scene) -> list[Lesion]:
@@ -284,7 +288,7 @@ def _shuffled(options: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
 # --- samples and data sets ------------------------------------------------------------------------------------------
 
 
-def sample(seed: int, template: str) -> tuple[Scene, Question]:
+def sample(seed: int, template: str) -> tuple[Scene, PhantomQuestion]:
     """The scene and question of a template for a seed; a scene that cannot carry the question is drawn again."""
     rng = np.random.default_rng([seed, list(TEMPLATES).index(template)])
     # The count is drawn once: drawing it with each scene would favour the counts that fit in more easily.
@@ -300,7 +304,7 @@ def sample(seed: int, template: str) -> tuple[Scene, Question]:
             return scene, question
 
 
-def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene, Question]]:
+def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene, PhantomQuestion]]:
     """`count` samples of a split, the templates in turn, as (id, scene, question).
 
     Raises:
@@ -334,7 +338,7 @@ def write_phantoms(
     """
     path = folder / f"{split}.json"
     if not overwrite:
-        refuse_others(folder, {split: Settings(count, seed, size)})
+        refuse_others(folder, {split: PhantomSettings(count, seed, size)})
     drawn = list(samples(split, count, seed))
     rows = [_row(ident, question) for ident, _, question in drawn]
     if not overwrite:
@@ -348,7 +352,7 @@ def write_phantoms(
     return path
 
 
-def _row(ident: str, question: Question) -> dict[str, object]:
+def _row(ident: str, question: PhantomQuestion) -> dict[str, object]:
     return {
         "id": ident,
         "image_path": [image_name(ident)],

@@ -14,7 +14,7 @@ IMAGES = "images"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PhantomSettings:
     """What decides the content of a split: its number of questions, its seed, and its images' pixels per side.
 
     A size of 0 means that it is not known, because no image is left.
@@ -28,7 +28,7 @@ class Settings:
         return f"{self.count} questions of seed {self.seed} at {self.size} pixels"
 
 
-def refuse_others(folder: Path, wanted: Mapping[str, Settings]) -> None:
+def refuse_others(folder: Path, wanted: Mapping[str, PhantomSettings]) -> None:
     """Stop before a split that was made with other settings, or by other means, is replaced.
 
     Args:
@@ -65,14 +65,14 @@ def _refuse(others: Sequence[str]) -> None:
         raise FileExistsError("; ".join(others) + "; name another folder, or pass --overwrite to replace it")
 
 
-def read_settings(path: Path) -> Settings | None:
+def read_settings(path: Path) -> PhantomSettings | None:
     """With which settings a split was made; None if its ids do not tell, or an image is broken."""
     rows = _read_rows(path)
     ids = [row.get("id") for row in rows or [] if isinstance(row, dict)]
     first = re.fullmatch(rf"{re.escape(path.stem)}/(\d+)/0", str(ids[0])) if ids else None
     if rows is None or first is None or ids != [f"{path.stem}/{first[1]}/{index}" for index in range(len(rows))]:
         return None
-    made = Settings(len(rows), int(first[1]), 0)
+    made = PhantomSettings(len(rows), int(first[1]), 0)
     paths = (path.parent / image_name(str(ident)) for ident in ids)
     left = next((image_path for image_path in paths if image_path.exists()), None)
     if left is None:

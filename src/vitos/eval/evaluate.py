@@ -47,6 +47,9 @@ from vitos.reports.html import write_report
 from vitos.reports.table import results_table
 
 RESULTS, CASES, REPORT, ASKED = "results.json", "cases.jsonl", "report.html", "evaluation.json"
+MOST_UNREAD = 0.5
+"""Share of unreadable answers from which the advice to start supervised is given."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -143,8 +146,22 @@ def evaluate(
         except OSError as error:
             _log.warning("the model card could not be written (%s); the results are in %s", error, out)
     console.print(results_table(results))
+    if hint := _hint(results):
+        console.print(hint)
     console.print(f"Report: {out / REPORT}")
     return results
+
+
+def _hint(results: Mapping[str, Any]) -> str:
+    """What to do about a model that does not answer in the form that is asked for; empty where most can be read."""
+    unread = results["no_answer_rate"] or 0.0
+    if unread < MOST_UNREAD:
+        return ""
+    return (
+        f"{unread:.0%} of the answers could not be read: the model does not know the form that it is to answer in. "
+        "Reinforcement learning cannot teach it what it never does; a supervised start does "
+        "(warm_start in the recipe, docs/training.md)."
+    )
 
 
 def cases_in_memory(policy: SparseVLM, records: Sequence[Record], settings: Settings) -> list[dict[str, Any]]:

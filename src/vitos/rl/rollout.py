@@ -134,26 +134,37 @@ def roll_out(
     ]
     flat = policy.reason(flat_queries, reason_prompts, options.reason, second, watch)  # (P·G, K)
     size = options.num_localizations
-    groups = []
-    for p, (record, query) in enumerate(zip(records, queries, strict=True)):
-        own = slice(p * size, (p + 1) * size)
-        reasonings = flat[own]
-        rewards = group_rewards(
-            record,
-            [rollout.response for rollout in localizations[p]],
-            [[rollout.response for rollout in row] for row in reasonings],
-            weights,
-            extra_rewards,
+    groups = [
+        _reward_group(
+            record, query, found, [one.kept for one in row], flat[p * size : (p + 1) * size], weights, extra_rewards
         )
-        kept = [one.kept for one in rows[p]]
-        groups.append(
-            QuestionGroup(
-                record=record,
-                query=query,
-                localizations=localizations[p],
-                kept=kept,
-                reasonings=reasonings,
-                rewards=rewards,
-            )
-        )
+        for p, (record, query, found, row) in enumerate(zip(records, queries, localizations, rows, strict=True))
+    ]
     return RolloutBatch(groups, localize_prompts, reason_prompts)
+
+
+def _reward_group(
+    record: Record,
+    query: Query,
+    localizations: list[Rollout],
+    kept: list[Kept],
+    reasonings: list[list[Rollout]],
+    weights: RewardWeights,
+    extra_rewards: Sequence[ExtraReward],
+) -> QuestionGroup:
+    """One question's rollouts with their rewards."""
+    rewards = group_rewards(
+        record,
+        [rollout.response for rollout in localizations],
+        [[rollout.response for rollout in row] for row in reasonings],
+        weights,
+        extra_rewards,
+    )
+    return QuestionGroup(
+        record=record,
+        query=query,
+        localizations=localizations,
+        kept=kept,
+        reasonings=reasonings,
+        rewards=rewards,
+    )
