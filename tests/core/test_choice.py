@@ -209,6 +209,8 @@ NO_ANSWER = [
         "rule out B",
     ),
     *(
+        "B. cyst?",
+        "B) cyst?!",
         "The answer is b",
         "b",
         "the answer is a",
@@ -297,7 +299,7 @@ def test_letters_and_signs_inside_options(options: list[str], text: str, letter:
             ("A. nodule", None),
             ("B nodule", None),
             ("the answer is not cyst", None),
-            ("cyst?!", "A"),
+            ("cyst?!", None),
         ),
         *(("small cyst", None), ("cyst or nodule", None), ("", None)),
     ],

@@ -47,6 +47,10 @@ READ = [
     ("Q? A. < 5 mm B. > 5 mm", ["< 5 mm", "> 5 mm"]),
     ("Q?\nA. <image>\nB. neither", ["<image>", "neither"]),
     ("Q?\nA. cyst\nB. mass\n<image>", ["cyst", "mass"]),
+    ("<question>Q?\nA. cyst\nB. mass\n</question>", ["cyst", "mass"]),
+    ("> Q?\n> A. cyst\n> B. mass", ["cyst", "mass"]),
+    ("Q?\nA. cyst\nB. mass\n---\nPlease answer in English.", ["cyst", "mass"]),
+    ("Q?\nA.\n+\nB.\n-", ["+", "-"]),
     # What looks like a letter of an option and is none.
     ("Q?\nA. Stage I: early\nB. Stage II: late", ["Stage I: early", "Stage II: late"]),
     ("Q? A. Stage I: early B. Stage II: late", ["Stage I: early", "Stage II: late"]),

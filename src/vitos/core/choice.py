@@ -119,8 +119,7 @@ def name_option(written: str, options: Mapping[str, str]) -> str | None:
     bare = _INTRODUCED.sub("", _undressed(written))
     if not _comparable(bare, max(map(len, options.values()), default=0)):
         return None
-    form = normalize_answer(bare)
-    same = [letter for letter, text in options.items() if normalize_answer(_MARKUP.sub("", text)) == form]
+    same = [letter for letter, text in options.items() if _alike(bare, _MARKUP.sub("", text))]
     if len(same) != 1:
         return None
     exact = text_of_one(bare, options)
@@ -178,7 +177,13 @@ def _has_text(match: re.Match[str], texts: Mapping[str, str]) -> bool:
     text, option = match["text"], _MARKUP.sub("", texts[match["letter"].upper()])
     if text.split() == option.split():
         return True
-    return _comparable(text, len(option)) and normalize_answer(text) == normalize_answer(option)
+    return _comparable(text, len(option)) and _alike(text, option)
+
+
+def _alike(text: str, option: str) -> bool:
+    """Whether two texts say the same; "cyst?" does not say "cyst"."""
+    asked = [written.rstrip(" .!\"'”’").endswith(("?", "？")) for written in (text, option)]
+    return asked[0] == asked[1] and normalize_answer(text) == normalize_answer(option)
 
 
 def _comparable(text: str, length: int) -> bool:

@@ -63,7 +63,8 @@ def _request(named: str, within: int) -> str:
 
 _LINE = re.compile(
     rf"[\W_]{{0,8}}(?:\d{{1,2}}[.)] ?)?(?:{_request(_ALSO_NAMED, 200)}|{_OTHER}|{_POLITE}{_VERB}{_COLON}|{_HEADER}|"
-    rf"(?:[qa]|rules?|answer){_COLON}|answer$|{_CHINESE}|[^\n]{{0,200}}?(?<!\w)(?:{_NAMED})(?!\w))",
+    rf"(?:[qa]|rules?|answer){_COLON}|answer$|please\b|you (?:are|will|have)\b|"
+    rf"{_CHINESE}|[^\n]{{0,200}}?(?<!\w)(?:{_NAMED})(?!\w))",
     re.IGNORECASE,
 )
 # Behind a mark any sentence that names the answer; behind a blank alone one that begins like a request.

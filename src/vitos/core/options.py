@@ -23,7 +23,7 @@ _IMAGE = "<image>"
 _BOLD_LETTER = re.compile(r"(?:\*\*|__)[(\[]?[A-Za-z](?:\*\*|__|[.)\]:])")
 _OPEN, _CLOSE = r"(?P<open>[(\[（【])?", r"(?P<mark>(?(open)[)\]）】][.:：]?|[.)\]:：、．）](?:[.:)](?=\s))?))"
 _LABEL = rf"(?:(?:[Oo]ption|[Cc]hoice|OPTION|CHOICE) )?{_OPEN}(?P<letter>[A-Za-z]){_CLOSE}"
-_LINE_LABEL = re.compile(rf"[ \t]*(?:[-*•] )?{_LABEL}(?P<text>.*)", re.DOTALL)
+_LINE_LABEL = re.compile(rf"[ \t]*(?:[-*•>] )?{_LABEL}(?P<text>.*)", re.DOTALL)
 # In front of a letter inside a line: a blank, a mark that is no part of a word, or a Chinese or Japanese character.
 _INLINE_LABEL = re.compile(rf"(?<![^\s(（,，;；|/?？!！。:：\[、\u3040-\u9fff]){_LABEL}(?=\s*\S)")
 
@@ -51,6 +51,7 @@ _NEAR = 40  # characters on either side of a letter that are looked at
 _INITIAL, _GENUS = "an initial", "a genus"
 _ASCII = str.maketrans("．：）】", ".:)]")
 _JOINT = re.compile(r"(?:\s*[,，;；|/]\s*(?:(?:or|and)\s*)?|\s+(?:or|and)\s*)$")
+_MARKUP_LINE = re.compile(r"[\W_]+|<[|/]?[\w|]+>")  # "---", "</question>"
 _NO_TEXT = re.compile(r"[\s,;.:()/|]*(?:(?:or|and|to|vs|versus|through|than)\b[\s,;.:()/|]*)?$")
 
 
@@ -73,8 +74,7 @@ def read_choices(question: str) -> Choices:
     A list whose letters do not read A, B, C … is no option list (the "C." of "vitamin C. deficiency" is none).
     """
     text = question.replace("**", "").replace("__", "") if _BOLD_LETTER.search(question) else question
-    found = _on_lines(text.splitlines()) or _inline(text) or Choices()
-    return Choices(found.options, (*found.problems, *_same_texts(found.options)))
+    return _on_lines(text.splitlines()) or _inline(text) or Choices()
 
 
 def option_lines(options: Sequence[str]) -> str:
@@ -88,7 +88,8 @@ def option_lines(options: Sequence[str]) -> str:
     return "".join(f"\n{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
-def _same_texts(options: Mapping[str, str]) -> Iterator[str]:
+def same_texts(options: Mapping[str, str]) -> Iterator[str]:
+    """For each option with the text of an earlier one, the end of a sentence that says so."""
     seen: dict[str, str] = {}
     for letter, text in options.items():
         other = seen.setdefault(normalize_answer(text), letter)
@@ -167,7 +168,8 @@ def _choices(texts: Sequence[str], last: Sequence[str]) -> Choices:
     lines = [line for line in last if line != _IMAGE]
     if lines and not lines[0]:
         lines = lines[1:]  # there is nothing but the letter on its line
-    text, behind = (without_instruction(lines[0]), lines[1:]) if lines else ("", [])
+    text = without_instruction(lines[0]) if lines else ""
+    behind = [line for line in lines[1:] if not line or not _MARKUP_LINE.fullmatch(line)]
     if (
         behind
         and behind[0]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from vitos.core.geometry import Box
 from vitos.core.options import option_lines as option_lines
-from vitos.core.options import read_choices
+from vitos.core.options import read_choices, same_texts
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -71,7 +71,8 @@ def option_problems(question: str) -> tuple[str, ...]:
     >>> option_problems("What is it?\\nA. cyst\\nB. Cyst.")
     ('has the same text for the options A and B',)
     """
-    return read_choices(question).problems
+    choices = read_choices(question)
+    return (*choices.problems, *same_texts(choices.options))
 
 
 def spell_answer(question: str, answer: str) -> str:
