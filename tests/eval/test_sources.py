@@ -11,7 +11,10 @@ from vitos.config.recipe import load_recipe
 from vitos.data.images import DataError, load_image
 from vitos.data.readers import read_records
 from vitos.eval.bench import read_sets
+from vitos.eval.conditions import LOCALIZE, Settings
+from vitos.eval.run import AskedModel, run_models
 from vitos.eval.sources import check_sources, convert_benchmark, open_benchmark, read_set
+from vitos.eval.store import EvalFolder
 
 
 @pytest.fixture
@@ -84,3 +87,13 @@ def test_training_on_a_benchmark_says_how(slake, tmp_path):
     recipe.write_text(f"name: x\noutput_dir: {tmp_path}/x\ndata: {{train: 'benchmark:slake={slake}'}}\n")
     with pytest.raises(ValueError, match="vitos data convert"):
         run.train(load_recipe(recipe))
+
+
+def test_the_reasons_of_unusable_rows_are_kept(slake, tmp_path, warm_policy):
+    one = read_set(f"benchmark:slake={slake}")
+    model = AskedModel(name="m", path="", conditions=(LOCALIZE,), load=lambda: warm_policy)
+    settings = Settings(max_localization_tokens=2, max_reasoning_tokens=2)
+    run_models([model], [one], settings, tmp_path / "run")
+    left_out = EvalFolder(tmp_path / "run").left_out("m")
+    assert [(row["id"], row["reason"]) for row in left_out] == list(one.left_out)
+    assert len(left_out) == 7

@@ -112,7 +112,9 @@ def run_models(
     """
     folder, asked = EvalFolder(out), [_in_protocol(one, settings) for one in sets]
     if share.index == 0:
-        folder.open_run(_manifest(models, asked, sets, settings), {one.name: one.records for one in asked})
+        questions = {one.name: one.records for one in asked}
+        unusable = {one.name: one.left_out for one in asked}
+        folder.open_run(_manifest(models, asked, sets, settings), questions, unusable)
     share.wait()
     for model in models:
         policy = model.load()

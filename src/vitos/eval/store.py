@@ -2,6 +2,7 @@
 
     bench.json                              models, benchmarks, settings, conditions
     questions/<benchmark>.jsonl             id, kind, question, gold answer and boxes, meta
+    unusable/<benchmark>.jsonl              rows of a release that make no question, and why
     answers/<model>/<benchmark>/<n>.jsonl   answers of process n, one per line
     times/<model>/<benchmark>/<n>.jsonl     seconds, one condition of one batch per line
     images/<model>/<benchmark>/<n>.jsonl    how each question's images were opened, and the grid of its visual tokens
@@ -42,7 +43,12 @@ class EvalFolder:
 
     # --- what was asked ---------------------------------------------------------------------------------------------
 
-    def open_run(self, manifest: Mapping[str, Any], questions: Mapping[str, Sequence[Record]]) -> None:
+    def open_run(
+        self,
+        manifest: Mapping[str, Any],
+        questions: Mapping[str, Sequence[Record]],
+        unusable: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    ) -> None:
         """Begin a run, or go on with one: new models, benchmarks, selectors and budgets are added.
 
         Raises:
@@ -68,6 +74,11 @@ class EvalFolder:
         for name, records in questions.items():
             lines = (json.dumps(_question(record), ensure_ascii=False) for record in records)
             write_text_atomic(self._questions(name), "".join(f"{line}\n" for line in lines))
+        for name, rows in (unusable or {}).items():
+            if rows:
+                self._unusable(name).parent.mkdir(exist_ok=True)
+                lines = (json.dumps({"row": row, "reason": why}, ensure_ascii=False) for row, why in rows)
+                write_text_atomic(self._unusable(name), "".join(f"{line}\n" for line in lines))
         write_json_atomic(self.path / MANIFEST, merged)
 
     def manifest(self) -> dict[str, Any]:
@@ -117,9 +128,11 @@ class EvalFolder:
         return {row["id"]: row for row in self._rows("images", model, benchmark)}
 
     def left_out(self, model: str) -> list[dict[str, str]]:
-        """Records that a model was not asked because their images could not be opened, each once."""
+        """Rows that make no question, and records that a model could not be asked about, each once with its reason."""
         found = []
         for name in self.manifest()["benchmarks"]:
+            if (file := self._unusable(name)).is_file():
+                found += [{"dataset": name, "id": row["row"], "reason": row["reason"]} for row in read_rows(file)]
             asked = self.images(model, name)
             reasons = {row["id"]: row["reason"] for row in self._rows("left_out", model, name)}
             found += [{"dataset": name, "id": i, "reason": why} for i, why in reasons.items() if i not in asked]
@@ -150,6 +163,9 @@ class EvalFolder:
 
     def _questions(self, benchmark: str) -> Path:
         return self.path / "questions" / f"{file_name(benchmark)}.jsonl"
+
+    def _unusable(self, benchmark: str) -> Path:
+        return self.path / "unusable" / f"{file_name(benchmark)}.jsonl"
 
 
 def read_rows(file: Path) -> list[StoredRow]:

@@ -171,7 +171,7 @@ def draw_pareto(
     axes.set_xlabel("visual tokens kept")
     axes.set_ylabel("accuracy", color=GREY, fontsize=8.5)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1))
     axes.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
