@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitos.core.geometry import Box, Rect, TokenGrid, View
-from vitos.core.masks import centre_mask, fit_budget, inverted_mask, oracle_mask, random_mask, shifted_mask
+from vitos.core.masks import centre_mask, fit_budget, inverted_mask, random_mask, shifted_mask
 
 SQUARE = TokenGrid.single(4, 4)
 PADDED = TokenGrid.single(4, 4, Rect(-0.5, 0.0, 1.5, 1.0))  # a portrait in a square: columns 0 and 3 see padding
@@ -103,7 +103,7 @@ def test_inverted_mask_is_outside_at_equal_count(grid: TokenGrid, evidence: list
 
 
 def test_inverted_mask_takes_padding_last() -> None:
-    mask = oracle_mask(PADDED, [Box(0.0, 0.0, 0.4, 1.0)])
+    mask = PADDED.overlapping([Box(0.0, 0.0, 0.4, 1.0)])
     assert cells(mask) == [".#.."] * 4
     assert cells(inverted_mask(PADDED, mask, rng())) == ["..#."] * 4
     assert inverted_mask(PADDED, mask, rng(), count=12).sum() == 12
@@ -157,12 +157,6 @@ def test_shifted_mask_moves_every_view_within_itself() -> None:
     for view in (slice(0, 9), slice(9, 17), slice(17, 25)):
         assert mask[view].sum() == original[view].sum()
     assert not (mask & original).any()
-
-
-def test_oracle_mask_is_the_keep_rule_of_the_gold_boxes() -> None:
-    gold = [Box(0.3, 0.3, 0.45, 0.45)]
-    assert cells(oracle_mask(SQUARE, gold)) == ["....", ".#..", "....", "...."]
-    assert cells(oracle_mask(SQUARE, gold, margin=1)) == ["###.", "###.", "###.", "...."]
 
 
 def test_fit_budget_by_hand() -> None:
@@ -225,8 +219,6 @@ def test_fit_budget_equals_exact_arithmetic(rows: int, cols: int, box: Box, data
         (lambda: fit_budget(SQUARE, [], 4), "no box"),
         (lambda: shifted_mask(SQUARE, [], rng()), "no box"),
         (lambda: shifted_mask(SQUARE, [Box(0, 0, 1, 1)], rng(), margin=1, count=4), "either margin or count"),
-        (lambda: oracle_mask(SQUARE, []), "no box"),
-        (lambda: oracle_mask(TokenGrid.single(2, 2, Rect(0, 0, 0.5, 0.5)), [Box(0.6, 0.6, 1, 1)]), "no cell"),
         (lambda: inverted_mask(SQUARE, np.ones(4, dtype=bool), rng()), "16 visual tokens"),
         (lambda: inverted_mask(SQUARE, centre_mask(SQUARE, 10), rng(), count=7), "drops 6"),
         (lambda: inverted_mask(SQUARE, np.zeros(16, dtype=bool), rng()), "got 0"),

@@ -37,7 +37,7 @@ def bench_run(
         bool, typer.Option(help="Also ask with changed pictures, to see whether the model looks at them.")
     ] = True,
     protocol: Annotated[
-        Literal["choice", "open"], typer.Option(help="Questions to ask: with options only, or open ones as well.")
+        Literal["choice", "open"], typer.Option(help="Questions to ask: closed ones only, or open ones as well.")
     ] = "choice",
     base: Annotated[str | None, typer.Option(help="Name of the model that accuracies are compared with.")] = None,
     limit: Annotated[int | None, typer.Option(help="Number of questions of each set, from its start.")] = None,

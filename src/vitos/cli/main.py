@@ -250,19 +250,26 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="Number of waiting questions; more get status 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest size of a request, in megabytes.")] = 32,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Largest size of an image, in megapixels.")] = 16,
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, help="Largest size of all images of a request, in megapixels.")
+    ] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of an answer, in seconds.")] = 120.0,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in requests; by default the run's or the checkpoint's.")
+    ] = None,
 ) -> None:
-    """Answer OpenAI's chat completions over HTTP. Clients need a bearer token if VITOS_TOKEN is set to one."""
+    """Answer OpenAI's chat completions over HTTP. Clients must send VITOS_TOKEN, if it is set, as bearer token."""
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise typer.BadParameter("a name is printable text, not empty", param_hint="--name")
     quiet()
     with needs_extra("serve", "fastapi", "prometheus_client", "uvicorn"):
         from vitos.serve.api.app import ServerSettings
-        from vitos.serve.api.launch import run_server
+        from vitos.serve.api.launch import model_name, run_server
 
     run_server(
         checkpoint,
         ServerSettings(
-            name=Path(checkpoint).name,
+            name=model_name(checkpoint) if name is None else name,
             token=os.environ.get("VITOS_TOKEN") or None,
             images=images,
             max_running=max_running,

@@ -103,15 +103,6 @@ def shifted_mask(
     return shifted
 
 
-def oracle_mask(grid: TokenGrid, gold_boxes: Sequence[Box], margin: int = 0) -> BoolArray:
-    """The tokens that the gold boxes keep, each box widened by `margin` cells: evidence without localization errors.
-
-    Raises:
-        ValueError: if there is no gold box, or none overlaps a cell.
-    """
-    return _evidence(grid, gold_boxes, margin)
-
-
 def fit_budget(grid: TokenGrid, boxes: Sequence[Box], count: int) -> BoolArray:
     """Evidence cut or widened to exactly `count` tokens.
 

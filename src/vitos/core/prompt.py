@@ -101,7 +101,7 @@ class Prompt:
         )
 
     def tail(self, length: int) -> Prompt:
-        """What follows the first `length` tokens, which must hold all visual tokens, at its own positions."""
+        """The tokens behind the first `length` ones, which must hold all visual tokens; positions do not change."""
         if bool(self.is_visual[length:].any()):
             raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
         return replace(

@@ -214,6 +214,7 @@ class Batch:
                 budgets,
                 controls=any("@" not in name for name in names),
                 seed=self.settings.seed,
+                keep=self.policy.spec.keep,
             )
             for task in tasks
         }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitos.core.record import Record
-from vitos.eval.controls import CONTROLS, at_budget
+from vitos.eval.controls import CONTROLS, ORACLE, at_budget
 from vitos.eval.scoring import Protocol
 from vitos.eval.selectors import SELECTORS
 
@@ -102,7 +102,7 @@ def control_conditions(budgets: Sequence[float] = (), *, controls: bool = True) 
         ValueError: for a budget out of range.
     """
     _check(budgets)
-    names = list(CONTROLS) if controls else []
+    names = [*CONTROLS, ORACLE] if controls else []
     names += [name for budget in dict.fromkeys(budgets) for name in at_budget(budget)]
     return (LOCALIZE, OWN_BOXES, DENSE, *(f"{CONTROL}{name}" for name in names))
 

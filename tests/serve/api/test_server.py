@@ -22,6 +22,7 @@ from vitos.data.phantom import write_phantoms  # noqa: E402
 from vitos.data.readers import read_records  # noqa: E402
 from vitos.policy.vlm import SparseVLM  # noqa: E402
 from vitos.serve.api.app import ServerSettings, build_app  # noqa: E402
+from vitos.serve.api.launch import uvicorn_config  # noqa: E402
 
 TOKEN = "a secret"
 
@@ -37,8 +38,7 @@ def server(records):
     settings = ServerSettings(
         token=TOKEN, images=folder, max_running=4, max_waiting=4, max_bytes=1 << 20, max_pixels=10**6
     )
-    config = uvicorn.Config(build_app(SparseVLM.from_pretrained("nano"), settings), port=0, log_level="warning")
-    running = uvicorn.Server(config)
+    running = uvicorn.Server(uvicorn_config(build_app(SparseVLM.from_pretrained("nano"), settings), port=0))
     thread = threading.Thread(target=running.run)
     thread.start()
     while not running.started:
@@ -192,7 +192,8 @@ def big_png():
         ({"model": "gpt-4o"}, 404, "nano"),
         ({"temperature": 0.7}, 400, "temperature"),
         ({"n": 2}, 400, "n:"),
-        ({"tools": []}, 400, "tools"),
+        ({"tools": [{"type": "function"}]}, 400, "tools: this server does not do that"),
+        ({"reasoning_effort": "high"}, 400, "reasoning_effort: this server does not do that"),
         ({"max_tokens": 100_000}, 400, "256"),
         ({"vitos": {"plan": "guess"}}, 400, "plan"),
         ({"messages": []}, 400, "messages"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vitos.core.geometry import BoolArray, TokenGrid
 from vitos.core.masks import centre_mask, fit_budget, inverted_mask, padding, random_mask
+from vitos.eval.controls import visible
 from vitos.eval.selectors.base import Choice, Task, mask_of, selector
 from vitos.eval.selectors.spread import max_min_order
 
@@ -32,8 +33,9 @@ def uniform(task: Task, count: int) -> Choice:
 
 @selector(title="Oracle (gold) boxes", rank=20)
 def oracle(task: Task, count: int) -> Choice | None:
-    """The tokens of the gold boxes, cut or widened to the budget; None where there are none."""
-    return Choice(fit_budget(task.grid, task.record.boxes, count)) if task.record.boxes else None
+    """The tokens of the gold boxes, cut or widened to the budget; None where there are none, or all were cut off."""
+    gold = visible(task.grid, task.record.boxes or ())
+    return Choice(fit_budget(task.grid, gold, count)) if gold else None
 
 
 @selector(title="Own boxes (ours)", needs=("boxes",), rank=10, own_budget=1)

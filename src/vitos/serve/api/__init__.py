@@ -7,5 +7,6 @@ Read in this order, the way of a request:
 - `scheduler`: one thread that answers the questions of all clients together, one token per step.
 - `answer`: a finding as OpenAI's response, or as the events of a stream.
 - `app`: the routes that join these; `metrics`: what they count.
+- `connections`: how long a connection may be held without a request.
 - `launch`: the checks before the start, and the process.
 """

@@ -40,7 +40,7 @@ class Thought:
 
 def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.ChatResponse:
     """The response to an answered question."""
-    written, read = tokens_written(finding.tokens), tokens_read(finding.tokens)
+    written, read = tokens_written(finding.tokens), tokens_read(finding.tokens) + job.prefix_tokens
     content = spell_answer(job.text, finding.answer) if finding.answer else ""
     ended = finding.reasoning.completion.finished
     return schema.ChatResponse(

@@ -1,7 +1,8 @@
 """`vitos serve`: a model behind OpenAI's chat completions, on FastAPI (extra `serve`).
 
-One process, one model, one scheduler. A request takes a place in a bounded queue before its body is read, so that
-memory is bounded by the number of places times the largest body and picture. Nothing of an image, a name or a question
+One process, one model, one scheduler. A request shows its token, then takes a place in a bounded queue before its body
+is read, so that memory is bounded by the number of places times the largest body and pictures. Images are opened in
+other processes. Nothing of an image, a name or a question
 is logged.
 """
 
@@ -13,18 +14,21 @@ import hmac
 import json
 import logging
 import secrets
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anyio import to_thread
+import anyio
+from anyio import to_process, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from vitos.policy.plans import Limits, get_plan
 from vitos.policy.run import Piece
@@ -32,13 +36,14 @@ from vitos.policy.types import Finding
 from vitos.policy.vlm import SparseVLM
 from vitos.serve.api import schema
 from vitos.serve.api.answer import Thought, chunk, completion
-from vitos.serve.api.body import ApiError, open_images, read_chat
-from vitos.serve.api.images import Source
+from vitos.serve.api.body import ApiError, find_images, read_chat
+from vitos.serve.api.images import BadImage, ImageFile, RequestImage, Source, open_all
 from vitos.serve.api.metrics import Metrics
 from vitos.serve.api.scheduler import Event, Failure, Job, Scheduler
 
 _log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_READING = 30.0  # seconds that a client may take to read a stream beyond those until its answer
 _FAILED = {"invalid": 400, "timeout": 504, "cancelled": 499, "internal": 500}
 
 
@@ -48,13 +53,15 @@ class ServerSettings:
 
     Attributes:
         name: name of the model in the API.
-        token: bearer token of /v1 and /metrics; None: anyone may ask.
+        token: bearer token of all but /health; None: anyone may ask.
         images: folder whose files a request may name as `file:NAME`; None: no file may be named.
         max_running: largest number of questions decoded together.
         max_waiting: largest number of questions that wait; a request beyond it gets 429.
         max_tokens: longest response of a branch, and the default of a request.
-        max_bytes, max_pixels: largest size of a request's body, and largest number of pixels of an image.
-        seconds, body_seconds: time within which a question must be answered, and a body must arrive.
+        max_bytes, max_pixels: largest size of a request's body, and largest number of pixels of all its images.
+        seconds: time within which a question must be answered, counted from the end of its body.
+        head_seconds, body_seconds: time within which a request's headers and its body must arrive.
+        open_seconds: time within which the images of a request must be opened.
         scan_bytes: largest size of the encoded images kept for further questions.
     """
 
@@ -67,7 +74,9 @@ class ServerSettings:
     max_bytes: int = 32 << 20
     max_pixels: int = 16_000_000
     seconds: float = 120.0
+    head_seconds: float = 10.0
     body_seconds: float = 30.0
+    open_seconds: float = 10.0
     scan_bytes: int = 1 << 30
 
 
@@ -80,16 +89,22 @@ class Server:
         self.scheduler = Scheduler(policy, settings.max_running, settings.scan_bytes)
         self.metrics = Metrics(lambda: self.scheduler.running, lambda: self.scheduler.waiting)
         self.started = int(time.time())
-        self._source = Source(settings.images, settings.max_pixels)
+        self._source = Source(settings.images)
         self._places = settings.max_running + settings.max_waiting
-        self._opening = asyncio.Semaphore(2)  # decoded pictures are large
+        self._opening = anyio.CapacityLimiter(2)  # decoded pictures are large
+
+    @property
+    def places(self) -> int:
+        """Number of questions that would be taken now."""
+        return self._places
 
     def check_token(self, request: Request) -> None:
         """Refuse without the bearer token, if there is one."""
         if self.settings.token is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.settings.token.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self.settings.token.encode())
+        if scheme.lower() != "bearer" or not right:
             raise ApiError(401, "invalid_api_key", "wrong or missing bearer token")
 
     async def chat(self, request: Request) -> Response:
@@ -105,7 +120,8 @@ class Server:
             job, events = await self._submit(chat, attachments)
             if chat.stream:
                 streaming = True
-                return StreamingResponse(self._streamed(chat, job, events), media_type="text/event-stream")
+                patience = self.settings.seconds + _READING
+                return EventStream(self._streamed(chat, job, events), partial(self._left, job), patience)
             finding = await self._finding(request, job, events)
             self.metrics.answered(finding)
             return JSONResponse(completion(self._header(), job, finding).model_dump())
@@ -120,6 +136,7 @@ class Server:
     ) -> tuple[Job, asyncio.Queue[Event]]:
         """Hand a request's question to the scheduler."""
         settings, loop = self.settings, asyncio.get_running_loop()
+        deadline = time.monotonic() + settings.seconds
         if chat.model != settings.name:
             raise ApiError(404, "model_not_found", f"this server has the model {settings.name!r}", "model")
         if (chat.limit or 1) > settings.max_tokens:
@@ -129,8 +146,7 @@ class Server:
         plan = chat.vitos.plan or self.policy.spec.plan
         if refusal := get_plan(plan).refusal(self.policy.backbone):
             raise ApiError(400, "invalid_request", refusal, "vitos.plan")
-        async with self._opening:
-            text, images = await to_thread.run_sync(partial(open_images, chat, attachments, self._source))
+        text, files = await to_thread.run_sync(partial(find_images, chat, attachments, self._source))
         limits = Limits(
             max_tokens=chat.limit or settings.max_tokens,
             max_evidence_tokens=min(chat.vitos.max_evidence_tokens or settings.max_tokens, settings.max_tokens),
@@ -141,6 +157,7 @@ class Server:
         too_long = partial(self.policy.branches.length_problem, text, "letter", longest)
         if problem := await to_thread.run_sync(too_long):  # before it joins the queue
             raise ApiError(400, "context_length_exceeded", problem, "messages")
+        images = await self._open(files, deadline)
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def emit(event: Event) -> None:
@@ -153,7 +170,7 @@ class Server:
             plan=plan,
             limits=limits,
             emit=emit,
-            deadline=time.monotonic() + settings.seconds,
+            deadline=deadline,
             boxes=chat.vitos.evidence,
             budget=chat.vitos.budget,
         )
@@ -162,6 +179,31 @@ class Server:
         except RuntimeError:
             raise ApiError(503, "stopping", "the server is stopping; send the request to another one") from None
         return job, events
+
+    async def _open(self, files: Sequence[ImageFile], deadline: float) -> list[RequestImage]:
+        """The images of a request, opened in another process, which is ended if it takes too long."""
+        settings = self.settings
+        late = ApiError(504, "timeout", "opening the images took too long; send smaller ones, and slices, not volumes")
+        try:
+            with anyio.fail_after(max(0.0, deadline - time.monotonic())):
+                async with self._opening:
+                    with (
+                        tempfile.TemporaryDirectory(prefix="vitos-") as folder,
+                        anyio.fail_after(settings.open_seconds),
+                    ):
+                        given = (files, Path(folder), settings.max_pixels)
+                        return await to_process.run_sync(open_all, *given, cancellable=True)
+        except TimeoutError:
+            raise late from None
+        except BadImage as error:
+            raise ApiError(400, "invalid_image", str(error), "messages") from None
+        except anyio.BrokenWorkerProcess:  # the system ended it, as it does for lack of memory
+            raise ApiError(500, "internal", "the images could not be opened; send smaller ones") from None
+
+    def _left(self, job: Job) -> None:
+        """A stream has ended, however far it came."""
+        job.cancelled = True
+        self._places += 1
 
     async def _finding(self, request: Request, job: Job, events: asyncio.Queue[Event]) -> Finding:
         """The whole answer; the question of a client that goes away is given up."""
@@ -184,38 +226,57 @@ class Server:
 
     async def _streamed(
         self, chat: schema.ChatRequest, job: Job, events: asyncio.Queue[Event]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Server-sent events: the thought while it is written, then the answer with its evidence."""
         header, thought = self._header(), Thought()
-        try:
-            yield chunk(header, {"role": "assistant", "content": ""})
-            while True:
-                event = await events.get()
-                if isinstance(event, Piece):
-                    delta = {"reasoning_content": new} if (new := thought.next(event)) else {}
-                    yield chunk(header, delta, vitos={"branch": event.branch, "text": event.text})
-                elif isinstance(event, Failure):
-                    error = _refusal(event)
-                    self.metrics.requests.labels(error.code).inc()
-                    yield f"data: {_error_body(error).model_dump_json()}\n\n".encode()
-                    return
-                else:
-                    self.metrics.answered(event)
-                    whole = completion(header, job, event)
-                    (choice,) = whole.choices
-                    yield chunk(header, {"content": choice.message.content})
-                    yield chunk(header, {}, choice.finish_reason, vitos=whole.vitos.model_dump())
-                    if chat.stream_options and chat.stream_options.include_usage:
-                        yield chunk(header, None, usage=whole.usage.model_dump())
-                    yield b"data: [DONE]\n\n"
-                    return
-        finally:
-            job.cancelled = True
-            self._places += 1
+        yield chunk(header, {"role": "assistant", "content": ""})
+        while True:
+            event = await events.get()
+            if isinstance(event, Piece):
+                delta = {"reasoning_content": new} if (new := thought.next(event)) else {}
+                yield chunk(header, delta, vitos={"branch": event.branch, "text": event.text})
+            elif isinstance(event, Failure):
+                error = _refusal(event)
+                self.metrics.requests.labels(error.code).inc()
+                yield f"data: {_error_body(error).model_dump_json()}\n\n".encode()
+                return
+            else:
+                self.metrics.answered(event)
+                whole = completion(header, job, event)
+                (choice,) = whole.choices
+                yield chunk(header, {"content": choice.message.content})
+                yield chunk(header, {}, choice.finish_reason, vitos=whole.vitos.model_dump())
+                if chat.stream_options and chat.stream_options.include_usage:
+                    yield chunk(header, None, usage=whole.usage.model_dump())
+                yield b"data: [DONE]\n\n"
+                return
 
     def _header(self) -> dict[str, Any]:
         created = int(time.time())
         return {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": created, "model": self.settings.name}
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. A generator that never began runs no `finally`, so the response itself says when it ends.
+
+    Args:
+        left: called once, when the response has been sent or the client is gone.
+        seconds: time after which a client that does not read is left.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], left: Callable[[], None], seconds: float) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+        self._left = left
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with anyio.move_on_after(self._seconds):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._left()
+            await self._events.aclose()
 
 
 def build_app(policy: SparseVLM, settings: ServerSettings | None = None) -> FastAPI:
@@ -231,7 +292,9 @@ def build_app(policy: SparseVLM, settings: ServerSettings | None = None) -> Fast
 
     statuses = (400, 401, 404, 405, 408, 413, 415, 429, 500, 503, 504)
     errors: dict[int | str, dict[str, Any]] = {status: {"model": schema.ErrorResponse} for status in statuses}
-    app = FastAPI(title="vitos", summary="Answers from sparse visual tokens. Research use only.", lifespan=lifespan)
+    # No pages of documentation: FastAPI's load scripts from a public network.
+    told = "Answers from sparse visual tokens. Research use only."
+    app = FastAPI(title="vitos", summary=told, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.server = server
 
     @app.exception_handler(ApiError)
@@ -270,6 +333,11 @@ def build_app(policy: SparseVLM, settings: ServerSettings | None = None) -> Fast
     async def metrics(request: Request) -> Response:
         server.check_token(request)
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> dict[str, Any]:
+        server.check_token(request)
+        return app.openapi()
 
     return app
 

@@ -12,11 +12,14 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from vitos.core.record import IMAGE_PLACEHOLDER
-from vitos.serve.api.images import BadImage, RequestImage, Source
-from vitos.serve.api.schema import ChatRequest, TextPart
+from vitos.core.record import IMAGE_PLACEHOLDER, parse_options
+from vitos.serve.api.images import BadImage, ImageFile, Source
+from vitos.serve.api.schema import NOT_SERVED, ChatRequest, TextPart
 
-MAX_ATTACHMENTS = 16
+MAX_IMAGES = 16
+"""Largest number of images of a request."""
+
+_SPEAKER = {"user": "Earlier question: ", "assistant": "Earlier answer: "}
 
 
 class ApiError(Exception):
@@ -43,6 +46,10 @@ async def read_chat(request: Request, max_bytes: int, seconds: float) -> tuple[C
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "send application/json or multipart/form-data")
+    if (
+        kind == "multipart/form-data" and "origin" in request.headers
+    ):  # a browser sends it for any page, without asking
+        raise ApiError(415, "unsupported_media_type", "a page in a browser must send application/json")
     try:
         async with asyncio.timeout(seconds):
             body = await _read(request, max_bytes)
@@ -55,40 +62,86 @@ async def read_chat(request: Request, max_bytes: int, seconds: float) -> tuple[C
         text = json.loads(body)
     except (ValueError, RecursionError):
         raise ApiError(400, "invalid_json", "the request is not JSON") from None
+    if (field := _half_character(text)) is not None:
+        wrong = f"{field or 'request'}: holds half a character; correct the text"
+        raise ApiError(400, "invalid_request", wrong, field or None)
     try:
         return ChatRequest.model_validate(text), attachments
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(map(str, first["loc"])) or None
-        raise ApiError(400, "invalid_request", f"{param or 'request'}: {first['msg']}", param) from None
+        wrong = NOT_SERVED if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ApiError(400, "invalid_request", f"{param or 'request'}: {wrong}", param) from None
 
 
-def open_images(chat: ChatRequest, attachments: dict[str, bytes], source: Source) -> tuple[str, list[RequestImage]]:
-    """The question, with `<image>` at the place of each image, and the images.
+def find_images(chat: ChatRequest, attachments: dict[str, bytes], source: Source) -> tuple[str, list[ImageFile]]:
+    """The question, with `<image>` at the place of each image, and the files of these images, not opened yet.
+
+    What was said before (system messages, earlier turns) is put as text before the question.
 
     Raises:
-        ApiError: 400 for an image that cannot be used, and for a message without an image or a question.
+        ApiError: 400 for an image that cannot be found, for too many images, for a conversation without an image or a
+            question, and for options before the question, which could not be told from its own.
     """
-    text = ""
-    opened: list[RequestImage] = []
-    for part in chat.messages[0].content:
-        if isinstance(part, TextPart):
-            if IMAGE_PLACEHOLDER in part.text:
-                wrong = f"a text may not hold {IMAGE_PLACEHOLDER}; send the image as a part of type image_url"
-                raise ApiError(400, "invalid_request", wrong, "messages")
-            text += "\n" * bool(text and not text.endswith(IMAGE_PLACEHOLDER)) + part.text
-            continue
-        try:
-            address = part.image_url
-            opened.append(source.open(address.url, address.select, attachments))
-        except BadImage as error:
-            raise ApiError(400, "invalid_image", f"image {len(opened) + 1}: {error}", "messages") from None
-        text += IMAGE_PLACEHOLDER
-    if not opened:
+    files: list[ImageFile] = []
+    before, question = "", ""
+    for i, message in enumerate(chat.messages):
+        text = ""
+        for j, part in enumerate(message.content):
+            field = f"messages.{i}.content.{j}"
+            if isinstance(part, TextPart):
+                if IMAGE_PLACEHOLDER in part.text:
+                    wrong = f"a text may not hold {IMAGE_PLACEHOLDER}; send the image as a part of type image_url"
+                    raise ApiError(400, "invalid_request", wrong, field)
+                text += "\n" * bool(text and not text.endswith(IMAGE_PLACEHOLDER)) + part.text
+                continue
+            if len(files) == MAX_IMAGES:
+                raise ApiError(400, "too_many_images", f"a request may have {MAX_IMAGES} images; send fewer", field)
+            try:
+                files.append(source.find(part.image_url.url, part.image_url.select, attachments))
+            except BadImage as error:
+                raise ApiError(400, "invalid_image", f"image {len(files) + 1}: {error}", field) from None
+            text += IMAGE_PLACEHOLDER
+        if i == len(chat.messages) - 1:
+            question = text
+        elif text.strip():
+            before += f"{_SPEAKER.get(message.role, '')}{text}\n\n"
+    if not files:
         raise ApiError(400, "no_image", "the message has no image; add a part of type image_url", "messages")
-    if not text.replace(IMAGE_PLACEHOLDER, "").strip():
+    if not question.replace(IMAGE_PLACEHOLDER, "").strip():
         raise ApiError(400, "no_question", "the message has no question; add a part of type text", "messages")
-    return text, opened
+    if parse_options(before + question) != parse_options(question):
+        wrong = "options (A., B. …) before the last message would be taken for its own; leave them out there"
+        raise ApiError(400, "invalid_request", wrong, "messages")
+    return before + question, files
+
+
+def _half_character(body: Any) -> str | None:
+    """The first field of JSON whose text, or one of whose names, holds a lone surrogate; None: there is none.
+
+    Such text is valid JSON, but no tokenizer takes it and no response can repeat it.
+    """
+    todo: list[tuple[str, Any]] = [("", body)]
+    while todo:
+        field, node = todo.pop()
+        if isinstance(node, str) and not _is_whole(node):
+            return field
+        inside = field and f"{field}."
+        if isinstance(node, dict):
+            if not all(map(_is_whole, node)):
+                return field
+            todo += [(f"{inside}{key}", value) for key, value in reversed(node.items())]
+        elif isinstance(node, list):
+            todo += [(f"{inside}{i}", value) for i, value in reversed(list(enumerate(node)))]
+    return None
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -114,7 +167,7 @@ async def _split(request: Request, body: bytes) -> tuple[bytes, dict[str, bytes]
         yield body
 
     parser = MultiPartParser(
-        request.headers, stream(), max_files=MAX_ATTACHMENTS, max_fields=1, max_part_size=max(len(body), 1)
+        request.headers, stream(), max_files=MAX_IMAGES, max_fields=1, max_part_size=max(len(body), 1)
     )
     try:
         form = await parser.parse()

@@ -56,6 +56,7 @@ class Job:
         steps: the plan at work; None before it begins.
         request: what the plan waits for; None: nothing.
         joined: `time.perf_counter()` at which the request joined the running batch; None: it has not.
+        prefix_tokens: number of tokens that the language model had run for an earlier question about the same images.
     """
 
     images: Sequence[RequestImage]
@@ -74,6 +75,7 @@ class Job:
     steps: Steps | None = None
     request: Request | None = None
     joined: float | None = None
+    prefix_tokens: int = 0
 
     @property
     def given_up(self) -> bool:
@@ -171,6 +173,8 @@ class Scheduler:
         if scan is None:
             scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)
             scan = scan.of_files([image.facts for image in job.images])
+        elif scan.prefix is not None:
+            job.prefix_tokens = len(scan.prefix)
         self._scans.keep(key, scan)
         return scan
 

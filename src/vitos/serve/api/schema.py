@@ -1,15 +1,24 @@
 """What the server's HTTP API reads and writes: OpenAI's chat completions, with one extra field, `vitos`.
 
 A request is read strictly: what the server would not do is refused, not ignored, so that no client takes a greedy
-answer for a sampled one. OpenAI's parameters are accepted where they ask for what happens anyway (`n: 1`,
-`temperature: 0`).
+answer for a sampled one. What asks for nothing is accepted: null in any field, and OpenAI's parameters where they ask
+for what happens anyway (`n: 1`, `temperature: 0`, `tools: []`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
 
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
@@ -20,6 +29,19 @@ Zero = Annotated[float, Strict(), Field(ge=0, le=0)]
 One = Annotated[float, Strict(), Field(ge=1, le=1)]
 Whole = Annotated[int, Strict(), Field(ge=1, le=1)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+NOT_SERVED = "this server does not do that; leave it out"
+
+
+def _nothing(value: Any) -> Any:
+    if value:
+        raise ValueError(NOT_SERVED)
+    return value
+
+
+EmptyList = Annotated[list[Any], AfterValidator(_nothing), Field(json_schema_extra={"maxItems": 0})]
+EmptyMap = Annotated[dict[str, Any], AfterValidator(_nothing), Field(json_schema_extra={"maxProperties": 0})]
 
 
 def _known_plan(name: str) -> str:
@@ -38,10 +60,22 @@ Edges = Annotated[tuple[float, float, float, float], AfterValidator(_box)]
 Ignored = Annotated[Any, Field(description="Accepted and not used: it changes no answer.")]
 
 
-class Strictly(BaseModel):
-    """A part of a request; unknown fields are refused."""
+def _or_null(wanted: dict[str, Any]) -> None:
+    """Say in a JSON schema that any field but a required one may be null."""
+    wanted["additionalProperties"] = {"type": "null"}
+    for name in wanted["properties"].keys() - set(wanted.get("required", ())):
+        wanted["properties"][name] = {"anyOf": [wanted["properties"][name], {"type": "null"}]}
 
-    model_config = ConfigDict(extra="forbid")
+
+class Strictly(BaseModel):
+    """A part of a request; unknown fields are refused. Null is as if the field were not there."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_or_null)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
 
 
 # --- request --------------------------------------------------------------------------------------------------------
@@ -72,14 +106,36 @@ class ImagePart(Strictly):
     image_url: ImageAddress
 
 
-class Message(Strictly):
-    """The question. There is one message, from the user: the model answers single questions."""
+Parts = Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=64)]
 
-    role: Literal["user"]
-    content: Annotated[
-        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=64)
-    ]
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class Message(Strictly):
+    """The question, or what was said before it; content is text, or parts. A response's message can be sent back."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Parts, BeforeValidator(_parts, json_schema_input_type=str | Parts)] = []
     name: Ignored = None
+    reasoning_content: Ignored = None
+    tool_calls: EmptyList | None = None
+    annotations: EmptyList | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> Self:
+        if self.role == "user" and not self.content:
+            raise ValueError("content is missing; write the question")
+        if self.role != "user" and any(isinstance(part, ImagePart) for part in self.content):
+            raise ValueError("content holds an image, which only a message of the user may")
+        return self
+
+
+def _ends_with_user(messages: list[Message]) -> list[Message]:
+    if messages[-1].role != "user":
+        raise ValueError("the last message must be the user's question")
+    return messages
 
 
 class StreamOptions(Strictly):
@@ -120,7 +176,7 @@ class ChatRequest(Strictly):
     """Body of `POST /v1/chat/completions`."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64), AfterValidator(_ends_with_user)]
     stream: Flag = False
     stream_options: StreamOptions | None = None
     max_tokens: TokenLimit | None = None
@@ -135,9 +191,19 @@ class ChatRequest(Strictly):
     frequency_penalty: Zero | None = None
     response_format: ResponseFormat | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Zero | None = None
+    logit_bias: EmptyMap | None = None
+    tools: EmptyList | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: Ignored = None
+    functions: EmptyList | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
     seed: Ignored = None
     user: Ignored = None
     safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
     metadata: Ignored = None
     store: Literal[False] | None = None
 
@@ -206,7 +272,10 @@ class ChatChoice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Number of tokens that were run and written in both branches, visual tokens included."""
+    """Number of tokens that were read and written in both branches, visual tokens included.
+
+    What was kept from an earlier request about the same images counts as well; `vitos.tokens` has what was run.
+    """
 
     prompt_tokens: int
     completion_tokens: int
