@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from vitos.policy.vlm import SparseVLM
+from vitos.serve import NOTICE
 from vitos.serve.api.app import ServerSettings, build_app
 from vitos.serve.api.connections import BoundedConnection
 
@@ -101,7 +102,7 @@ def run_server(checkpoint: str, settings: ServerSettings, host: str, port: int, 
                 "[yellow]No token: anyone who reaches this address may ask questions; "
                 "set VITOS_TOKEN to require one.[/]"
             )
-        console.print("[dim]Research use only; not a medical device.[/dim]")
+        console.print(f"[dim]{NOTICE}[/dim]")
         try:
             uvicorn.Server(uvicorn_config(app)).run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn has finished what was being answered
