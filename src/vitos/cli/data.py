@@ -134,8 +134,7 @@ def check_inputs(sources: Sequence[str]) -> tuple[list[str], list[str] | None]:
         return list(dict.fromkeys(sources)), None
     if len(sources) > 1:
         raise ValueError("give one recipe alone, or record files and folders")
-    data = load_recipe(sources[0]).data
-    return [*data.train, *data.eval], ["train"] * len(data.train) + ["eval"] * len(data.eval)
+    return load_recipe(sources[0]).data.splits
 
 
 def cache_inputs(

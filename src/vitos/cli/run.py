@@ -168,12 +168,12 @@ def _check_data(recipe: Recipe, console: Console) -> None:
     data = recipe.data
     if unread := [source for source in data.train if is_benchmark(source)]:
         raise ValueError(f"data.train: {unread[0]} is a benchmark; write it as records: vitos data convert … FOLDER")
-    for source in (*data.train, *data.eval):
+    sources, splits = data.splits
+    for source in sources:
         require_file(source)
         if not is_benchmark(source):
             record_files(source)  # found before anything is decoded
-    splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
-    for report in check_sources([*data.train, *data.eval], splits):
+    for report in check_sources(sources, splits):
         report.raise_if_errors()
         if warnings := report.of("warning"):
             console.print(f"{report.source}: {len(warnings)} warnings of `vitos data check`, first: {warnings[0]}")

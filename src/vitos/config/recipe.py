@@ -161,7 +161,8 @@ class DataSection:
 
     Attributes:
         train: files with the questions to train on.
-        eval: files with the questions of the evaluation after training, one data set each; empty: no evaluation.
+        eval: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions of the evaluation after
+            training, one data set each; empty: no evaluation.
         limit_train: number of training questions to use, from the first one on; None: all.
         limit_eval: number of questions to use of each evaluation file; None: all.
         cache: folder that `vitos data cache` made from these files with this model's encoder; None: encode each image
@@ -175,6 +176,11 @@ class DataSection:
     limit_train: Count | None = None
     limit_eval: Count | None = None
     cache: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def splits(self) -> tuple[list[str], list[str]]:
+        """All sources, and for each of them "train" or "eval"."""
+        return [*self.train, *self.eval], ["train"] * len(self.train) + ["eval"] * len(self.eval)
 
     def problems(self) -> Iterator[Problem]:
         if not self.train:
