@@ -98,7 +98,10 @@ class DualStreamOptions:
 
         sampler: the engine that writes the rollouts: "torch", which is the trained model, or "vllm", an engine that
             gets the weights before each update.
-        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
+        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization, max_model_len and
+            tensor_parallel_size.
+        sampler_sleep: GPU memory that vLLM gives back during the update: 0: none; 1: its cache and its weights, which
+            wait in host memory; 2: both, without a copy in host memory.
         importance_cap: largest weight of a token that another engine sampled (truncated importance sampling), >= 1.
 
         clip_low, clip_high: limits of the ratio, which is clipped to 1 - clip_low .. 1 + clip_high.
@@ -152,6 +155,7 @@ class DualStreamOptions:
 
     sampler: Literal["torch", "vllm"] = "torch"
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_sleep: Literal[0, 1, 2] = 1
     importance_cap: Annotated[Number, Field(ge=1)] = 2.0  # TIS: "Your Efficient RL Framework Secretly ..." (2025)
 
     clip_low: Annotated[Number, Field(gt=0, lt=1)] = 0.2
