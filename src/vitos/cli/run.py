@@ -22,7 +22,7 @@ from vitos.config.recipe import ModelSection, Recipe
 from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
-from vitos.data.readers import read_records, record_files
+from vitos.data.readers import record_files
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
 from vitos.eval.sources import check_sources, is_benchmark, read_set
@@ -166,8 +166,6 @@ def load_options(model: ModelSection) -> dict[str, Any]:
 def _check_data(recipe: Recipe, console: Console) -> None:
     """Refuse data with errors, and say what is to be looked at, such as an image that is in two splits."""
     data = recipe.data
-    if unread := [source for source in data.train if is_benchmark(source)]:
-        raise ValueError(f"data.train: {unread[0]} is a benchmark; write it as records: vitos data convert … FOLDER")
     sources, splits = data.splits
     for source in sources:
         require_file(source)
@@ -227,10 +225,10 @@ def _lora(recipe: Recipe) -> Any:
 
 
 def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
-    """Records of several files; each id is prefixed with its file, since two files may use the same ids."""
+    """Records of several files or benchmarks; each id is prefixed with its source: two may use the same ids."""
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources
-        for record in read_records(source)
+        for record in read_set(source).records
     ]
     return records[:limit]

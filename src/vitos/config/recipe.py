@@ -160,9 +160,8 @@ class DataSection:
     """Record files (JSON or JSONL), one path or a list; relative paths are relative to the current directory.
 
     Attributes:
-        train: files with the questions to train on.
-        eval: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions of the evaluation after
-            training, one data set each; empty: no evaluation.
+        train: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions to train on.
+        eval: the same with the questions of the evaluation after training, one data set each; empty: no evaluation.
         limit_train: number of training questions to use, from the first one on; None: all.
         limit_eval: number of questions to use of each evaluation file; None: all.
         cache: folder that `vitos data cache` made from these files with this model's encoder; None: encode each image

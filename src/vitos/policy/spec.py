@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
+from vitos.core.answers import FORMS
 from vitos.core.record import AnswerKind
 from vitos.core.registry import PLANS
 from vitos.core.sparsify import Fusion, KeepRule
@@ -23,11 +24,6 @@ First think inside <think></think>, then give the boxes of the evidence as \
 then {answer} as <answer></answer>."""
 REASON_PROMPT = """{question}
 First think inside <think></think>, then give {answer} as <answer></answer>."""
-ANSWER_TEXT: dict[AnswerKind, str] = {
-    "letter": "the letter of the right option",
-    "word": "the answer in one word",
-    "text": "the answer in a few words",
-}
 COORDINATE_TEXT: dict[CoordinateStyle, str] = {
     "normalized": "fractions of the image's width and height from its top left corner",
     "absolute": "pixels of the image",
@@ -85,11 +81,11 @@ class VitosSpec:
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the localization branch."""
         text = self.localize_prompt.replace("{coordinates}", COORDINATE_TEXT[self.coordinates])
-        return text.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
+        return text.replace("{answer}", FORMS[kind].request).replace("{question}", question)
 
     def reason_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the reasoning branch."""
-        return self.reason_prompt.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
+        return self.reason_prompt.replace("{answer}", FORMS[kind].request).replace("{question}", question)
 
     def save(self, folder: Path, backbone: Backbone) -> None:
         """Write `vitos.json` with the backbone's geometry."""

@@ -59,7 +59,7 @@ class Query:
     Attributes:
         scan: the image(s).
         question: the text with one `<image>` per image of the scan, options inline.
-        kind: form of the answer: an option's letter, a word, or a few words.
+        kind: form of the answer: an option's letter, a word, a number, a list, or a few words.
         boxes: evidence given by a person, in fractions of the original image; the model then does not localize.
         budget: share of the first image's visual tokens to keep, in (0, 1]; None to follow the keep rule.
         tokens: the visual tokens of the first image to keep, exactly, bool (N,); the model then does not localize.
@@ -103,6 +103,11 @@ class Query:
     def grid(self) -> TokenGrid:
         """The grid of the first image's visual tokens."""
         return self.scan.visuals[0].grid
+
+    @property
+    def written(self) -> bool:
+        """Whether the answer is a text in the model's own words, not a letter."""
+        return self.kind != "letter"
 
     @property
     def options(self) -> dict[str, str]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.config.recipe import RewardsSection
+from vitos.core.answers import score_answer_text
 from vitos.core.geometry import matched_iou
 from vitos.core.record import Record
 from vitos.core.response import Response
@@ -116,8 +117,8 @@ class GroupRewards:
 
 
 def accuracy(response: Response, record: Record) -> float:
-    """1 if the answer is the record's letter, else 0; 0 without an answer."""
-    return float(response.answer == record.answer)
+    """What the answer is worth, 0..1 (`vitos.core.answers`): 1 or 0 for letters, words and numbers; 0 without one."""
+    return score_answer_text(response.answer, record)
 
 
 def format_reward(response: Response) -> float:

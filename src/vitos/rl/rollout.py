@@ -108,7 +108,7 @@ def roll_out(
         watch: a stopwatch for the spans of both branches.
     """
     watch = watch or Stopwatch()
-    queries = [Query(scan, record.question) for record, scan in zip(records, scans, strict=True)]
+    queries = [Query(scan, record.question, record.kind) for record, scan in zip(records, scans, strict=True)]
 
     def seeds(record: Record, branch: str, *index: int) -> int:
         return derive_seed(options.seed, step, record.id, branch, *index)
