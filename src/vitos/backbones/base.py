@@ -159,8 +159,11 @@ class Backbone(ABC):
         """
         return torch.arange(len(is_visual), device=is_visual.device)[None]
 
-    def encoder_attention(self, image: Image.Image) -> Attention:
-        """Attention that each visual token of an RGB image receives in a late layer of the encoder, and its keys.
+    def encoder_attention(self, image: Image.Image, depth: float = 1.0) -> Attention:
+        """Attention that each visual token of an RGB image receives in a layer of the encoder, and its keys.
+
+        Args:
+            depth: place of the layer among those that the visual tokens are made by, in (0, 1]; 1 is the last.
 
         Raises:
             ValueError: for a family that does not define it.
