@@ -49,11 +49,14 @@ class Scores:
         logprobs: log-probability of each token, 0 on padding, rows in the order of the completions, float32, (R, L).
         mask: True on a completion's tokens, bool, shape (R, L).
         prompt_tokens_run: number of prompt tokens that ran through the model, for cost accounting.
+        entropies: entropy of the distribution that each token was chosen from, in nats, 0 on padding, (R, L); None
+            unless asked for.
     """
 
     logprobs: Tensor
     mask: Tensor
     prompt_tokens_run: int
+    entropies: Tensor | None = None
 
 
 class TorchEngine:
@@ -240,7 +243,11 @@ class TorchEngine:
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Scores:
         """Log-probabilities of completions, differentiable if gradients are enabled; each prompt runs once.
 
@@ -248,6 +255,7 @@ class TorchEngine:
             prompts: B prompts.
             completions: the token ids of each prompt's completions, each of shape (L,), R in total.
             temperature: temperature of the distribution, as in sampling.
+            entropy: whether the entropy of each token's distribution is computed, too.
 
         Raises:
             ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
@@ -264,12 +272,12 @@ class TorchEngine:
             return self.log_softmax(logits, temperature)
 
         head = self.backbone.model.get_output_embeddings()
-        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens) as given:
+        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens, entropy) as given:
             out = self.model(**inputs, use_cache=False)
         check_untouched(given, out.logits, family)
         zeros = torch.zeros(packed.mask.shape, dtype=torch.float32, device=packed.mask.device)
-        logprobs = zeros.masked_scatter(packed.mask, out.logits.float())
-        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
+        logprobs, *more = (zeros.masked_scatter(packed.mask, part) for part in out.logits.float().unbind(-1))
+        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts), *more)
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
         """Indices of prompts for `score` to run together: within `max_batch_tokens`, and of similar length."""

@@ -52,6 +52,11 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
                 f"questions_per_step ({self.questions_per_step}) must be a multiple of the {self.world_size} "
                 "processes: each takes whole questions"
             )
+        if self.minibatches > self.questions_per_step // self.world_size:
+            raise ValueError(
+                f"minibatches ({self.minibatches}) must not exceed the {self.questions_per_step // self.world_size} "
+                "questions of each process: each takes part in every optimizer step"
+            )
         self.per_device_train_batch_size = self.questions_per_step // self.world_size
 
     @classmethod

@@ -61,6 +61,21 @@ class RolloutBatch:
     localize_prompts: list[Prompt]
     reason_prompts: list[Prompt]
 
+    def parts(self, count: int) -> list[RolloutBatch]:
+        """The batch in `count` parts of whole questions: part m has the questions m, m + count, m + 2·count, …"""
+        if count == 1:
+            return [self]
+        size = len(self.reason_prompts) // max(1, len(self.groups))
+        prompts = [self.reason_prompts[p * size : (p + 1) * size] for p in range(len(self.groups))]
+        return [
+            RolloutBatch(
+                self.groups[m::count],
+                self.localize_prompts[m::count],
+                [prompt for row in prompts[m::count] for prompt in row],
+            )
+            for m in range(count)
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutOptions:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 
 from vitos.core.record import Record
 from vitos.policy.vlm import SparseVLM
@@ -108,6 +108,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         if args.unfrozen_parameters is not None and lora is not None:
             raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
         freeze_others(model.backbone, args.unfrozen_parameters)
+        set_seed(args.seed)  # of the adapters' first weights; Trainer sets it again
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         super().__init__(
             model=network,
@@ -168,15 +169,31 @@ class DualStreamTrainer(CheckpointedTrainer):
         number, stage = stage_at(self.stages, step)
         if number > 0:
             self._enter_stage(number, first_step=step == stage.start)
-        done = self.update.run(model, inputs["records"], stage, step)
-        admitted = self.update_guard.admits(step + 1, done.loss, done.norm, [group.record.id for group in done.groups])
-        if not admitted:
-            model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
-        self._pending.append(done.metrics | {"stage": float(number + 1), "skipped_update": float(not admitted)})
+        skipped = 0.0
+
+        def descend(loss: float, norm: float, groups: Sequence[QuestionGroup]) -> None:
+            nonlocal skipped
+            skipped += not self._admit(model, loss, norm, groups)
+            if self.args.max_grad_norm > 0:
+                self._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+            self.optimizer.step()  # type: ignore[union-attr]
+            model.zero_grad()
+
+        done = self.update.run(model, inputs["records"], stage, step, descend)
+        admitted = self._admit(model, done.loss, done.norm, done.groups)
+        counts = {"stage": float(number + 1), "skipped_update": skipped + (not admitted)}
+        self._pending.append(done.metrics | counts)
         every = self.args.log_samples_steps
         if every and (step + 1) % every == 0 and self.is_world_process_zero():
             write_samples(self.run_folder, step + 1, done.groups[: self.args.log_samples], self.draw)
-        return torch.tensor(done.loss if admitted else 0.0, device=self.args.device)
+        return torch.tensor(done.metrics["loss/policy"] if admitted else 0.0, device=self.args.device)
+
+    def _admit(self, model: torch.nn.Module, loss: float, norm: float, groups: Sequence[QuestionGroup]) -> bool:
+        """Whether the gradients in the model may change the weights; if not, they are cleared."""
+        admitted = self.update_guard.admits(self.state.global_step + 1, loss, norm, [g.record.id for g in groups])
+        if not admitted:
+            model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
+        return admitted
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
