@@ -108,7 +108,7 @@ def test_pruned_layers_are_the_unmodified_model_with_a_mask_for_each_layer(famil
 @every_family
 @torch.no_grad()
 def test_the_ends_are_the_dense_and_the_sparse_prompt(family, picture):
-    """Keeping all is the dense prompt at every depth; k = 0 is the sparse prompt without fusion; k = L reads densely."""
+    """Keeping all is the dense prompt at every depth; k = 0 is the sparse prompt, unfused; k = L reads densely."""
     backbone = family.backbone()
     dense = dense_prompts(backbone, [picture(*size) for size in family.sizes[:2]])
     masks = [third(prompt, shift) for shift, prompt in enumerate(dense)]
@@ -116,7 +116,9 @@ def test_the_ends_are_the_dense_and_the_sparse_prompt(family, picture):
     for after in range(layers_of(backbone) + 1):
         same(sample(backbone, [p.prune([torch.ones(len(p.embeddings)) > 0], after) for p in dense]), expected)
     sparse = [p.sparse([mask], Fusion("none")) for p, mask in zip(dense, masks, strict=True)]
-    in_flight = [[p.prune([m], after) for p, m in zip(dense, masks, strict=True)] for after in (0, layers_of(backbone))]
+    in_flight = [
+        [p.prune([m], after) for p, m in zip(dense, masks, strict=True)] for after in (0, layers_of(backbone))
+    ]
     same(sample(backbone, in_flight[0]), sample(backbone, sparse))
     same(sample(backbone, in_flight[1], 1), sample(backbone, dense, 1))
     # The test can see a fault: where tokens leave makes a difference.

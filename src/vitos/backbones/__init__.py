@@ -30,7 +30,9 @@ from vitos.backbones.companions import companions
 from vitos.core.registry import Registry
 
 BACKBONES = Registry(
-    "vitos.backbones", "vitos.backbones", helpers=("attention", "base", "companions", "evidence_head", "patching", "qwen")
+    "vitos.backbones",
+    "vitos.backbones",
+    helpers=("attention", "base", "companions", "evidence_head", "patching", "qwen"),
 )
 """Files with a family, by name. The helpers define none."""
 

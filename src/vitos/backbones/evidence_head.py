@@ -49,11 +49,15 @@ class EvidenceHead(torch.nn.Module):
         """
         seen, asked = self.norm_token(tokens.float()), self.norm_question(question.float())
         product = self.token(seen) @ self.question(asked)[..., None]  # (..., V, 1)
-        return (product / math.sqrt(self.size) + self.place(seen))[..., 0]
+        scores: Tensor = (product / math.sqrt(self.size) + self.place(seen))[..., 0]
+        return scores
 
     def save(self, folder: Path) -> None:
         """Write the weights as `evidence_head.safetensors`."""
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, folder / FILE_NAME)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
+            folder / FILE_NAME,
+        )
 
     @classmethod
     def load(cls, file: Path, hidden: int) -> EvidenceHead:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,16 +23,22 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.backbones.patching import patched
 from vitos.core.prompt import Prompt, PromptBatch, pad_prompts
+from vitos.engines.batches import chunk_by_tokens
 from vitos.engines.kv_cache import caching, growing_cache
 from vitos.engines.prefix import Prefilled, Prefix, join, padded
 
-if TYPE_CHECKING:
-    from vitos.engines.torch_engine import TorchEngine
+
+class Runner(Protocol):
+    """What is needed of an engine: `TorchEngine` has it."""
+
+    backbone: Backbone
+    model: Any
+    max_batch_tokens: int
 
 
 @torch.no_grad()
 def run_early(
-    engine: TorchEngine, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None], layers: int
+    engine: Runner, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None], layers: int
 ) -> list[Prefix]:
     """Run all tokens of prompts through the first layers, in batches that the engine allows.
 
@@ -46,8 +52,6 @@ def run_early(
     Raises:
         ValueError: for a prefix of another prompt, model or number of layers, or more layers than the model has.
     """
-    from vitos.engines.torch_engine import chunk_by_tokens  # it imports this module
-
     _check_layers(engine.backbone, layers)
     for prompt, prefix in zip(prompts, prefixes, strict=True):
         if prefix is not None and not prefix.covers(replace(prompt, after=layers), engine.backbone.model):
@@ -62,7 +66,7 @@ def run_early(
     return [done[i] for i in range(len(prompts))]
 
 
-def _run_early(engine: TorchEngine, prompts: Sequence[Prompt], known: Sequence[Prefix], layers: int) -> list[Prefix]:
+def _run_early(engine: Runner, prompts: Sequence[Prompt], known: Sequence[Prefix], layers: int) -> list[Prefix]:
     backbone = engine.backbone
     config, pad = backbone.model.config.get_text_config(), backbone.pad_token_id
     if known:
@@ -79,13 +83,14 @@ def _run_early(engine: TorchEngine, prompts: Sequence[Prompt], known: Sequence[P
     for row, prompt in enumerate(prompts):
         seen = mask[row].bool()
         own = states[row, batch.attention_mask[row].bool()]  # (T,) or (T - prefix,)
-        own = torch.cat([known[row].states, own]) if known and known[row].states is not None else own
+        before = known[row].states if known else None
+        own = own if before is None else torch.cat([before, own])
         pairs = tuple((keys[row][:, seen], values[row][:, seen]) for keys, values in entries)
         out.append(Prefix(replace(prompt, hidden=None, after=None), pairs, backbone.model, own))
     return out
 
 
-def _states(engine: TorchEngine, batch: PromptBatch, cache: Any, mask: Tensor, layers: int) -> Tensor:
+def _states(engine: Runner, batch: PromptBatch, cache: Any, mask: Tensor, layers: int) -> Tensor:
     """Hidden states of a batch after the first `layers` layers, shape (B, T, hidden)."""
     backbone, seen = engine.backbone, []
 
@@ -100,7 +105,7 @@ def _states(engine: TorchEngine, batch: PromptBatch, cache: Any, mask: Tensor, l
     return seen[0]
 
 
-def run_late(engine: TorchEngine, prompts: Sequence[Prompt], early: Sequence[Prefix]) -> Prefilled:
+def run_late(engine: Runner, prompts: Sequence[Prompt], early: Sequence[Prefix]) -> Prefilled:
     """Run the tokens that are left through the other layers; the caches of the first layers are cut alike."""
     backbone, config = engine.backbone, engine.backbone.model.config.get_text_config()
     layers = len(early[0].layers)

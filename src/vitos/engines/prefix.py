@@ -43,6 +43,12 @@ class Prefix:
         states = 0 if self.states is None else self.states.nbytes
         return states + sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
+    def left(self, prompt: Prompt) -> int:
+        """Number of tokens of a prompt that run behind this prefix: the kept ones, if all have run so far."""
+        return (
+            prompt.cached_length if self.states is not None and len(self) == len(prompt) else len(prompt) - len(self)
+        )
+
     def covers(self, prompt: Prompt, model: Any) -> bool:
         """Whether this is the prefix of `prompt`, with the same image at the same positions, under this model.
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.core.prompt import Prompt, pad_prompts
 from vitos.engines.base import Completion, Pieces, Sampling, Span
+from vitos.engines.batches import chunk_by_tokens
 from vitos.engines.chunked_logprobs import HEAD_TOKENS, check_untouched, chunked_head
 from vitos.engines.group_decode import Siblings
 from vitos.engines.in_flight import attach_late_masks, check_late_masks, run_early, run_late
@@ -336,30 +337,6 @@ def check_finite(logprobs: Tensor) -> None:
             "the model's logits are not finite: its weights are broken, or its dtype overflows; check the weights, or "
             "load the model in bfloat16 or float32"
         )
-
-
-def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int, narrowest: float = 0.0) -> Iterator[list[int]]:
-    """Indices of prompts, longest first, in chunks whose padded tokens stay within the budget.
-
-    Args:
-        sizes: number of rows of each prompt, and number of tokens of the longest of them.
-        budget: limit on the number of rows of a chunk times its longest row; a single prompt may exceed it.
-        narrowest: share of a chunk's longest row below which a prompt begins the next chunk, so that one long prompt
-            does not pad many short ones to its length.
-    """
-    chunk: list[int] = []
-    rows = widest = 0
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], i)):
-        own, width = sizes[i]
-        if chunk and ((rows + own) * widest > budget or width < narrowest * widest):
-            yield chunk
-            chunk, rows = [], 0
-        if not chunk:
-            widest = width
-        chunk.append(i)
-        rows += own
-    if chunk:
-        yield chunk
 
 
 def _result(steps: Generator[Any, None, list[Completion]]) -> list[Completion]:
