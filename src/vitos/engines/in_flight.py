@@ -90,6 +90,17 @@ def _run_early(engine: Runner, prompts: Sequence[Prompt], known: Sequence[Prefix
     return out
 
 
+def early_states(engine: Runner, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """States of all tokens of prompts after their `after` layers, each (T, hidden); differentiable."""
+    layers = prompts[0].after
+    if layers is None or any(prompt.after != layers for prompt in prompts):
+        raise ValueError("the prompts of a batch must name the same number of layers after which the head reads them")
+    _check_layers(engine.backbone, layers)
+    batch = pad_prompts(prompts, engine.backbone.pad_token_id, side="left")
+    states = _states(engine, batch, None, batch.attention_mask, layers)
+    return [row[mask.bool()] for row, mask in zip(states, batch.attention_mask, strict=True)]
+
+
 def _states(engine: Runner, batch: PromptBatch, cache: Any, mask: Tensor, layers: int) -> Tensor:
     """Hidden states of a batch after the first `layers` layers, shape (B, T, hidden)."""
     backbone, seen = engine.backbone, []
@@ -101,7 +112,7 @@ def _states(engine: Runner, batch: PromptBatch, cache: Any, mask: Tensor, layers
     text = backbone.language_model
     inputs = backbone.model_inputs(batch) | {"attention_mask": mask}
     with _layers(backbone, slice(None, layers)), patched(text.norm, "forward", norm):
-        engine.model(**inputs, **caching(cache), logits_to_keep=1)
+        engine.model(**inputs, **({"use_cache": False} if cache is None else caching(cache)), logits_to_keep=1)
     return seen[0]
 
 

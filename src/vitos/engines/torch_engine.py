@@ -26,6 +26,7 @@ from vitos.core.prompt import Prompt, pad_prompts
 from vitos.engines.base import Completion, Pieces, Sampling, Span
 from vitos.engines.batches import chunk_by_tokens
 from vitos.engines.chunked_logprobs import HEAD_TOKENS, check_untouched, chunked_head
+from vitos.engines.draws import only_cells, sample_cells, score_cells
 from vitos.engines.group_decode import Siblings
 from vitos.engines.in_flight import attach_late_masks, check_late_masks, run_early, run_late
 from vitos.engines.kv_cache import caching, growing_cache
@@ -132,6 +133,9 @@ class TorchEngine:
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)} and prefixes for {len(prefixes)}")
         for prompt in prompts:
             self.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
+        if (cells := only_cells(prompts)) is not None:
+            with span("prefill"):
+                return sample_cells(self, cells, sampling, seeds, prefixes)
         out: list[list[Completion]] = [[] for _ in prompts]
         kinds = [_kind(p, x) for p, x in zip(prompts, prefixes, strict=True)]
         for kind in dict.fromkeys(sorted(kinds)):
@@ -262,6 +266,8 @@ class TorchEngine:
         Raises:
             ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
         """
+        if (cells := only_cells(prompts)) is not None:
+            return Scores(*score_cells(self, cells, completions, temperature), sum(len(p) for p in prompts))
         packed = pack(prompts, completions, self.backbone.pad_token_id)
         config, family = self.backbone.model.config.get_text_config(), self.backbone.model.config.model_type
         inputs = self.backbone.model_inputs(packed.batch)

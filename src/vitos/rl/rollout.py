@@ -130,15 +130,18 @@ def roll_out(
 
     first = [[seeds(r, "localization", i) for i in range(options.num_localizations)] for r in records]  # (P, G)
     branches, plan = policy.branches, Dense("dense") if options.dense else policy.plan
-    localize_prompts = [branches.localize_prompt(query) for query in queries]
-    # Both branches go on behind one dense pass over the image. A frozen localizer does not: it did not make the keys.
-    shared = policy.with_prefixes(queries, watch) if policy.plan.shares_prefix else queries
-    localizations = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
+    localize_prompts = [policy.plan.evidence_prompt(branches, query) for query in queries]
+    # Both branches go on behind what they share. A frozen localizer does not: it did not make the keys.
+    shared = policy.plan.prepare(branches, policy.engine, queries, watch)
+    written = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
+    localizations = [
+        [policy.plan.read_evidence(branches, query, rollout) for rollout in row]
+        for query, row in zip(shared, written, strict=True)
+    ]
 
     with watch.span(plan.timed_as):
         rows = [  # (P, G)
-            plan.reason(branches, query, [rollout.response.boxes for rollout in row], watch)
-            for query, row in zip(shared, localizations, strict=True)
+            plan.reason_after(branches, query, row, watch) for query, row in zip(shared, localizations, strict=True)
         ]
     reason_prompts = [one.prompt for row in rows for one in row]  # (P·G,)
     flat_queries = [query for query in shared for _ in range(options.num_localizations)]

@@ -24,6 +24,7 @@ from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_sampl
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
+from vitos.rl.evidence_head import join_head, leave_head
 from vitos.rl.freezing import freeze_others
 from vitos.rl.guards import CollapseWarning, UpdateGuard
 from vitos.rl.rewards import ExtraReward, RewardWeights
@@ -107,9 +108,13 @@ class DualStreamTrainer(CheckpointedTrainer):
         self.stages = make_stages(args)
         if args.unfrozen_parameters is not None and lora is not None:
             raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        if lora is None:
+            join_head(model, sharded=bool(args.fsdp))
         freeze_others(model.backbone, args.unfrozen_parameters)
         set_seed(args.seed)  # of the adapters' first weights; Trainer sets it again
         network = model.backbone.model if lora is None else add_adapters(model, lora)
+        if lora is not None:  # not before: the head gets no adapters, and they freeze what is there
+            join_head(model, sharded=bool(args.fsdp))
         super().__init__(
             model=network,
             args=args,
@@ -273,6 +278,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._write_policy(run / FINAL)
         self._merge_in_place()
+        leave_head(self.policy.backbone)
         return result
 
     def _merge_in_place(self) -> None:
@@ -313,4 +319,7 @@ def _collate(records: Sequence[Record]) -> dict[str, Any]:
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:
     backbone = copy.copy(policy.backbone)
     backbone.model = copy.deepcopy(policy.backbone.model).to(device).eval().requires_grad_(False)
+    if policy.backbone.evidence_head is not None:
+        head = copy.deepcopy(policy.backbone.evidence_head)
+        backbone.evidence_head = head.to(device).requires_grad_(False)
     return SparseVLM(backbone, policy.spec)

@@ -210,6 +210,24 @@ class Plan(ABC):
         """The scan that this plan begins with."""
         return Scan(self.visuals(branches, pictures), pictures=tuple(pictures), reduced=self.reduced)
 
+    # --- in training: the evidence of several rollouts -------------------------------------------------------------
+
+    def evidence_prompt(self, branches: Branches, query: Query) -> Prompt:
+        """The prompt whose completions say what the evidence is."""
+        return branches.localize_prompt(query)
+
+    def read_evidence(self, branches: Branches, query: Query, rollout: Rollout) -> Rollout:
+        """A rollout of that prompt, as rewards and figures see it."""
+        return rollout
+
+    def reason_after(
+        self, branches: Branches, query: Query, rollouts: Sequence[Rollout], watch: Stopwatch
+    ) -> list[Reasoning]:
+        """The input of the reasoning branch after each of these rollouts; as `reason`."""
+        return self.reason(branches, query, [rollout.response.boxes for rollout in rollouts], watch)
+
+    # --- in both -----------------------------------------------------------------------------------------------------
+
     @abstractmethod
     def reason(
         self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch

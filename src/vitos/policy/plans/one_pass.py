@@ -13,21 +13,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from vitos.backbones.base import Backbone
 from vitos.config.recipe import Recipe
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
+from vitos.core.response import Response, format_box_list
 from vitos.core.sparsify import Kept, best_cells, rectangles
 from vitos.core.stopwatch import Stopwatch
+from vitos.engines.draws import CellPrompt, head_scores
 from vitos.engines.in_flight import run_early
 from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.branches import Branches
 from vitos.policy.plans.base import Limits, Plan, Reasoning, Steps
 from vitos.policy.prefixes import with_prefixes
 from vitos.policy.spec import HeadRule, VitosSpec
-from vitos.policy.types import Query
+from vitos.policy.types import Query, Rollout
 
 
 class OnePass(Plan):
@@ -35,6 +38,7 @@ class OnePass(Plan):
 
     localizes = False
     takes_masks = True
+    trainable = True
 
     def refusal(self, backbone: Backbone) -> str:
         if backbone.evidence_head is not None:
@@ -48,6 +52,11 @@ class OnePass(Plan):
 
     def recipe_problems(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from super().recipe_problems(recipe)
+        why = "the evidence head of plan one_pass draws cells inside the pass"
+        if recipe.train.sampler == "vllm":
+            yield "train.sampler", f"vllm cannot drop tokens there, but {why}; use torch"
+        if recipe.train.schedule == "dense":
+            yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
         if recipe.sparsify.positions == "renumber":
             yield "sparsify.positions", "has no effect with plan one_pass, whose tokens have run already; use keep"
 
@@ -71,11 +80,34 @@ class OnePass(Plan):
         with watch.span("early_prefill"):
             early = run_early(engine, prompts, prefixes, layers)
             for i, query, prompt, run in zip(asked, shared, prompts, early, strict=True):
-                scores = token_scores(branches.backbone, prompt, run.states, query.grid.num_tokens)
-                out[i] = replace(query, scan=replace(query.scan, prefix=run), scores=scores.cpu().numpy())
+                scores = head_scores(branches.backbone, prompt, run.states, query.grid.num_tokens)
+                out[i] = replace(query, scan=replace(query.scan, prefix=run), scores=scores.detach().cpu().numpy())
         ran = sum(len(p) - (len(x) if x else 0) for p, x in zip(prompts, prefixes, strict=True))
         watch.count("early_prefill", ran)
         return out
+
+    def evidence_prompt(self, branches: Branches, query: Query) -> Prompt:
+        """The prompt of the head, which is completed by cells in place of text (`engines/draws.py`)."""
+        rule, cells = _rule(branches.spec), query.grid.num_tokens
+        count = max(branches.spec.keep.min_tokens, round(rule.keep * cells))
+        return CellPrompt.of(
+            branches.reason_prompt(query), after=rule.after, cells=cells, count=min(cells, max(1, count))
+        )
+
+    def read_evidence(self, branches: Branches, query: Query, rollout: Rollout) -> Rollout:
+        """The draw of cells, with the smallest rectangles around them as boxes."""
+        boxes = rectangles(self._drawn(query, rollout))
+        visual, style = query.scan.visuals[0], branches.spec.coordinates
+        text = format_box_list([branches.backbone.write_box(box, visual, style) for box in boxes])
+        response = Response(f"<evidence>{text}</evidence>", None, boxes, None, well_formed=True)
+        return replace(rollout, response=response)
+
+    def reason_after(
+        self, branches: Branches, query: Query, rollouts: Sequence[Rollout], watch: Stopwatch
+    ) -> list[Reasoning]:
+        dense = branches.reason_prompt(query)
+        kept = [self._drawn(query, rollout) for rollout in rollouts]
+        return [Reasoning(self.prompt(branches, query, one, dense), one) for one in kept]
 
     def reason(
         self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch
@@ -93,6 +125,12 @@ class OnePass(Plan):
         return [replace(one, boxes=one.boxes or rectangles(one.kept)) for one in outcomes]
 
     @staticmethod
+    def _drawn(query: Query, rollout: Rollout) -> Kept:
+        mask = np.zeros(query.grid.num_tokens, dtype=bool)
+        mask[rollout.completion.token_ids.numpy()] = True
+        return Kept(query.grid, mask, scores=query.scores)
+
+    @staticmethod
     def _keep(branches: Branches, query: Query, boxes: Sequence[Box]) -> Kept:
         """What the question says to keep; else the tokens of highest score, by budget, share or threshold."""
         if query.tokens is not None or boxes:
@@ -105,15 +143,6 @@ class OnePass(Plan):
             count = int((torch.from_numpy(query.scores).sigmoid() > rule.threshold).sum())
         least = 1 if query.budget is not None else branches.spec.keep.min_tokens
         return best_cells(query.grid, query.scores, min(total, max(count, least)))
-
-
-@torch.no_grad()
-def token_scores(backbone: Backbone, prompt: Prompt, states: torch.Tensor | None, count: int) -> torch.Tensor:
-    """The head's scores of a prompt's first `count` visual tokens, given the states of all its tokens; (count,)."""
-    if backbone.evidence_head is None or states is None:
-        raise ValueError("there is no evidence head, or no state that it could read; train one with `vitos distill`")
-    scores: torch.Tensor = backbone.evidence_head(states[prompt.is_visual][:count], states[-1])
-    return scores
 
 
 def _rule(spec: VitosSpec) -> HeadRule:
