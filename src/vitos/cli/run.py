@@ -23,6 +23,7 @@ from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.readers import record_files
+from vitos.engines.judge.judge import Judge
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
 from vitos.eval.sources import check_sources, is_benchmark, read_set
@@ -97,6 +98,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             lora=_lora(recipe),
             cache=cache,
             draw=draw_sample,
+            judge=Judge(recipe.judge) if recipe.judge is not None else None,
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
@@ -206,7 +208,8 @@ def reward_weights(recipe: Recipe) -> RewardWeights:
 def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
     """The recipe's further rewards, imported from their files."""
     return [
-        ExtraReward(e.name, load_reward(e.function), weight=e.weight, branch=e.branch) for e in recipe.rewards.extra
+        ExtraReward(e.name, load_reward(e.function), weight=e.weight, branch=e.branch, per=e.per)
+        for e in recipe.rewards.extra
     ]
 
 

@@ -73,7 +73,7 @@ class JudgeSection:
     cache: Annotated[str, Field(min_length=1)] | None = None
 
     def problems(self) -> Iterator[Problem]:
-        yield from ((f"judge.{name}", why) for name, why in judge_problems(self))
+        yield from judge_problems(self)
 
 
 def judge_problems(section: JudgeSection) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from vitos.config.judge import JudgeSection
 from vitos.config.options import (
     FORBID_UNKNOWN,
     Bool,
@@ -223,6 +224,7 @@ class ExtraRewardSection:
         function: the function, as "file.py:name"; the file is relative to the current directory.
         weight: factor of the reward, any finite number.
         branch: the branch whose responses it judges.
+        per: whether it takes one response, or all of a branch to one question.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -230,6 +232,7 @@ class ExtraRewardSection:
     function: Annotated[str, AfterValidator(_file_and_name)]
     weight: Number = 1.0
     branch: Literal["localization", "reasoning", "both"] = "localization"
+    per: Literal["response", "group"] = "response"
 
     @property
     def name(self) -> str:
@@ -314,6 +317,7 @@ class Recipe:
         sparsify: keep rule, fusion and plan.
         warm_start: supervised start; None: no such start.
         rewards: weights of the reward terms.
+        judge: a model that grades answers in words, in training and evaluation; None: the rule alone.
         train: options of the reinforcement learning.
         trainer: other fields of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
             trainer is built.
@@ -330,6 +334,7 @@ class Recipe:
     sparsify: Annotated[SparsifySection, Checked] = SparsifySection()
     warm_start: WarmStartSection | None = None
     rewards: Annotated[RewardsSection, Checked] = RewardsSection()
+    judge: Annotated[JudgeSection, Checked] | None = None
     train: Annotated[DualStreamOptions, Checked] = field(default_factory=DualStreamOptions)
     trainer: Annotated[Mapping[str, Any], AfterValidator(_not_owned)] = field(default_factory=dict)
     evaluate: EvaluateSection = EvaluateSection()

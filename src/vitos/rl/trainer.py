@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 
 from vitos.core.record import Record
+from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
@@ -77,6 +78,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         cache: visual tokens of the questions' images; None to compute them.
         draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
             texts alone.
+        judge: grades answers in words in place of the rule (`rl/graded.py`); None: the rule scores all.
 
     Raises:
         ValueError: if the plan cannot be trained under, or the options, the data and the model contradict each other.
@@ -96,6 +98,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
         draw: Callable[[QuestionGroup], Image.Image] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if len(train_dataset) < args.questions_per_step:
             raise ValueError(
@@ -145,6 +148,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             reward_weights=reward_weights,
             reward_funcs=tuple(reward_funcs),
             initial=_frozen_copy(model, args.device) if args.kl_beta > 0 else None,
+            judge=judge,
         )
         self._pending: list[dict[str, float]] = []
 

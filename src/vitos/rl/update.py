@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from vitos.core.record import Record
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
+from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.batch import BranchBatch, count_with_signal, localization_batch, reasoning_batch
 from vitos.rl.config import DualStreamConfig
@@ -76,6 +77,7 @@ class DualStreamUpdate:
         reward_weights, reward_funcs: built-in and further rewards.
         initial: the policy before training, for `kl_beta`; None if it is not needed.
         stage_one: the policy between the stages, for the guards of stage 2; None until then.
+        judge: grades answers in words; None: the rule scores all.
     """
 
     policy: SparseVLM
@@ -87,6 +89,7 @@ class DualStreamUpdate:
     reward_funcs: Sequence[ExtraReward] = ()
     initial: SparseVLM | None = None
     stage_one: SparseVLM | None = None
+    judge: Judge | None = None
     _checked: bool = False
 
     def run(
@@ -166,6 +169,7 @@ class DualStreamUpdate:
                 self.reward_funcs,
                 localizer,
                 watch,
+                self.judge,
             )
 
         resharded = is_sharded(model) and self.accelerator.state.fsdp_plugin.reshard_after_forward

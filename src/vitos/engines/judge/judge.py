@@ -125,8 +125,8 @@ class Judge:
 def read_grade(reply: str) -> float | None:
     """The grade in the last line of a reply, 0..1; None where that is anything but a grade.
 
-    >>> read_grade("The side is the same.\\n**Partly**"), read_grade("0.25"), read_grade("not correct"), read_grade("7")
-    (0.5, 0.25, None, None)
+    >>> read_grade("The side is the same.\\n**Partly**"), read_grade("0.25"), read_grade("not correct")
+    (0.5, 0.25, None)
     """
     lines = [line for line in _THOUGHT.sub("", reply).splitlines() if any(map(str.isalnum, line))]
     match = _GRADE.fullmatch(lines[-1]) if lines and len(lines[-1]) < 100 else None
