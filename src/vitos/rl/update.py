@@ -96,7 +96,7 @@ class DualStreamUpdate:
             step: number of the update, from 0; part of each seed.
         """
         args, watch, weights = self.args, Stopwatch(), stage.branches(step)
-        with self.policy.engine.using(runnable(model), args.micro_batch_tokens):
+        with self.policy.engine.using(runnable(model), args.micro_batch_tokens, args.sampling_batch_tokens):
             # 1) Both branches write, and every text is rewarded.
             model.eval()
             refreshed = self.policy.engine.refresh()
