@@ -131,7 +131,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         budgets=recipe.evaluate.budgets,
         limit=recipe.data.limit_eval,
         bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        load=load_options(recipe.model) | ({"dtype": "auto"} if recipe.model.lora else {}),  # merged in float32
+        # Adapters were merged in float32, onto what the 4 bits stood for.
+        load=load_options(recipe.model) | ({"dtype": "auto", "quantization": None} if recipe.model.lora else {}),
         cache=recipe.data.cache,
     )
 
@@ -161,7 +162,7 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
 
 def load_options(model: ModelSection) -> dict[str, Any]:
     """Options with which `SparseVLM.from_pretrained` loads the recipe's models."""
-    names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels")
+    names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels", "quantization")
     return {name: getattr(model, name) for name in names}
 
 

@@ -107,6 +107,8 @@ class ModelSection:
         min_pixels, max_pixels: limits of the resized image's area, in pixels. None: the checkpoint's.
 
         lora: adapters to train instead of the weights. None: train the weights.
+        quantization: number format of the language model's frozen linear layers under adapters: 4 bits ("nf4", needs
+            the `quant` extra). None: `dtype`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -119,6 +121,7 @@ class ModelSection:
     min_pixels: Count | None = None
     max_pixels: Count | None = None
     lora: LoraSection | None = None
+    quantization: Literal["nf4"] | None = None
 
     def problems(self) -> Iterator[Problem]:
         if not self.path:

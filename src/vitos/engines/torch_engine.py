@@ -68,12 +68,13 @@ class TorchEngine:
     Args:
         backbone: the model to run.
         model: the model to call instead of `backbone.model`, such as its DDP or FSDP wrapper.
-        max_batch_tokens: number of padded tokens that `sample` runs at once. More prompts are split into batches, but
-            not the completions of one prompt; splitting changes results by rounding only. `score` runs everything
-            that it is given: see `score_batches`.
+        max_batch_tokens: number of padded tokens that run at once. More prompts are split into batches, but not the
+            completions of one prompt; splitting changes results by rounding only. `score` runs everything that it is
+            given: see `score_batches`.
         head_tokens: number of completion tokens whose logits `score` holds at once.
 
     Attributes:
+        sampling_tokens: number of padded tokens that `sample` runs at once; None: `max_batch_tokens`.
         kv_bytes: size of the cache at the end of the latest decoding, padding included, in bytes.
     """
 
@@ -91,18 +92,19 @@ class TorchEngine:
         self.head_tokens = head_tokens
         self.model = backbone.model if model is None else model
         self.max_batch_tokens = max_batch_tokens
+        self.sampling_tokens: int | None = None
         self._banned_ids: Tensor | None = None
         self.kv_bytes = 0
 
     @contextmanager
-    def using(self, model: Any, max_batch_tokens: int) -> Iterator[None]:
+    def using(self, model: Any, max_batch_tokens: int, sampling_tokens: int | None = None) -> Iterator[None]:
         """Run another module instead of the backbone's, such as its DDP or FSDP wrapper, while the block runs."""
-        before = self.model, self.max_batch_tokens
-        self.model, self.max_batch_tokens = model, max_batch_tokens
+        before = self.model, self.max_batch_tokens, self.sampling_tokens
+        self.model, self.max_batch_tokens, self.sampling_tokens = model, max_batch_tokens, sampling_tokens
         try:
             yield
         finally:
-            self.model, self.max_batch_tokens = before
+            self.model, self.max_batch_tokens, self.sampling_tokens = before
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class TorchEngine:
         for kind in dict.fromkeys(sorted(kinds)):
             group = [i for i, own in enumerate(kinds) if own == kind]
             sizes = [self._room(prompts[i].cached_length, len(seeds[i]), sampling.max_tokens) for i in group]
-            for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
+            for chunk in chunk_by_tokens(sizes, self.sampling_tokens or self.max_batch_tokens):
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
                 with span("prefill"):

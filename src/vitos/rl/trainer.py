@@ -17,12 +17,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 
+from vitos.backbones.quantized import is_quantized
 from vitos.core.record import Record
 from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
+from vitos.rl.combinations import refusals
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
 from vitos.rl.evidence_head import join_head, leave_head
@@ -109,8 +111,8 @@ class DualStreamTrainer(CheckpointedTrainer):
             raise ValueError(refusal)
         self.policy = model
         self.stages = make_stages(args)
-        if args.unfrozen_parameters is not None and lora is not None:
-            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        for _, why in refusals(args, adapters=lora is not None, quantized=is_quantized(model.backbone.model)):
+            raise ValueError(why)
         if lora is None:
             join_head(model, sharded=bool(args.fsdp))
         freeze_others(model.backbone, args.unfrozen_parameters)
@@ -214,7 +216,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             self._inner_optimizer.state.clear()
         if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
             stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
-            stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+            stage_one.engine.max_batch_tokens = self.args.sampling_batch_tokens or self.args.micro_batch_tokens
             self.update.stage_one = stage_one
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

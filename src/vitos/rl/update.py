@@ -114,7 +114,7 @@ class DualStreamUpdate:
             ValueError: at the first update of this process, if sampler and policy disagree or do not see the image.
         """
         args, watch, weights = self.args, Stopwatch(), stage.branches(step)
-        with self.policy.engine.using(runnable(model), args.micro_batch_tokens):
+        with self.policy.engine.using(runnable(model), args.micro_batch_tokens, args.sampling_batch_tokens):
             # 1) Both branches write, and every text is rewarded.
             model.eval()
             refreshed = self.policy.engine.refresh()
