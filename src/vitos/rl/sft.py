@@ -64,7 +64,8 @@ def record_lesson(
     """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
 
     The thought is the record's `thought`, or the text of the right option. The answer is the letter or the text of the
-    right option, as `spec.answer_with` says; it is the letter if the options are not known.
+    right option, as `spec.answer_with` says; it is the letter if the options are not known. A question without options
+    is answered by the record's `answer`, the first of those that are accepted.
 
     Args:
         record: the question with its answer.
@@ -76,14 +77,14 @@ def record_lesson(
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
     answer = right if spec.answer_with == "text" else record.answer
-    reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, answer))
+    reason = Exercise(spec.reason_text(record.question, record.kind), format_reasoning(thought, answer))
     if not record.boxes:
         return Lesson(tuple(images), (reason,))
     with torch.no_grad():
         (visual,) = backbone.encode([images[0]])
     placed = visual.within(shown)
     boxes = format_box_list([backbone.write_box(box, placed, spec.coordinates) for box in record.boxes])
-    localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
+    localize = Exercise(spec.localize_text(record.question, record.kind), format_localization(thought, boxes, answer))
     return Lesson(tuple(images), (localize, reason))
 
 
