@@ -48,7 +48,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def load_sharded_adapters(model: Any, folder: Path) -> None:
-    """Load the adapters of a checkpoint into a model that is sharded, where PEFT's own loading takes whole tensors only.
+    """Load the adapters of a checkpoint into a sharded model, for which PEFT's own loading is not made.
 
     Raises:
         ValueError: if the file holds other tensors than the model has.
