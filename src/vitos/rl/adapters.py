@@ -61,7 +61,7 @@ def load_sharded_adapters(model: Any, folder: Path) -> None:
     stored = load_file(folder / "adapter_model.safetensors")
     if different := sorted(stored.keys() ^ places.keys()):
         raise ValueError(f"{folder} holds adapters of another shape than model.lora: {', '.join(different[:3])} …")
-    full = {places[given]: value for given, value in stored.items()}
+    full: dict[str, Any] = {places[given]: value for given, value in stored.items()}
     set_model_state_dict(model, full, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
