@@ -25,6 +25,7 @@ from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.readers import read_records, record_files
+from vitos.doctor.probe import Probe, probe
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
 from vitos.eval.sources import check_sources, is_benchmark, read_set
@@ -107,6 +108,23 @@ def start(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
     _start(recipe, _prepare(recipe, config, resume, console), resume, console)
     return run
+
+
+def probe_recipe(recipe: Recipe, questions: int) -> Probe:
+    """Roll out some of a recipe's training questions with its model, before anything is trained."""
+    check_recipe(recipe)
+    for source in recipe.data.train:
+        require_file(source)
+    policy = load_policy(recipe)
+    return probe(
+        policy,
+        _read(recipe.data.train, recipe.data.limit_train),
+        recipe.train,
+        reward_weights(recipe),
+        extra_rewards(recipe),
+        questions=questions,
+        cache=EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None,
+    )
 
 
 def _first_console() -> Console:
