@@ -133,12 +133,10 @@ class DualStreamTrainer(CheckpointedTrainer):
         if not args.disable_tqdm:
             self.add_callback(FiguresCallback())
         if self.is_fsdp_enabled:
-            if is_adapted(network):
-                raise ValueError("adapters cannot be trained with FSDP yet; use DDP, or leave out model.lora")
             set_up_sharding(self.accelerator, model.backbone)
         self._warn_of_small_dtype(network)
         if args.sampler == "vllm":
-            model.engine = vllm_engine(model.backbone, network, args)
+            model.engine = vllm_engine(model.backbone, args)
         self.draw = draw
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self.update = DualStreamUpdate(
