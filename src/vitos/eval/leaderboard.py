@@ -146,7 +146,8 @@ def leaderboard_sheet(board: Board) -> Sheet:
     note = (
         f"Questions: {asked}. Accuracy with its 95% interval over seeds and questions; several data sets count alike. "
         "▲, ▼: the interval of the difference to random tokens at the same budget, question by question, lies above "
-        f"or below zero. Points that a difference to random must have to be seen here in four studies of five: {seen}. "
+        "or below zero. Points that a difference to random must have to be seen here in four studies of five: "
+        f"{seen}. "
         "n: where a selector answered fewer questions (no gold box, or its encoder makes more tokens)."
     )
     return Sheet(title=board.title, columns=("Tokens", "All", *map(v.percent, budgets)), rows=tuple(rows), note=note)

@@ -72,3 +72,9 @@ def save_adapted(policy: SparseVLM, weights: Mapping[str, Tensor], folder: Path)
         if "dtype" in part:
             part["dtype"] = "float32"
     write_json_atomic(file, settings)
+
+
+def load_adapters(model: Any, folder: Path) -> None:
+    """Go on with the adapters that a PEFT model wrote into `folder`, instead of fresh ones."""
+    (name,) = model.active_adapters
+    model.load_adapter(folder, name, is_trainable=True)
