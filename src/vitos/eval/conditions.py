@@ -9,9 +9,9 @@ on the way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vitos.core.record import Record
 from vitos.eval.controls import CONTROLS, ORACLE, at_budget
@@ -52,6 +52,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def told(self) -> dict[str, Any]:
+        """All values as a run stores them; without positions where they are each model's, as older runs have it."""
+        return {name: value for name, value in asdict(self).items() if name != "positions" or value}
 
 
 @dataclass(frozen=True, slots=True)

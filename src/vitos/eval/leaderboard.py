@@ -144,10 +144,9 @@ def leaderboard_sheet(board: Board) -> Sheet:
     asked = ", ".join(f"{name} {count}" for name, count in board.questions.items())
     seen = ", ".join(f"{v.percent(b)}: {100 * board.visible[b]:.1f}" for b in budgets if b in board.visible)
     note = (
-        f"Questions: {asked}. Accuracy with its 95% interval over seeds and questions; several data sets count alike. "
-        "▲, ▼: the interval of the difference to random tokens at the same budget, question by question, lies above "
-        "or below zero. Points that a difference to random must have to be seen here in four studies of five: "
-        f"{seen}. "
+        f"Questions: {asked}. Accuracy with its 95% interval over seeds and questions; data sets count alike. "
+        "▲, ▼: the interval of the difference from random tokens at the same budget lies above or "
+        f"below zero. Points that a difference to random must have to be seen here in four studies of five: {seen}. "
         "n: where a selector answered fewer questions (no gold box, or its encoder makes more tokens)."
     )
     return Sheet(title=board.title, columns=("Tokens", "All", *map(v.percent, budgets)), rows=tuple(rows), note=note)
