@@ -36,6 +36,7 @@ def make_trainer(phantom_records):
         lora=None,
         records=phantom_records,
         weights=RewardWeights(),
+        judge=None,
         adapters=None,
         **options,
     ):
@@ -59,7 +60,14 @@ def make_trainer(phantom_records):
         }
         config = DualStreamConfig(output_dir=str(folder), **defaults | options)
         return DualStreamTrainer(
-            policy, config, records, reward_weights=weights, lora=lora, adapters=adapters, callbacks=callbacks
+            policy,
+            config,
+            records,
+            reward_weights=weights,
+            lora=lora,
+            adapters=adapters,
+            callbacks=callbacks,
+            judge=judge,
         )
 
     return make

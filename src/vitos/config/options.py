@@ -104,7 +104,10 @@ class DualStreamOptions:
 
         sampler: the engine that writes the rollouts: "torch", which is the trained model, or "vllm", an engine that
             gets the weights before each update.
-        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
+        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization, max_model_len and
+            tensor_parallel_size.
+        sampler_sleep: GPU memory that vLLM gives back during the update: 0: none; 1: its cache and its weights, which
+            wait in host memory; 2: both, without a copy in host memory.
         importance_cap: largest weight of a token that another engine sampled (truncated importance sampling), >= 1.
 
         clip_low, clip_high: limits of the ratio, which is clipped to 1 - clip_low .. 1 + clip_high.
@@ -124,6 +127,8 @@ class DualStreamOptions:
         stage1_learning_rate: peak learning rate of the stage that trains localization alone; None: `learning_rate`.
         micro_batch_tokens: number of padded tokens in one forward pass when sampling and scoring; a lower one saves
             memory.
+        sampling_batch_tokens: number of padded tokens that the torch engine samples at once, which takes less memory
+            than scoring as many; None: `micro_batch_tokens`.
         max_skipped_updates: number of consecutive updates that may be skipped because their loss or gradient is not
             finite; the next one stops the run.
 
@@ -163,6 +168,7 @@ class DualStreamOptions:
 
     sampler: Literal["torch", "vllm"] = "torch"
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_sleep: Literal[0, 1, 2] = 1
     importance_cap: Annotated[Number, Field(ge=1)] = 2.0  # TIS: "Your Efficient RL Framework Secretly ..." (2025)
 
     clip_low: Annotated[Number, Field(gt=0, lt=1)] = 0.2
@@ -186,6 +192,7 @@ class DualStreamOptions:
     seed: CountOrZero = 0
     bf16: Bool = False
     micro_batch_tokens: Count = 16_384
+    sampling_batch_tokens: Count | None = None
     max_skipped_updates: CountOrZero = 3
 
     logging_steps: Count = 1

@@ -232,7 +232,7 @@ def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel]
     parts = [
         plan,
         sorted((name, str(value)) for name, value in evaluation.load.items()),
-        dataclasses.asdict(evaluation.settings),
+        evaluation.settings.told(),
         [(model.name, model.path, model.weights) for model in models],
         [(one.name, questions_fingerprint(one.records)) for one in sets],
     ]

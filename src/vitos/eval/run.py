@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def run_models(
     share.wait()
     for model in models:
         policy = model.load()
+        policy = policy.with_spec(positions=settings.positions) if settings.positions else policy
         conditions = _possible(model, policy, share)
         opened = EmbeddingCache.open(cache, policy.backbone) if cache else None
         for one in asked:
@@ -263,7 +264,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "vitos_version": __version__,
-        "settings": asdict(settings),
+        "settings": settings.told(),
         "models": {model.name: {"path": model.path, "weights": model.weights} for model in models},
         "benchmarks": {
             one.name: {

@@ -17,13 +17,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 
+from vitos.backbones.quantized import is_quantized
 from vitos.core.record import Record
+from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted, load_adapters
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
+from vitos.rl.combinations import refusals
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
+from vitos.rl.evidence_head import join_head, leave_head
 from vitos.rl.freezing import freeze_others
 from vitos.rl.guards import CollapseWarning, UpdateGuard, warn_of_small_dtype
 from vitos.rl.rewards import ExtraReward, RewardWeights
@@ -77,6 +81,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         cache: visual tokens of the questions' images; None to compute them.
         draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
             texts alone.
+        judge: grades answers in words in place of the rule (`rl/graded.py`); None: the rule scores all.
 
     Raises:
         ValueError: if the plan cannot be trained under, or the options, the data and the model contradict each other.
@@ -97,6 +102,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
         draw: Callable[[QuestionGroup], Image.Image] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if len(train_dataset) < args.questions_per_step:
             raise ValueError(
@@ -107,11 +113,15 @@ class DualStreamTrainer(CheckpointedTrainer):
             raise ValueError(refusal)
         self.policy = model
         self.stages = make_stages(args)
-        if args.unfrozen_parameters is not None and lora is not None:
-            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        for _, why in refusals(args, adapters=lora is not None, quantized=is_quantized(model.backbone.model)):
+            raise ValueError(why)
+        if lora is None:
+            join_head(model, sharded=bool(args.fsdp))
         freeze_others(model.backbone, args.unfrozen_parameters)
         set_seed(args.seed)  # of the adapters' first weights; Trainer sets it again
         network = model.backbone.model if lora is None else add_adapters(model, lora)
+        if lora is not None:  # not before: the head gets no adapters, and they freeze what is there
+            join_head(model, sharded=bool(args.fsdp))
         if adapters is not None:
             load_adapters(network, adapters)
         super().__init__(
@@ -127,12 +137,10 @@ class DualStreamTrainer(CheckpointedTrainer):
         if not args.disable_tqdm:
             self.add_callback(FiguresCallback())
         if self.is_fsdp_enabled:
-            if is_adapted(network):
-                raise ValueError("adapters cannot be trained with FSDP yet; use DDP, or leave out model.lora")
             set_up_sharding(self.accelerator, model.backbone)
         warn_of_small_dtype(network, self.accelerator, args.learning_rate)
         if args.sampler == "vllm":
-            model.engine = vllm_engine(model.backbone, network, args)
+            model.engine = vllm_engine(model.backbone, args)
         self.draw = draw
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self.update = DualStreamUpdate(
@@ -144,6 +152,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             reward_weights=reward_weights,
             reward_funcs=tuple(reward_funcs),
             initial=_frozen_copy(model, args.device) if args.kl_beta > 0 else None,
+            judge=judge,
         )
         self._pending: list[dict[str, float]] = []
 
@@ -198,7 +207,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             self._inner_optimizer.state.clear()
         if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
             stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
-            stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+            stage_one.engine.max_batch_tokens = self.args.sampling_batch_tokens or self.args.micro_batch_tokens
             self.update.stage_one = stage_one
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -266,6 +275,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._write_policy(run / FINAL)
         self._merge_in_place()
+        leave_head(self.policy.backbone)
         return result
 
     def _merge_in_place(self) -> None:
@@ -306,4 +316,7 @@ def _collate(records: Sequence[Record]) -> dict[str, Any]:
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:
     backbone = copy.copy(policy.backbone)
     backbone.model = copy.deepcopy(policy.backbone.model).to(device).eval().requires_grad_(False)
+    if policy.backbone.evidence_head is not None:
+        head = copy.deepcopy(policy.backbone.evidence_head)
+        backbone.evidence_head = head.to(device).requires_grad_(False)
     return SparseVLM(backbone, policy.spec)
