@@ -21,11 +21,9 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -37,12 +35,10 @@ from vitos.cli.distill import distill
 from vitos.cli.eval import bench_app
 from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
+from vitos.cli.training import load_training, stopped_by_hand
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
 from vitos.serve import NOTICE
-
-if TYPE_CHECKING:
-    from vitos.config.recipe import Recipe
 
 app = typer.Typer(
     help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
@@ -89,10 +85,10 @@ def train(
     processes: Processes = 1,
 ) -> None:
     """Train all stages of a recipe, evaluate the result and write the report."""
-    loaded = _loaded(recipe, set_ or [], dry_run, processes)
+    loaded = load_training(recipe, set_ or [], dry_run, processes)
     from vitos.cli import run
 
-    with _stopped_by_hand(Path(loaded.output_dir)):
+    with stopped_by_hand(Path(loaded.output_dir)):
         folder = run.train(loaded, resume=resume, console=console)
     console.print(f"Model:  {folder / 'model'}")
 
@@ -106,49 +102,15 @@ def sft(
     processes: Processes = 1,
 ) -> None:
     """Train a recipe's warm start alone: boxes, thoughts and answers, supervised. `train --resume` goes on from it."""
-    loaded = _loaded(recipe, set_ or [], dry_run, processes)
+    loaded = load_training(recipe, set_ or [], dry_run, processes)
     from vitos.cli import run
     from vitos.cli.resume import SFT, WARM_START
     from vitos.cli.sft import render_start
 
-    with _stopped_by_hand(Path(loaded.output_dir) / SFT):
+    with stopped_by_hand(Path(loaded.output_dir) / SFT):
         folder = run.start(loaded, resume=resume, console=console)
     console.print(render_start(folder))
     console.print(f"Model:  {folder / WARM_START}")
-
-
-def _loaded(recipe: str, overrides: Sequence[str], dry_run: bool, processes: int) -> Recipe:
-    """The recipe of a training, in as many processes as asked for; a dry run prints it and ends here."""
-    from vitos.config.recipe import dump_recipe, load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    if dry_run:
-        from vitos.policy.plans import check_recipe
-
-        check_recipe(loaded)
-        typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
-        raise typer.Exit
-    if processes > 1:
-        from vitos.cli import launch
-
-        if not launch.launched():
-            launch.relaunch(processes)
-    quiet()
-    return loaded
-
-
-@contextmanager
-def _stopped_by_hand(folder: Path) -> Iterator[None]:
-    """Say what Ctrl-C has left in a folder of checkpoints, and exit with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        from vitos.rl.checkpoint import complete_checkpoints
-
-        found = complete_checkpoints(folder)
-        where = f"{found[-1].name} in {folder} is complete" if found else "there is no checkpoint yet"
-        console.print(f"\nStopped; {where}. Go on with --resume.")
-        raise typer.Exit(130) from None
 
 
 @app.command("eval")
