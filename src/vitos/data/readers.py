@@ -6,7 +6,10 @@ A file is a JSON array (`.json`) or has one object per line (`.jsonl`). Fields o
 | --- | --- |
 | `image_path` | path, or list of paths, relative to the file's folder and staying below it |
 | `question` | text with inline options and one `<image>` for each image (a single one may be left out) |
-| `answer` | the letter of the right option |
+| `answer` | the letter of the right option, or as `kind` says; a list of texts for `kind: list` |
+| `kind` | optional: `letter` (default), `word`, `number`, `list` or `text` (`vitos.core.answers`) |
+| `accepted` | optional: a list of further answers that are as right; not for letters |
+| `tolerance` | optional, for numbers: how far an answer may be off, `"2 mm"` or `"10 %"` |
 | `bbox` | optional: evidence in the first image, a list of [x1, y1, x2, y2] in 0..1; null and [] mean unknown |
 | `id` | optional: unique text; otherwise `<file stem>/<index>` |
 | `meta`, `template` | optional: an object of text fields; `template` is short for `meta.template` |
@@ -22,13 +25,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vitos.core.geometry import Box, cut
-from vitos.core.record import IMAGE_PLACEHOLDER, Record, parse_options
+from vitos.core.record import IMAGE_PLACEHOLDER, Record
+from vitos.data.fields import Report, is_broken, show
+from vitos.data.gold import parse_gold
 from vitos.data.images import DataError, resolve_under
 from vitos.data.names import half_character, same_name
 from vitos.data.picture import parse_selector, split_name
@@ -36,10 +41,9 @@ from vitos.data.picture import parse_selector, split_name
 META_FILE = "meta.json"
 HUB_PREFIX = "hub:"
 Severity = Literal["error", "warning", "note"]
-Report = Callable[[str, str, str], None]  # (field, problem, remedy)
 
 _REQUIRED = ("image_path", "question", "answer")
-_FIELDS = (*_REQUIRED, "bbox", "id", "meta", "template")
+_FIELDS = (*_REQUIRED, "kind", "accepted", "tolerance", "bbox", "id", "meta", "template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,7 @@ def parse_entry(
 
     names, images = _parse_images(raw.get("image_path"), root, report) if "image_path" in raw else ([], ())
     question = _parse_question(raw["question"], len(names), report) if "question" in raw else ""
-    answer = _parse_answer(raw["answer"], question, report) if "answer" in raw else ""
+    gold = parse_gold(raw, question, report)
     boxes = _parse_boxes(raw.get("bbox"), _crop_of(images), report)
     meta = _parse_meta(raw.get("meta", {}), raw.get("template"), template, report)
 
@@ -224,7 +228,9 @@ def parse_entry(
         report("id", f"{show(identity)} is also the id of {seen[identity]}", "make ids unique or leave them out")
     else:
         seen[identity] = sample
-    record = None if problems else Record(identity, images, question, answer, boxes, meta)
+    record = None
+    if not problems:
+        record = Record(identity, images, question, gold.answer, boxes, meta, gold.kind, gold.accepted, gold.tolerance)
     return Entry(sample, record, images, tuple(problems))
 
 
@@ -236,7 +242,7 @@ def _parse_images(raw: object, root: Path, report: Report) -> tuple[list[str], t
         return [], ()
     images = []
     for name in names:
-        if _is_broken("image_path", name, report):
+        if is_broken("image_path", name, report):
             continue
         try:
             path = resolve_under(root, name)
@@ -260,7 +266,7 @@ def _parse_question(raw: object, images: int, report: Report) -> str:
     if not isinstance(raw, str) or not raw.replace(IMAGE_PLACEHOLDER, "").strip():
         report("question", f"is {show(raw)}, not a question", "write text")
         return ""
-    if _is_broken("question", raw, report):
+    if is_broken("question", raw, report):
         return raw
     placeholders = raw.count(IMAGE_PLACEHOLDER)
     if placeholders == 0 and images == 1:
@@ -268,17 +274,6 @@ def _parse_question(raw: object, images: int, report: Report) -> str:
     if images and placeholders != images:
         problem = f"has {placeholders} {IMAGE_PLACEHOLDER} for {images} image(s)"
         report("question", problem, f"write one {IMAGE_PLACEHOLDER} for each image")
-    return raw
-
-
-def _parse_answer(raw: object, question: str, report: Report) -> str:
-    """The letter; it must be among the options if the question's options can be read."""
-    options = parse_options(question)
-    if not isinstance(raw, str) or len(raw) != 1 or not "A" <= raw <= "Z":
-        report("answer", f"is {show(raw)}, not a letter A to Z", "write the letter of the right option")
-        return ""
-    if options and raw not in options:
-        report("answer", f"{raw} is none of the options {', '.join(options)}", "correct the letter or the options")
     return raw
 
 
@@ -319,7 +314,7 @@ def _parse_meta(meta: object, own: object, fallback: str | None, report: Report)
         report("meta", f"is {show(meta)}, not an object of texts", "write texts only")
         return {}
     for text in (*meta, *meta.values()):
-        _is_broken("meta", text, report)
+        is_broken("meta", text, report)
     if own is not None and not isinstance(own, str):
         report("template", f"is {show(own)}, not a text", "write the template's name")
         return meta
@@ -327,18 +322,8 @@ def _parse_meta(meta: object, own: object, fallback: str | None, report: Report)
         report("template", f"is {show(own)}, but meta.template is {show(meta['template'])}", "keep one of them")
     template = fallback if own is None else own
     if template is not None:
-        _is_broken("template", template, report)
+        is_broken("template", template, report)
     return meta if template is None else {"template": template} | meta
-
-
-def _is_broken(field: str, text: str, report: Report) -> bool:
-    """Whether a text cannot be written or tokenized; reported."""
-    half = half_character(text)
-    if half is not None:
-        report(
-            field, f"holds half a character ({half}), as a cut emoji leaves it", "delete it, or export the text again"
-        )
-    return half is not None
 
 
 def _read_items(file: Path) -> Iterator[object]:
@@ -402,9 +387,3 @@ def _needs_conversion(source: str | Path) -> DataError:
     return DataError(
         f"{name}: images inside parquet are written out before use; run\n    {command}\nand read {target}"
     )
-
-
-def show(value: object) -> str:
-    """A value from data for a message: short and on one line, control characters escaped."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -119,8 +119,8 @@ class Branches:
     def read_localization(self, query: Query, completion: Completion) -> Rollout:
         """The boxes and the answer in a completion of the localization branch."""
         read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
-        return Rollout(completion, parse_localization(completion.text, query.options, read_box))
+        return Rollout(completion, parse_localization(completion.text, query.options, read_box, written=query.written))
 
     def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
         """The thought and the answer in a completion of the reasoning branch."""
-        return Rollout(completion, parse_reasoning(completion.text, query.options))
+        return Rollout(completion, parse_reasoning(completion.text, query.options, query.written))

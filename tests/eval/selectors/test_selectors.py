@@ -1,5 +1,6 @@
 """Every selector on real backbones: exact budgets, its own rule by brute force, refusals, and what the model sees."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.backbones.families import FAMILIES_BY_NAME
 
+from vitos.backbones.evidence_head import EvidenceHead
 from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid
 from vitos.core.masks import fit_budget
 from vitos.core.record import Record
@@ -20,6 +22,7 @@ from vitos.eval.selectors.crop import crop, scaled
 from vitos.eval.selectors.diversity import relevance
 from vitos.eval.selectors.places import uniform_mask
 from vitos.policy.plans.crop import cut_out
+from vitos.policy.spec import HeadRule, VitosSpec
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -34,7 +37,9 @@ BOXES = (Box(0.1, 0.1, 0.4, 0.5), Box(0.6, 0.7, 0.8, 0.9))
 @pytest.fixture(scope="module")
 def make_task(picture):
     def make(name="qwen2_5_vl, nano", *, size=(120, 160), boxes=BOXES, gold=BOXES[:1], record_id="q1", seed=0):
-        policy = SparseVLM(FAMILIES_BY_NAME[name].backbone())
+        backbone = copy.copy(FAMILIES_BY_NAME[name].backbone())
+        backbone.evidence_head = EvidenceHead(backbone.model.config.get_text_config().hidden_size, 8)
+        policy = SparseVLM(backbone, VitosSpec(evidence_head=HeadRule(after=1)))
         image = picture(*size)
         record = Record(record_id, (), QUESTION, "A", gold)
         query = Query(policy.encode(image), QUESTION)
@@ -226,6 +231,19 @@ def test_a_crop_of_a_cropped_picture_is_cut_where_the_box_is(make_task, monkeypa
     box = Box(0.25, 0.5, 0.75, 0.75)
     SELECTORS["crop"].choose(Task(task.policy, query, task.record, boxes=[box], image=lambda: lower), 9)
     np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(whole.crop((30, 80, 90, 120))))
+
+
+def test_the_evidence_head_chooses_as_in_its_plan(make_task):
+    """`one_pass` drops tokens behind the head's layer, `evidence_head` before the first one."""
+    task = make_task()
+    finding = task.policy.answer([replace(task.query, budget=0.25)], plan="one_pass")[0]
+    for name, after in (("one_pass", 1), ("evidence_head", None)):
+        choice = SELECTORS[name].choose(task, finding.kept.count)
+        np.testing.assert_array_equal(choice.mask, finding.kept.mask)
+        prompt = task.prompt_of(choice)
+        assert (prompt.after, prompt.cached_length) == (after, len(task.prompt) - (~choice.mask).sum())
+    plain = SELECTORS["one_pass"].refusal(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
+    assert "'one_pass' needs an evidence head" in plain
 
 
 def test_refusals(make_task):

@@ -17,27 +17,27 @@ os.environ |= {
 }
 # Blocks of 32 tokens, not of 128: the prefix cache holds whole blocks, and our prompts are short.
 SMALL = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 16, "block_size": 32}
-FIGURES = pytest.StashKey[list]()
 
 
-def pytest_configure(config):
-    config.stash[FIGURES] = []
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if rows := config.stash[FIGURES]:
+def pytest_terminal_summary(terminalreporter):
+    done = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+    rows = [value for report in done for name, value in report.user_properties if name == "figures"]
+    if rows:
         terminalreporter.section("vLLM against the torch engine")
         terminalreporter.write_line(f"{'model, way, case':74} kept greedy   |Δ| prompt  |Δ| output")
         for row in rows:
             terminalreporter.write_line(row)
 
 
-@pytest.fixture(scope="session")
-def note(request):
-    """`note(name, kept, tokens, prompt, output)`: adds a row to the table at the end of the output."""
+@pytest.fixture
+def note(record_property):
+    """`note(name, kept, tokens, prompt, output)`: adds a row to the table at the end of the output.
+
+    As a property of the test, because it may run in another process (pytest-xdist).
+    """
 
     def add(name, kept, tokens, prompt, output):
-        request.config.stash[FIGURES].append(f"{name:74} {kept:4} {tokens:6}   {prompt:10.1e}  {output:10.1e}")
+        record_property("figures", f"{name:74} {kept:4} {tokens:6}   {prompt:10.1e}  {output:10.1e}")
 
     return add
 
