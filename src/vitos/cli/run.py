@@ -133,6 +133,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         bootstrap_samples=recipe.evaluate.bootstrap_samples,
         load=load_options(recipe.model) | ({"dtype": "auto"} if recipe.model.lora else {}),  # merged in float32
         cache=recipe.data.cache,
+        judge=recipe.judge,
+        metrics=recipe.evaluate.metrics,
     )
 
 

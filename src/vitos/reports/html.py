@@ -52,6 +52,8 @@ def write_report(
     right, wrong = select_cases(cases)
     sections = (
         Section(sheet=table.main_sheet(results), text_last=True),
+        Section(sheet=table.open_sheet(results)),
+        Section(sheet=table.text_sheet(results), level=3),
         Section(sheet=table.control_sheet(results), text_last=True),
         Section(sheet=table.comparison_sheet(results), text_last=True, level=3),
         Section(sheet=table.dataset_sheet(results)),
@@ -147,6 +149,9 @@ def _answer(name: str, condition: Mapping[str, Any], kept_text: str) -> dict[str
         detail = "boxes did not parse" if condition.get("parsed") is False else f"IoU {v.decimal(iou)}"
     elif name == "sparse":
         detail = "fell back to all tokens" if condition.get("fallback") else kept_text
+    if (score := v.share(condition, "score")) is not None:
+        grade = v.share(condition, "judge")
+        detail += f", score {v.decimal(score)}" + (f", judge {v.decimal(grade)}" if grade is not None else "")
     return {
         "name": v.label(name),
         "text": _shortened(str(condition.get("text") or "")),
