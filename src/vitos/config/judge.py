@@ -34,7 +34,8 @@ class JudgeSection:
         url: base URL of the server, such as http://127.0.0.1:8001/v1.
         model: name of the model; empty: the only one that the server lists.
         kinds: kinds of answers that it grades in training; an answer that the rule calls exactly right is not asked.
-        prompt: template with `{question}`, `{gold}` and `{answer}`, put in as JSON; None: `JUDGE_PROMPT`. The reply must end with a line that is right, partly or wrong, yes or no, or a number in 0..1.
+        prompt: template with `{question}`, `{gold}` and `{answer}`, put in as JSON; None: `JUDGE_PROMPT`.
+            The reply must end with a line that is right, partly or wrong, yes or no, or a number in 0..1.
         key_variable: name of the environment variable with the API key, if the server needs one.
 
         parallel: largest number of requests at a time.
