@@ -37,6 +37,7 @@ from vitos.cli.distill import distill
 from vitos.cli.eval import bench_app
 from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
+from vitos.config.judge import JudgeSection
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
 from vitos.serve import NOTICE
@@ -172,6 +173,18 @@ def evaluate(
     ] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of an embedding cache that fits all models.")] = None,
     plan: PlanOption = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server that also grades answers in words.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Its model; by default the only one that it lists.")] = "",
+    judge_prompt: Annotated[Path | None, typer.Option(help="File with another prompt for it.")] = None,
+    judge_requests: Annotated[int | None, typer.Option(min=1, help="Largest number of requests to it.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measure of answers in words: bleu, rouge or a plug-in; may be repeated.")
+    ] = None,
+    text_only: Annotated[
+        bool | None, typer.Option(help="Also ask with a blank image; by default where answers are in words.")
+    ] = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
@@ -196,10 +209,21 @@ def evaluate(
             limit=limit,
             cache=cache,
             plan=plan,
+            text_only=text_only,
+            judge=_judge(judge, judge_model, judge_prompt, judge_requests),
+            metrics=tuple(metric or ()),
         ),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )
+
+
+def _judge(url: str | None, model: str, prompt: Path | None, most: int | None) -> JudgeSection | None:
+    """The judge of `vitos eval`; its key is in the environment."""
+    if url is None:
+        return None
+    text = None if prompt is None else prompt.read_text(encoding="utf-8")
+    return JudgeSection(url, model, prompt=text, max_requests=most)
 
 
 @app.command()

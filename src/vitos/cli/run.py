@@ -190,6 +190,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         # Adapters were merged in float32, onto what the 4 bits stood for.
         load=load_options(recipe.model) | ({"dtype": "auto", "quantization": None} if recipe.model.lora else {}),
         cache=recipe.data.cache,
+        judge=recipe.judge,
+        metrics=recipe.evaluate.metrics,
     )
 
 

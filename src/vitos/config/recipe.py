@@ -257,6 +257,7 @@ class EvaluateSection:
             same number.
         batch_size: number of questions that are decoded together.
         bootstrap_samples: number of resamples of the paired intervals.
+        metrics: names of measures of text for answers in words (docs/metrics.md), such as bleu and rouge.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -265,6 +266,7 @@ class EvaluateSection:
     controls: Bool = True
     batch_size: Count = 64
     bootstrap_samples: Count = 10_000
+    metrics: tuple[str, ...] = ()
 
 
 # Fields of TrainingArguments that follow from other keys of the recipe, with the key to set instead.
