@@ -10,14 +10,16 @@ from typing import Any
 from PIL import Image
 
 from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid, View
+from vitos.core.numbering import image_numbers
 from vitos.core.record import IMAGE_PLACEHOLDER
 from vitos.data.images import load_image
 from vitos.data.picture import without_crop
 from vitos.reports import table
 from vitos.reports import values as v
 from vitos.reports.curves import pareto, training_curves
-from vitos.reports.overlay import GOLD_COLOUR, PREDICTED_COLOUR, draw_overlay
+from vitos.reports.overlay import GOLD_COLOUR, PREDICTED_COLOUR, as_mask
 from vitos.reports.page import Section, image_uri, write_page
+from vitos.reports.sheet import draw_sheet
 from vitos.reports.summary import summary
 
 MAX_CASES = 24
@@ -116,14 +118,17 @@ def _view(case: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """A case as the template shows it; `image` is a data URI."""
     conditions = _field(case, "conditions")
     located, sparse = conditions.get("localization") or {}, conditions.get("sparse") or {}
-    image = load_image(without_crop(run_dir / _field(case, "image")))
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    images = []
+    for one in (case, *case.get("others", ())):
+        images.append(load_image(without_crop(run_dir / _field(one, "image"))))
+        images[-1].thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     grid = _grid(case)
     kept = sparse.get("kept") if grid else None
     boxes = _boxes(case, located.get("boxes"), "conditions.localization.boxes")
     gold = _boxes(case, case.get("gold_boxes"), "gold_boxes")
     with _named(case, "condition 'sparse'"):
-        picture = draw_overlay(image, grid, kept, boxes, gold)
+        mask = None if kept is None or grid is None else as_mask(kept, grid.num_tokens)
+        picture = draw_sheet(images, grid, mask, boxes, gold, image_numbers(str(_field(case, "question"))))
     kept_text = f"{len(kept)} of {grid.num_tokens} visual tokens kept" if kept is not None and grid else "all tokens"
     shown = [name for name in SHOWN_CONDITIONS if conditions.get(name) is not None]
     return {
@@ -161,13 +166,17 @@ def _grid(case: Mapping[str, Any]) -> TokenGrid | None:
     if not rows:
         return None
     with _named(case, "field 'grid'"):
-        views = tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in rows)
-        return TokenGrid(views, Rect(*case.get("shown", WHOLE_IMAGE.as_tuple())))
+        return TokenGrid.joined([_grid_of_image(one) for one in (case, *case.get("others", ()))])
+
+
+def _grid_of_image(stored: Mapping[str, Any]) -> TokenGrid:
+    views = tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in stored["grid"])
+    return TokenGrid(views, Rect(*stored.get("shown", WHOLE_IMAGE.as_tuple())))
 
 
 def _boxes(case: Mapping[str, Any], rows: Sequence[Sequence[float]] | None, name: str) -> list[Box]:
     with _named(case, f"field {name!r}"):
-        return [Box(*row) for row in rows or ()]
+        return [Box.from_json(row) for row in rows or ()]
 
 
 @contextmanager

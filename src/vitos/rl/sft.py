@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from vitos.backbones.base import Backbone
 from vitos.config.recipe import WarmStartSection
 from vitos.core.geometry import WHOLE_IMAGE, Rect
+from vitos.core.numbering import image_numbers
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import Record
 from vitos.core.response import format_box_list, format_localization, format_reasoning
@@ -59,7 +60,11 @@ class Lesson:
 
 
 def record_lesson(
-    record: Record, images: Sequence[Image.Image], backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
+    record: Record,
+    images: Sequence[Image.Image],
+    backbone: Backbone,
+    spec: VitosSpec,
+    shown: Rect | Sequence[Rect] = WHOLE_IMAGE,
 ) -> Lesson:
     """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
 
@@ -71,7 +76,7 @@ def record_lesson(
         images: the pictures of the record, or the parts of them that the record's paths select.
         backbone: the model.
         spec: prompts and coordinates.
-        shown: the part of the first stored image, to which boxes refer, that is shown.
+        shown: the part of each stored image, to which boxes refer, that is shown.
     """
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
@@ -79,10 +84,15 @@ def record_lesson(
     reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, answer))
     if not record.boxes:
         return Lesson(tuple(images), (reason,))
+    parts = [shown] * len(images) if isinstance(shown, Rect) else shown
+    places, numbers = {box.image - 1 for box in record.boxes}, image_numbers(record.question)
     with torch.no_grad():
-        (visual,) = backbone.encode([images[0]])
-    placed = visual.within(shown)
-    boxes = format_box_list([backbone.write_box(box, placed, spec.coordinates) for box in record.boxes])
+        placed = {place: backbone.encode([images[place]])[0].within(parts[place]) for place in places}
+    rows = []
+    for box in record.boxes:
+        number = [str(numbers[box.image - 1])] if len(images) > 1 else []
+        rows.append([*number, *backbone.write_box(box, placed[box.image - 1], spec.coordinates)])
+    boxes = format_box_list(rows)
     localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
     return Lesson(tuple(images), (localize, reason))
 
@@ -274,6 +284,6 @@ def _lesson_batches(policy: SparseVLM, records: Sequence[Record], section: WarmS
         for record in batch:
             if record.id not in lessons:
                 opened = [load_image_facts(path) for path in record.image_paths]
-                images, shown = [image for image, _ in opened], opened[0][1].shown
+                images, shown = [image for image, _ in opened], [facts.shown for _, facts in opened]
                 lessons[record.id] = record_lesson(record, images, policy.backbone, policy.spec, shown)
         yield [lessons[record.id] for record in batch]

@@ -58,7 +58,7 @@ def visionzip_merge(seen: Attention, count: int) -> tuple[BoolArray, Tensor]:
 
 
 def text_attention(task: Task) -> Tensor:
-    """Attention from the last token of the dense prompt to every token of the first image in layer K, shape (N,).
+    """Attention from the last token of the dense prompt to every visual token in layer K, shape (N,).
 
     Raises:
         ValueError: if the language model has fewer layers, or no attention in that layer.
@@ -70,9 +70,10 @@ def text_attention(task: Task) -> Tensor:
         raise ValueError(f"fastv: layer {FASTV_LAYER} of {type(decoder).__name__} has no attention to rank tokens by")
     inputs = backbone.model_inputs(pad_prompts([task.prompt], backbone.pad_token_id))
     seen = observe_attention(decoder, layer, lambda: backbone.model(**inputs, use_cache=False), query=-1)
-    return seen.received[task.prompt.is_visual][: task.grid.num_tokens]
+    return seen.received[task.prompt.is_visual]
 
 
 def _encoder_attention(task: Task) -> Attention:
-    seen = task.policy.backbone.encoder_attention(task.image())
-    return Attention(seen.received.cpu(), seen.keys.cpu())
+    seen = [task.policy.backbone.encoder_attention(open_image()) for open_image in (task.image, *task.others)]
+    received, keys = (torch.cat([getattr(one, name).cpu() for one in seen]) for name in ("received", "keys"))
+    return Attention(received, keys)

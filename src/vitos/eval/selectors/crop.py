@@ -15,12 +15,14 @@ from vitos.policy.plans.crop import cut_out
 
 
 @selector(title="Crop and re-encode", needs=("boxes", "any_resolution"), rank=130)
-def crop(task: Task, count: int) -> Choice:
+def crop(task: Task, count: int) -> Choice | None:
     """The rectangle around the policy's boxes, scaled to at most `count` tokens and encoded again.
 
     Without a box it is the whole image at a lower resolution. The image processor may make more tokens than `count`,
-    because it has a smallest size; the question is then left out of the condition.
+    because it has a smallest size; the question is then left out of the condition. So is one about several images.
     """
+    if task.grid.parts:
+        return None
     piece = cut_out(task.image(), enclosing(task.boxes or [WHOLE_IMAGE]), task.grid.shown)
     geometry = task.policy.backbone.geometry
     piece = scaled(piece, count, geometry.patch_size * geometry.merge_size)
