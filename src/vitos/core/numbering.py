@@ -28,6 +28,7 @@ def numbered(question: str) -> str:
         return question
     out = first
     for number, text in enumerate(rest, start=1):
+        out += " " if re.search(r"\w\Z", out) else ""
         out += f"Image {number}: {IMAGE_PLACEHOLDER}" + ("" if not text or text[0].isspace() else "\n") + text
         # Directly followed by the next image: that one begins a line as well.
         out += "\n" if not text and number < len(rest) else ""
