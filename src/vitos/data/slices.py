@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_EVERY = re.compile(r"every (\d{1,4})(?:st|nd|rd|th)?")
-_EVENLY = re.compile(r"(\d{1,4}) evenly")
-_RANGE = re.compile(r"(\d{1,5}) ?- ?(\d{1,5})")
+_EVERY = re.compile(r"every (\d{1,4})(?:st|nd|rd|th)?", re.ASCII)
+_EVENLY = re.compile(r"(\d{1,4}) evenly", re.ASCII)
+_RANGE = re.compile(r"(\d{1,5}) ?- ?(\d{1,5})", re.ASCII)
 FORMS = "every 4th, 12 evenly, 10-40 or all"
 
 
