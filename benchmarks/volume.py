@@ -1,9 +1,9 @@
 """What a question about a volume holds in memory after localization: `python -m benchmarks volume`.
 
 Three prompts are run and decoded by the same engine: one slice (a 2D question), all slices (what localization sees),
-and the kept tokens with the numbers of all slices (what reasoning sees, plan two_pass). Of each: tokens of the prompt, bytes of its
-keys and values, and the largest amount of memory that running it takes. Random pixels, given evidence, random weights:
-only sizes matter.
+and the kept tokens with the numbers of all slices (what reasoning sees, plan two_pass). Of each: tokens of the prompt,
+bytes of its keys and values, and the largest amount of memory that running it takes. Random pixels, given evidence,
+random weights: only sizes matter.
 """
 
 from __future__ import annotations

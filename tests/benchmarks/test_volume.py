@@ -8,7 +8,21 @@ from typer.testing import CliRunner
 
 
 def test_a_small_measurement(tmp_path):
-    args = ["volume", "--out", str(tmp_path), "--slices", "6", "--size", "128", "--evidence", "2", "--kept", "0.25", "--tokens", "2"]
+    args = [
+        "volume",
+        "--out",
+        str(tmp_path),
+        "--slices",
+        "6",
+        "--size",
+        "128",
+        "--evidence",
+        "2",
+        "--kept",
+        "0.25",
+        "--tokens",
+        "2",
+    ]
     said = CliRunner().invoke(app, args)
     assert said.exit_code == 0, said.output
     results = json.loads((tmp_path / "volume.json").read_text())

@@ -59,17 +59,14 @@ def convert_data(
     from vitos.data.convert import convert
     from vitos.eval.sources import convert_benchmark, is_benchmark
 
-    open_questions = 0
     with console.status(f"converting {source}"):
         if not is_benchmark(source):
             count = convert(source, target, to=to, limit=limit)
         elif to == "json":
-            count, open_questions = convert_benchmark(source, target, limit)
+            count = convert_benchmark(source, target, limit)
         else:
             raise ValueError(f"{source}: convert it to json first, and the folder to parquet")
     console.print(f"{count} questions in {target}")
-    if open_questions:
-        console.print(f"{open_questions} open questions are left out: records for training have options")
 
 
 @data_app.command("cache")

@@ -3,6 +3,7 @@
     vitos train RECIPE [--set train.learning_rate=2e-6] [--dry-run] [--resume]
     vitos recipes [show NAME | copy NAME]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
+    vitos distill CHECKPOINT --data train.json --out FOLDER
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos serve [CHECKPOINT] [--port 8000]
     vitos demo [CHECKPOINT] [--port 7860]
@@ -29,6 +30,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitos.cli.data import data_app
+from vitos.cli.distill import distill
 from vitos.cli.eval import bench_app
 from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
@@ -45,6 +47,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(recipes_app, name="recipes")
+app.command()(distill)
 
 
 def _plan(name: str | None) -> str | None:

@@ -30,6 +30,8 @@ FREE = (
     "data.limit_eval",
     "data.cache",
     "evaluate",
+    *(f"judge.{name}" for name in ("url", "key_variable", "parallel", "seconds", "retries", "pause", "longest_pause")),
+    *(f"judge.{name}" for name in ("max_requests", "max_total_tokens", "cache")),
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",

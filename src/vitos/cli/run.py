@@ -22,7 +22,8 @@ from vitos.config.recipe import ModelSection, Recipe
 from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
-from vitos.data.readers import read_records, record_files
+from vitos.data.readers import record_files
+from vitos.engines.judge.judge import Judge
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
 from vitos.eval.sources import check_sources, is_benchmark, read_set
@@ -97,6 +98,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             lora=_lora(recipe),
             cache=cache,
             draw=draw_sample,
+            judge=Judge(recipe.judge) if recipe.judge is not None else None,
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.data.eval and processes.is_main_process:
@@ -129,7 +131,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         budgets=recipe.evaluate.budgets,
         limit=recipe.data.limit_eval,
         bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        load=load_options(recipe.model) | ({"dtype": "auto"} if recipe.model.lora else {}),  # merged in float32
+        # Adapters were merged in float32, onto what the 4 bits stood for.
+        load=load_options(recipe.model) | ({"dtype": "auto", "quantization": None} if recipe.model.lora else {}),
         cache=recipe.data.cache,
     )
 
@@ -159,15 +162,13 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
 
 def load_options(model: ModelSection) -> dict[str, Any]:
     """Options with which `SparseVLM.from_pretrained` loads the recipe's models."""
-    names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels")
+    names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels", "quantization")
     return {name: getattr(model, name) for name in names}
 
 
 def _check_data(recipe: Recipe, console: Console) -> None:
     """Refuse data with errors, and say what is to be looked at, such as an image that is in two splits."""
     data = recipe.data
-    if unread := [source for source in data.train if is_benchmark(source)]:
-        raise ValueError(f"data.train: {unread[0]} is a benchmark; write it as records: vitos data convert … FOLDER")
     sources, splits = data.splits
     for source in sources:
         require_file(source)
@@ -208,7 +209,8 @@ def reward_weights(recipe: Recipe) -> RewardWeights:
 def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
     """The recipe's further rewards, imported from their files."""
     return [
-        ExtraReward(e.name, load_reward(e.function), weight=e.weight, branch=e.branch) for e in recipe.rewards.extra
+        ExtraReward(e.name, load_reward(e.function), weight=e.weight, branch=e.branch, per=e.per)
+        for e in recipe.rewards.extra
     ]
 
 
@@ -227,10 +229,10 @@ def _lora(recipe: Recipe) -> Any:
 
 
 def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
-    """Records of several files; each id is prefixed with its file, since two files may use the same ids."""
+    """Records of several files or benchmarks; each id is prefixed with its source: two may use the same ids."""
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources
-        for record in read_records(source)
+        for record in read_set(source).records
     ]
     return records[:limit]

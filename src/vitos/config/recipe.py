@@ -20,6 +20,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from vitos.config.judge import JudgeSection
 from vitos.config.options import (
     FORBID_UNKNOWN,
     Bool,
@@ -106,6 +107,8 @@ class ModelSection:
         min_pixels, max_pixels: limits of the resized image's area, in pixels. None: the checkpoint's.
 
         lora: adapters to train instead of the weights. None: train the weights.
+        quantization: number format of the language model's frozen linear layers under adapters: 4 bits ("nf4", needs
+            the `quant` extra). None: `dtype`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -118,6 +121,7 @@ class ModelSection:
     min_pixels: Count | None = None
     max_pixels: Count | None = None
     lora: LoraSection | None = None
+    quantization: Literal["nf4"] | None = None
 
     def problems(self) -> Iterator[Problem]:
         if not self.path:
@@ -160,9 +164,8 @@ class DataSection:
     """Record files (JSON or JSONL), one path or a list; relative paths are relative to the current directory.
 
     Attributes:
-        train: files with the questions to train on.
-        eval: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions of the evaluation after
-            training, one data set each; empty: no evaluation.
+        train: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions to train on.
+        eval: the same with the questions of the evaluation after training, one data set each; empty: no evaluation.
         limit_train: number of training questions to use, from the first one on; None: all.
         limit_eval: number of questions to use of each evaluation file; None: all.
         cache: folder that `vitos data cache` made from these files with this model's encoder; None: encode each image
@@ -224,6 +227,7 @@ class ExtraRewardSection:
         function: the function, as "file.py:name"; the file is relative to the current directory.
         weight: factor of the reward, any finite number.
         branch: the branch whose responses it judges.
+        per: whether it takes one response, or all of a branch to one question.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -231,6 +235,7 @@ class ExtraRewardSection:
     function: Annotated[str, AfterValidator(_file_and_name)]
     weight: Number = 1.0
     branch: Literal["localization", "reasoning", "both"] = "localization"
+    per: Literal["response", "group"] = "response"
 
     @property
     def name(self) -> str:
@@ -315,6 +320,7 @@ class Recipe:
         sparsify: keep rule, fusion and plan.
         warm_start: supervised start; None: no such start.
         rewards: weights of the reward terms.
+        judge: a model that grades answers in words, in training and evaluation; None: the rule alone.
         train: options of the reinforcement learning.
         trainer: other fields of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
             trainer is built.
@@ -331,6 +337,7 @@ class Recipe:
     sparsify: Annotated[SparsifySection, Checked] = SparsifySection()
     warm_start: WarmStartSection | None = None
     rewards: Annotated[RewardsSection, Checked] = RewardsSection()
+    judge: Annotated[JudgeSection, Checked] | None = None
     train: Annotated[DualStreamOptions, Checked] = field(default_factory=DualStreamOptions)
     trainer: Annotated[Mapping[str, Any], AfterValidator(_not_owned)] = field(default_factory=dict)
     evaluate: EvaluateSection = EvaluateSection()

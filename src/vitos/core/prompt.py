@@ -61,6 +61,9 @@ class Prompt:
         streams: extra visual streams, each (V, hidden).
         hidden: True at visual tokens that no token behind the last visual token may look at (the `gather` plan), bool,
             shape (T,); None hides nothing.
+        after: number of layers after which the hidden tokens leave the prompt (the `one_pass` plan): up to there all
+            tokens of the prompt see one another, and generated tokens see no hidden token in any layer. None: they do
+            not leave.
     """
 
     input_ids: Tensor
@@ -70,6 +73,7 @@ class Prompt:
     next_position: int
     streams: tuple[Tensor, ...] = ()
     hidden: Tensor | None = None
+    after: int | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -88,7 +92,7 @@ class Prompt:
         """The first `length` tokens, which must hold all visual tokens; generation goes on at the next position."""
         if bool(self.is_visual[length:].any()):
             raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
-        if self.hidden is not None and length > self.prefix_length:
+        if self.hidden is not None and self.after is None and length > self.prefix_length:
             raise ValueError(f"tokens are hidden from what follows the image, up to the head's end at {length}")
         return replace(
             self,
@@ -96,6 +100,7 @@ class Prompt:
             position_ids=self.position_ids[:, :length],
             is_visual=self.is_visual[:length],
             hidden=None,
+            after=None,
             # Not the largest position so far plus one: a sparse prompt may have dropped the token that took it.
             next_position=int(self.position_ids[0, length]) if length < len(self) else self.next_position,
         )
@@ -112,6 +117,7 @@ class Prompt:
             embeddings=self.embeddings[:0],
             streams=(),
             hidden=None,
+            after=None,
         )
 
     def sparse(self, masks: Sequence[Tensor], fusion: Fusion = Fusion(), renumber: bool = False) -> Prompt:
@@ -161,6 +167,17 @@ class Prompt:
         """
         keep = self._keep(masks)
         return self if bool(keep.all()) else replace(self, hidden=~keep)
+
+    def prune(self, masks: Sequence[Tensor], after: int) -> Prompt:
+        """This prompt with the visual tokens outside of `masks` dropped behind the first `after` layers.
+
+        Args:
+            masks: one bool mask for each image in the prompt, each (N_k,), together V.
+            after: number of layers that see all tokens, at least 0.
+        """
+        if after < 0:
+            raise ValueError(f"tokens are dropped after 0 or more layers, got {after}")
+        return replace(self, hidden=~self._keep(masks), after=after)
 
     def _keep(self, masks: Sequence[Tensor]) -> Tensor:
         """True at text and at the visual tokens of `masks`, bool, shape (T,)."""

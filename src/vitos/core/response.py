@@ -5,9 +5,10 @@
 
 In a prompt of several images a box begins with the number of its image: `[[2, x1, y1, x2, y2], …]`.
 
-Parsing is total and never guesses: any string gives boxes or none, an option letter or None, in linear time, and no
-exception. An answer is an option's letter, its letter with its text, or, word for word, its text
-(`vitos.core.choice`). There is no "first capital letter", no most similar option and no half-read box list, because a
+Parsing is total and never guesses: any string gives boxes or none, an answer or None, in linear time, and no
+exception. Where a question has options, an answer is an option's letter, its letter with its text, or, word for word,
+its text (`vitos.core.choice`); elsewhere it is the text as it was written.
+There is no "first capital letter", no most similar option and no half-read box list, because a
 policy under reward finds every such leniency. What could not be read stays visible: `evidence_parsed` and
 `well_formed` are counted, and text without an answer is a third verdict (None), neither right nor wrong by accident.
 
@@ -63,7 +64,8 @@ class Response:
         text: the completion without its end tokens.
         thought: the text inside the `<think>` tags, unchanged; None unless there is exactly one such block.
         boxes: the evidence, in 0..1 of the original image; empty if there is none or *any* of it is not valid.
-        answer: letter of an option, or None, the verdict "no answer".
+        answer: letter of an option or, for a question without options, the text as it was written; None is the verdict
+            "no answer".
         well_formed: whether the text is the branch's format, once, all parts readable, with nothing but white space
             around and between the blocks; the `format` reward.
     """
@@ -93,6 +95,8 @@ def parse_localization(
     options: Collection[str] | None = None,
     read_box: CoordinateReader | Mapping[int, ImageReader] = read_normalized,
     max_boxes: int = 32,
+    *,
+    written: bool = False,
 ) -> Response:
     """Read a completion of the localization branch. Never raises, whatever the text.
 
@@ -108,18 +112,19 @@ def parse_localization(
         read_box: the backbone's coordinate convention; for a prompt of several images that of each one, by the number
             that the prompt gives it (`vitos.core.numbering`). Then a box is five numbers, the first of them that.
         max_boxes: largest number of boxes in an image.
+        written: whether the answer is a text in the model's own words, as `read_answer_text` reads it, not a letter.
     """
     parts = _TAG.split(text)
     blocks = _blocks(parts, "evidence")
     boxes = _read_boxes(blocks[0], read_box, max_boxes) if len(blocks) == 1 else ()
     listed = bool(boxes) and not any(one.fullmatch(blocks[0].strip()) for one, _ in _FORMS.values())
-    return _response(text, parts, boxes, options, well_formed=listed and _has_format(parts, _LOCALIZATION))
+    return _response(text, parts, boxes, options, written, well_formed=listed and _has_format(parts, _LOCALIZATION))
 
 
-def parse_reasoning(text: str, options: Collection[str] | None = None) -> Response:
+def parse_reasoning(text: str, options: Collection[str] | None = None, written: bool = False) -> Response:
     """Read a completion of the reasoning branch, as `parse_localization` does; it never has boxes."""
     parts = _TAG.split(text)
-    return _response(text, parts, (), options, well_formed=_has_format(parts, _REASONING))
+    return _response(text, parts, (), options, written, well_formed=_has_format(parts, _REASONING))
 
 
 def read_answer_text(text: str) -> str | None:
@@ -178,10 +183,15 @@ def format_reasoning(thought: str, answer: str) -> str:
 
 
 def _response(
-    text: str, parts: list[str], boxes: tuple[Box, ...], options: Collection[str] | None, well_formed: bool
+    text: str,
+    parts: list[str],
+    boxes: tuple[Box, ...],
+    options: Collection[str] | None,
+    written: bool,
+    well_formed: bool,
 ) -> Response:
     thoughts = _blocks(parts, "think")
-    answer = _read_answer(text, parts, options)
+    answer = read_answer_text(text) if written else _read_answer(text, parts, options)
     return Response(
         text=text,
         thought=thoughts[0] if len(thoughts) == 1 else None,
@@ -190,7 +200,7 @@ def _response(
         # The letter or the text alone: "B) nodule" is an answer, but not the format. The answer is the last block.
         well_formed=well_formed
         and answer is not None
-        and answer in (parts[-3].strip(), text_of_one(parts[-3], options)),
+        and (written or answer in (parts[-3].strip(), text_of_one(parts[-3], options))),
     )
 
 

@@ -6,11 +6,12 @@ docs/method.md, sections 2 and 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -64,11 +65,13 @@ class Kept:
         mask: True at kept tokens, bool, shape (num_tokens,), at least one True.
         why_not: reason why the boxes could not be followed, and what was done instead; always counted, never hidden.
             Empty if the boxes were followed.
+        scores: score of each token by which it was kept or dropped, shape (num_tokens,); None if boxes decided.
     """
 
     grid: TokenGrid
     mask: BoolArray
     why_not: str = ""
+    scores: NDArray[np.float32] | None = None
 
     @classmethod
     def everything(cls, grid: TokenGrid, why_not: str = "") -> Kept:
@@ -176,6 +179,51 @@ def cell_rectangles(grid: TokenGrid, mask: BoolArray) -> list[tuple[int, int, in
         if (filled == cells).all():
             return [(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in places]
         cells = filled
+
+
+def best_cells(grid: TokenGrid, scores: NDArray[np.float32], count: int) -> Kept:
+    """The `count` tokens of highest score; of equal ones the first.
+
+    >>> best_cells(TokenGrid.single(1, 3), np.array([0.1, 0.9, 0.5], dtype=np.float32), 2).mask
+    array([False,  True,  True])
+
+    Raises:
+        ValueError: if the scores do not fit the grid, are not finite, or `count` is not in 1..num_tokens.
+    """
+    if scores.shape != (grid.num_tokens,) or not np.isfinite(scores).all() or not 1 <= count <= grid.num_tokens:
+        raise ValueError(
+            f"cannot keep {count} of {grid.num_tokens} visual tokens by scores of shape {scores.shape}, which must be "
+            "finite numbers, one for each token"
+        )
+    mask = np.zeros(grid.num_tokens, dtype=bool)
+    mask[np.argsort(-scores, kind="stable")[:count]] = True
+    return Kept(grid, mask, scores=scores)
+
+
+def rectangles(kept: Kept) -> tuple[Box, ...]:
+    """Boxes around the kept cells, view by view: the fewest cells that make separate rectangles; in the shown image.
+
+    >>> rectangles(best_cells(TokenGrid.single(2, 2), np.array([0, 2, 0, 1], dtype=np.float32), 2))
+    (Box(x1=0.5, y1=0.0, x2=1.0, y2=1.0, image=1),)
+    """
+    if kept.grid.parts:
+        found = enumerate(map(rectangles, kept.images), start=1)
+        return tuple(replace(box, image=place) for place, boxes in found for box in boxes)
+    out, start, shown = [], 0, kept.grid.shown
+    for view in kept.grid.views:
+        cells = kept.mask[start : start + view.num_tokens]
+        start += view.num_tokens
+        x, y = view.edges()
+        for top, left, bottom, right in cell_rectangles(TokenGrid((view,)), cells):
+            x1, y1, x2, y2 = (
+                max(x[left], shown.x1),
+                max(y[top], shown.y1),
+                min(x[right], shown.x2),
+                min(y[bottom], shown.y2),
+            )
+            if x1 < x2 and y1 < y2:  # a cell of padding shows nothing
+                out.append(Box(float(x1), float(y1), float(x2), float(y2)))
+    return tuple(dict.fromkeys(out))
 
 
 def fusion_matrix(tokens: Tensor, mask: Tensor, fusion: Fusion = Fusion()) -> Tensor:

@@ -6,15 +6,13 @@ series, `{"slice": 17, "box": […]}` in slice 17. All numbers are fractions of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vitos.core.geometry import Box, cut
-from vitos.data.names import show
+from vitos.data.fields import Report, show
 from vitos.data.picture import parse_selector, split_name
 from vitos.data.series import Series
-
-Report = Callable[[str, str, str], None]  # (field, problem, remedy)
 
 
 def parse_evidence(

@@ -50,9 +50,3 @@ def half_character(text: str) -> str | None:
     """
     found = _HALF_CHARACTERS.search(text)
     return found[0].encode("ascii", "backslashreplace").decode() if found else None
-
-
-def show(value: object) -> str:
-    """A value from data for a message: short and on one line, control characters escaped."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

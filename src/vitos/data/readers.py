@@ -7,7 +7,10 @@ A file is a JSON array (`.json`) or has one object per line (`.jsonl`). Fields o
 | `image_path` | path, or list of paths, relative to the file's folder and staying below it |
 | `slices` | optional: `image_path` is a series or a volume, of which these slices are used (`data/slices.py`) |
 | `question` | text with inline options and one `<image>` for each image (may be left out for one image and a series) |
-| `answer` | the letter of the right option |
+| `answer` | the letter of the right option, or as `kind` says; a list of texts for `kind: list` |
+| `kind` | optional: `letter` (default), `word`, `number`, `list` or `text` (`vitos.core.answers`) |
+| `accepted` | optional: a list of further answers that are as right; not for letters |
+| `tolerance` | optional, for numbers: how far an answer may be off, `"2 mm"` or `"10 %"` |
 | `bbox` | optional: evidence, a list of boxes in 0..1 (`data/evidence.py`); null and [] mean unknown |
 | `id` | optional: unique text; otherwise `<file stem>/<index>` |
 | `meta`, `template` | optional: an object of text fields; `template` is short for `meta.template` |
@@ -28,11 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitos.core.record import IMAGE_PLACEHOLDER, Record, parse_options
-from vitos.data.evidence import Report, parse_evidence
+from vitos.core.record import IMAGE_PLACEHOLDER, Record
+from vitos.data.evidence import parse_evidence
+from vitos.data.fields import Report, is_broken
+from vitos.data.fields import show as show
+from vitos.data.gold import parse_gold
 from vitos.data.images import DataError, ImageError, resolve_under
 from vitos.data.names import half_character, same_name
-from vitos.data.names import show as show
 from vitos.data.picture import parse_selector, split_name
 from vitos.data.series import Series, open_series
 from vitos.data.slices import FORMS
@@ -42,7 +47,7 @@ HUB_PREFIX = "hub:"
 Severity = Literal["error", "warning", "note"]
 
 _REQUIRED = ("image_path", "question", "answer")
-_FIELDS = (*_REQUIRED, "slices", "bbox", "id", "meta", "template")
+_FIELDS = (*_REQUIRED, "slices", "kind", "accepted", "tolerance", "bbox", "id", "meta", "template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ def parse_entry(
     placed = _with_slices(raw.get("question"), series, report) if volume else raw.get("question")
     count = len(images) if volume else len(names)
     question = _parse_question(placed, count, report) if "question" in raw else ""
-    answer = _parse_answer(raw["answer"], question, report) if "answer" in raw else ""
+    gold = parse_gold(raw, question, report)
     boxes = None if volume and series is None else parse_evidence(raw.get("bbox"), images, series, report)
     meta = _parse_meta(raw.get("meta", {}), raw.get("template"), template, report)
 
@@ -233,7 +238,9 @@ def parse_entry(
         report("id", f"{show(identity)} is also the id of {seen[identity]}", "make ids unique or leave them out")
     else:
         seen[identity] = sample
-    record = None if problems else Record(identity, images, question, answer, boxes, meta)
+    record = None
+    if not problems:
+        record = Record(identity, images, question, gold.answer, boxes, meta, gold.kind, gold.accepted, gold.tolerance)
     return Entry(sample, record, images, tuple(problems))
 
 
@@ -245,7 +252,7 @@ def _parse_images(raw: object, root: Path, report: Report, volume: bool) -> tupl
         return [], ()
     images = []
     for name in names:
-        if _is_broken("image_path", name, report):
+        if is_broken("image_path", name, report):
             continue
         try:
             path = resolve_under(root, name)
@@ -299,7 +306,7 @@ def _parse_question(raw: object, images: int, report: Report) -> str:
     if not isinstance(raw, str) or not raw.replace(IMAGE_PLACEHOLDER, "").strip():
         report("question", f"is {show(raw)}, not a question", "write text")
         return ""
-    if _is_broken("question", raw, report):
+    if is_broken("question", raw, report):
         return raw
     placeholders = raw.count(IMAGE_PLACEHOLDER)
     if placeholders == 0 and images == 1:
@@ -310,24 +317,13 @@ def _parse_question(raw: object, images: int, report: Report) -> str:
     return raw
 
 
-def _parse_answer(raw: object, question: str, report: Report) -> str:
-    """The letter; it must be among the options if the question's options can be read."""
-    options = parse_options(question)
-    if not isinstance(raw, str) or len(raw) != 1 or not "A" <= raw <= "Z":
-        report("answer", f"is {show(raw)}, not a letter A to Z", "write the letter of the right option")
-        return ""
-    if options and raw not in options:
-        report("answer", f"{raw} is none of the options {', '.join(options)}", "correct the letter or the options")
-    return raw
-
-
 def _parse_meta(meta: object, own: object, fallback: str | None, report: Report) -> dict[str, str]:
     """`meta` with the record's `own` template, or else with the `fallback` of meta.json."""
     if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
         report("meta", f"is {show(meta)}, not an object of texts", "write texts only")
         return {}
     for text in (*meta, *meta.values()):
-        _is_broken("meta", text, report)
+        is_broken("meta", text, report)
     if own is not None and not isinstance(own, str):
         report("template", f"is {show(own)}, not a text", "write the template's name")
         return meta
@@ -335,18 +331,8 @@ def _parse_meta(meta: object, own: object, fallback: str | None, report: Report)
         report("template", f"is {show(own)}, but meta.template is {show(meta['template'])}", "keep one of them")
     template = fallback if own is None else own
     if template is not None:
-        _is_broken("template", template, report)
+        is_broken("template", template, report)
     return meta if template is None else {"template": template} | meta
-
-
-def _is_broken(field: str, text: str, report: Report) -> bool:
-    """Whether a text cannot be written or tokenized; reported."""
-    half = half_character(text)
-    if half is not None:
-        report(
-            field, f"holds half a character ({half}), as a cut emoji leaves it", "delete it, or export the text again"
-        )
-    return half is not None
 
 
 def _read_items(file: Path) -> Iterator[object]:

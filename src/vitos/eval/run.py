@@ -118,6 +118,7 @@ def run_models(
     share.wait()
     for model in models:
         policy = model.load()
+        policy = policy.with_spec(positions=settings.positions) if settings.positions else policy
         conditions = _possible(model, policy, share)
         opened = EmbeddingCache.open(cache, policy.backbone) if cache else None
         for one in asked:
@@ -263,7 +264,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "vitos_version": __version__,
-        "settings": asdict(settings),
+        "settings": {key: value for key, value in asdict(settings).items() if key != "positions" or value},
         "models": {model.name: {"path": model.path, "weights": model.weights} for model in models},
         "benchmarks": {
             one.name: {

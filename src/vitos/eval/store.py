@@ -106,6 +106,8 @@ class EvalFolder:
                 tuple(Box.from_json(box) for box in row["gold_boxes"]) if row["gold_boxes"] is not None else None,
                 row["meta"],
                 row["kind"],
+                tuple(row.get("accepted", ())),
+                row.get("tolerance", ""),
             )
             for row in read_rows(self._questions(benchmark))
         ]
@@ -222,4 +224,6 @@ def _question(record: Record) -> StoredRow:
         "gold": record.answer,
         "gold_boxes": boxes,
         "meta": dict(record.meta),
+        **({"accepted": list(record.accepted)} if record.accepted else {}),
+        **({"tolerance": record.tolerance} if record.tolerance else {}),
     }

@@ -7,7 +7,7 @@ Plans (`vitos.policy.plans`) are built from these methods.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from vitos.core.masks import fit_budget
 from vitos.core.numbering import image_numbers
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import AnswerKind
-from vitos.core.response import parse_localization, parse_reasoning
+from vitos.core.response import format_box_list, parse_localization, parse_reasoning
 from vitos.core.sparsify import Fusion, Kept, select
 from vitos.engines.base import Completion
 from vitos.engines.prefix import Prefix
@@ -118,13 +118,32 @@ class Branches:
 
     # --- texts ------------------------------------------------------------------------------------------------------
 
+    def evidence_text(
+        self, question: str, visuals: Sequence[VisualTokens] | Mapping[int, VisualTokens], boxes: Sequence[Box]
+    ) -> str:
+        """Boxes as the model writes them, each with the number of its image if the question has several.
+
+        Args:
+            question: the question, which numbers its images.
+            visuals: the visual tokens of the images by place, from 0; those with a box are enough.
+            boxes: at least one.
+
+        Raises:
+            ValueError: as `format_box_list` and `Backbone.write_box`.
+        """
+        numbers = image_numbers(question)
+        rows = [self.backbone.write_box(box, visuals[box.image - 1], self.spec.coordinates) for box in boxes]
+        if len(numbers) > 1:
+            rows = [[str(numbers[box.image - 1]), *row] for box, row in zip(boxes, rows, strict=True)]
+        return format_box_list(rows)
+
     def read_localization(self, query: Query, completion: Completion) -> Rollout:
         """The boxes and the answer in a completion of the localization branch."""
         readers = [self.backbone.box_reader(visual, self.spec.coordinates) for visual in query.scan.visuals]
         by_number = dict(zip(image_numbers(query.question), enumerate(readers, start=1), strict=True))
         read_box = readers[0] if len(readers) == 1 else by_number
-        return Rollout(completion, parse_localization(completion.text, query.options, read_box))
+        return Rollout(completion, parse_localization(completion.text, query.options, read_box, written=query.written))
 
     def read_reasoning(self, query: Query, completion: Completion) -> Rollout:
         """The thought and the answer in a completion of the reasoning branch."""
-        return Rollout(completion, parse_reasoning(completion.text, query.options))
+        return Rollout(completion, parse_reasoning(completion.text, query.options, query.written))

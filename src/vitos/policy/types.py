@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitos.core.geometry import BoolArray, Box, TokenGrid
@@ -62,10 +64,12 @@ class Query:
     Attributes:
         scan: the image(s).
         question: the text with one `<image>` per image of the scan, options inline.
-        kind: form of the answer: an option's letter, a word, or a few words.
+        kind: form of the answer: an option's letter, a word, a number, a list, or a few words.
         boxes: evidence given by a person, in fractions of the original image; the model then does not localize.
         budget: share of the visual tokens of all images to keep, in (0, 1]; None to follow the keep rule.
         tokens: the visual tokens of all images to keep, exactly, bool (N,); the model then does not localize.
+        scores: scores of the visual tokens of all images by the evidence head, shape (N,), once it has read the
+            question; None before, and under other plans.
 
     Raises:
         ValueError: for a budget outside (0, 1], no box, a box in an image that is not there, or a mask of another
@@ -79,6 +83,7 @@ class Query:
     boxes: tuple[Box, ...] | None = None
     budget: float | None = None
     tokens: BoolArray | None = None
+    scores: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None and not 0 < self.budget <= 1:
@@ -109,6 +114,11 @@ class Query:
     def grid(self) -> TokenGrid:
         """The grid of the visual tokens of all images."""
         return TokenGrid.joined([visual.grid for visual in self.scan.visuals])
+
+    @property
+    def written(self) -> bool:
+        """Whether the answer is a text in the model's own words, not a letter."""
+        return self.kind != "letter"
 
     @property
     def options(self) -> dict[str, str]:

@@ -39,6 +39,20 @@ _SIGNS = (
         "is. Raise rewards.iou, and check that the training records have gold boxes",
     ),
     (
+        "judge/unavailable_rate",
+        0.5,
+        True,
+        "of the judge's grades could not be had, and their groups teach no accuracy. Look at the server, or give it "
+        "more time (judge.seconds, judge.parallel)",
+    ),
+    (
+        "judge/one_grade_rate",
+        0.95,
+        True,
+        "of the graded groups have one grade for all answers, so nothing is learned from them. Ask for finer grades "
+        "(judge.prompt), take another judge, or other questions",
+    ),
+    (
         "no_answer_rate",
         0.5,
         True,

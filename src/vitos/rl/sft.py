@@ -24,13 +24,13 @@ from tqdm.auto import tqdm
 from vitos.backbones.base import Backbone
 from vitos.config.recipe import WarmStartSection
 from vitos.core.geometry import WHOLE_IMAGE, Rect
-from vitos.core.numbering import image_numbers
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import Record
-from vitos.core.response import format_box_list, format_localization, format_reasoning
+from vitos.core.response import format_localization, format_reasoning
 from vitos.core.sparsify import Fusion
 from vitos.data.images import load_image_facts
 from vitos.engines.torch_engine import TorchEngine
+from vitos.policy.branches import Branches
 from vitos.policy.spec import VitosSpec
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.freezing import freeze_others
@@ -69,7 +69,8 @@ def record_lesson(
     """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
 
     The thought is the record's `thought`, or the text of the right option. The answer is the letter or the text of the
-    right option, as `spec.answer_with` says; it is the letter if the options are not known.
+    right option, as `spec.answer_with` says; it is the letter if the options are not known. A question without options
+    is answered by the record's `answer`, the first of those that are accepted.
 
     Args:
         record: the question with its answer.
@@ -81,19 +82,15 @@ def record_lesson(
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
     answer = right if spec.answer_with == "text" else record.answer
-    reason = Exercise(spec.reason_text(record.question), format_reasoning(thought, answer))
+    reason = Exercise(spec.reason_text(record.question, record.kind), format_reasoning(thought, answer))
     if not record.boxes:
         return Lesson(tuple(images), (reason,))
     parts = [shown] * len(images) if isinstance(shown, Rect) else shown
-    places, numbers = {box.image - 1 for box in record.boxes}, image_numbers(record.question)
+    places = {box.image - 1 for box in record.boxes}
     with torch.no_grad():
         placed = {place: backbone.encode([images[place]])[0].within(parts[place]) for place in places}
-    rows = []
-    for box in record.boxes:
-        number = [str(numbers[box.image - 1])] if len(images) > 1 else []
-        rows.append([*number, *backbone.write_box(box, placed[box.image - 1], spec.coordinates)])
-    boxes = format_box_list(rows)
-    localize = Exercise(spec.localize_text(record.question), format_localization(thought, boxes, answer))
+    boxes = Branches(backbone, spec).evidence_text(record.question, placed, record.boxes)
+    localize = Exercise(spec.localize_text(record.question, record.kind), format_localization(thought, boxes, answer))
     return Lesson(tuple(images), (localize, reason))
 
 

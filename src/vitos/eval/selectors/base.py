@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitos.backbones.attention import Attention
 from vitos.backbones.base import Backbone
 from vitos.core.geometry import BoolArray, Box, TokenGrid
 from vitos.core.prompt import Prompt, VisualTokens
@@ -112,6 +113,16 @@ class Task:
         """The value of `compute()`, kept for all questions about the scan."""
         return _kept(self.shared, name, compute)
 
+    @property
+    def attention(self) -> Attention:
+        """Attention in the encoder layer that the visual tokens come from."""
+        return self.once_per_scan("attention", lambda: self.policy.backbone.encoder_attention(self.image()).cpu())
+
+    @property
+    def tokens(self) -> Tensor:
+        """The visual tokens, float64, shape (N, hidden)."""
+        return self.once_per_scan("tokens", lambda: self.visual.embeddings.double().cpu())
+
     @cached_property
     def prompt(self) -> Prompt:
         """The dense prompt of the reasoning branch."""
@@ -165,6 +176,7 @@ class Selector:
         rank: place in the order in which selectors are run and listed.
         own_budget: place among the conditions with as many tokens as the policy's own boxes keep; None: it is not
             asked there.
+        default: whether it is run where no selector is named.
     """
 
     name: str
@@ -173,12 +185,16 @@ class Selector:
     needs: tuple[Need, ...] = ()
     rank: int
     own_budget: int | None = None
+    default: bool = True
 
     def choose(self, task: Task, count: int) -> Choice | None:
         """The tokens for a question, at most `count`.
 
-        None if the selector is not defined for the question (no gold boxes), or cannot do with so few tokens.
+        None if the selector is not defined for the question (no gold boxes, or several images where it goes by the
+        encoder's attention or another resolution), or cannot do with so few tokens.
         """
+        if task.grid.parts and {"encoder_attention", "any_resolution"} & set(self.needs):
+            return None
         choice = self.function(task, count)
         return choice if choice is None or choice.count <= count else None
 
@@ -199,7 +215,12 @@ _REGISTERED: dict[str, Selector] = {}
 
 
 def selector(
-    *, title: str, needs: tuple[Need, ...] = (), rank: int = 1000, own_budget: int | None = None
+    *,
+    title: str,
+    needs: tuple[Need, ...] = (),
+    rank: int = 1000,
+    own_budget: int | None = None,
+    default: bool = True,
 ) -> Callable[[F], F]:
     """Make a function known as the selector of its name; `Selector` explains the arguments.
 
@@ -218,7 +239,13 @@ def selector(
                 f"{other.function.__module__} and {function.__module__} both define the selector {name!r}; rename one"
             )
         _REGISTERED[name] = Selector(
-            name=name, title=title, function=function, needs=needs, rank=rank, own_budget=own_budget
+            name=name,
+            title=title,
+            function=function,
+            needs=needs,
+            rank=rank,
+            own_budget=own_budget,
+            default=default,
         )
         return function
 
@@ -277,7 +304,8 @@ def mixed(visual: VisualTokens, mask: BoolArray, matrix: Tensor) -> VisualTokens
 
     Args:
         mask: bool, shape (N,), n of them True.
-        matrix: weights, float32, shape (n, N), one row per kept token in order; each row sums to 1.
+        matrix: weights, float32, shape (n, N), one row per kept token in order. A published merge that adds tokens up
+            has rows that sum to more than 1.
     """
     keep = torch.from_numpy(mask).to(visual.embeddings.device)
     tensors = []

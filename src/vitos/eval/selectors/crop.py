@@ -15,21 +15,23 @@ from vitos.policy.plans.crop import cut_out
 
 
 @selector(title="Crop and re-encode", needs=("boxes", "any_resolution"), rank=130)
-def crop(task: Task, count: int) -> Choice | None:
+def crop(task: Task, count: int) -> Choice:
     """The rectangle around the policy's boxes, scaled to at most `count` tokens and encoded again.
 
     Without a box it is the whole image at a lower resolution. The image processor may make more tokens than `count`,
-    because it has a smallest size; the question is then left out of the condition. So is one about several images.
+    because it has a smallest size; the question is then left out of the condition.
     """
-    if task.grid.parts:
-        return None
     piece = cut_out(task.image(), enclosing(task.boxes or [WHOLE_IMAGE]), task.grid.shown)
     geometry = task.policy.backbone.geometry
-    piece = scaled(piece, count, geometry.patch_size * geometry.merge_size)
+    return encoded(task, scaled(piece, count, geometry.patch_size * geometry.merge_size), fallback=not task.boxes)
+
+
+def encoded(task: Task, picture: Image.Image, *, fallback: bool = False) -> Choice:
+    """All tokens of a picture that replaces the image."""
     with torch.no_grad():
-        (visual,) = task.policy.backbone.encode([piece])
+        (visual,) = task.policy.backbone.encode([picture])
     everything = np.ones(visual.grid.num_tokens, dtype=bool)
-    return Choice(everything, visual=visual, fusion=NO_FUSION, fallback=not task.boxes)
+    return Choice(everything, visual=visual, fusion=NO_FUSION, fallback=fallback)
 
 
 def scaled(piece: Image.Image, count: int, side: int) -> Image.Image:

@@ -22,7 +22,9 @@ from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.prefix import Prefix
+from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.branches import Branches
+from vitos.policy.prefixes import with_prefixes
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Query, Rollout, Scan
 
@@ -130,6 +132,8 @@ class Plan(ABC):
     by `vlm.ask(…, plan="upper_half")` and `vitos ask … --plan upper_half`.
     """
 
+    drops: ClassVar[bool] = True
+    """Whether visual tokens are left out of the answer."""
     localizes: ClassVar[bool] = True
     """Whether the model writes boxes, unless they are given with the question."""
     reduced: ClassVar[bool] = False
@@ -151,6 +155,16 @@ class Plan(ABC):
     def refusal(self, backbone: Backbone) -> str:
         """Reason why a family cannot follow the plan, with the plans that it can follow; empty if it can."""
         return ""
+
+    def shared_layers(self, spec: VitosSpec) -> int | None:
+        """Number of layers that questions about one image share in `Scan.prefix`; None for all of them."""
+        return None
+
+    def prepare(
+        self, branches: Branches, engine: TorchEngine, queries: Sequence[Query], watch: Stopwatch
+    ) -> Sequence[Query]:
+        """What must have run before `steps`, put into the questions' scans."""
+        return with_prefixes(branches, engine, queries, watch) if self.shares_prefix else queries
 
     def spec_problem(self, spec: VitosSpec) -> str:
         """The setting of a checkpoint that contradicts the plan; empty if there is none."""
@@ -195,6 +209,24 @@ class Plan(ABC):
     def scan(self, branches: Branches, pictures: Sequence[Image.Image]) -> Scan:
         """The scan that this plan begins with."""
         return Scan(self.visuals(branches, pictures), pictures=tuple(pictures), reduced=self.reduced)
+
+    # --- in training: the evidence of several rollouts -------------------------------------------------------------
+
+    def evidence_prompt(self, branches: Branches, query: Query) -> Prompt:
+        """The prompt whose completions say what the evidence is."""
+        return branches.localize_prompt(query)
+
+    def read_evidence(self, branches: Branches, query: Query, rollout: Rollout) -> Rollout:
+        """A rollout of that prompt, as rewards and figures see it."""
+        return rollout
+
+    def reason_after(
+        self, branches: Branches, query: Query, rollouts: Sequence[Rollout], watch: Stopwatch
+    ) -> list[Reasoning]:
+        """The input of the reasoning branch after each of these rollouts; as `reason`."""
+        return self.reason(branches, query, [rollout.response.boxes for rollout in rollouts], watch)
+
+    # --- in both -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def reason(
