@@ -210,7 +210,7 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
     model, sparse = recipe.model, recipe.sparsify
     policy = SparseVLM.from_pretrained(model.path, device=device, **load_options(model))
     return policy.with_spec(
-        keep=KeepRule(sparse.margin, sparse.min_tokens),
+        keep=KeepRule(sparse.margin, sparse.min_tokens, sparse.other_images),
         fusion=Fusion(sparse.fusion, sparse.beta),
         positions=sparse.positions,
         plan=sparse.plan,

@@ -85,7 +85,7 @@ def bench_conditions(
 
     Args:
         selectors: names of `SELECTORS`; None: all but the variants.
-        budgets: shares of the first image's visual tokens, 0..1; at 1 every selector is the dense condition.
+        budgets: shares of the visual tokens of all images, 0..1; at 1 every selector is the dense condition.
         ablations: also answer from images that should take the answer away, or leave it.
 
     Raises:
