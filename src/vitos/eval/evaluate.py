@@ -141,7 +141,7 @@ def evaluate(
     models = _models(evaluation, spec, text_only)
     folder = out / "answers" / _fingerprint(evaluation, spec.plan, models, sets)
     run_models(models, sets, evaluation.settings, folder, cache=evaluation.cache)
-    asked = {
+    asked: dict[str, Any] = {
         "name": evaluation.name,
         "seed": evaluation.settings.seed,
         "checkpoint": evaluation.checkpoint,

@@ -48,7 +48,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def load_sharded_adapters(model: Any, folder: Path) -> None:
-    """Load the adapters of a checkpoint into a model that is sharded, where PEFT's own loading takes whole tensors only.
+    """Load the adapters of a checkpoint into a sharded model; PEFT's own loading takes whole tensors only.
 
     Raises:
         ValueError: if the file holds other tensors than the model has.
@@ -61,7 +61,7 @@ def load_sharded_adapters(model: Any, folder: Path) -> None:
     stored = load_file(folder / "adapter_model.safetensors")
     if different := sorted(stored.keys() ^ places.keys()):
         raise ValueError(f"{folder} holds adapters of another shape than model.lora: {', '.join(different[:3])} …")
-    full = {places[given]: value for given, value in stored.items()}
+    full: dict[str, Any] = {places[given]: value for given, value in stored.items()}
     set_model_state_dict(model, full, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
