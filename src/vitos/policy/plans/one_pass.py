@@ -57,6 +57,8 @@ class OnePass(Plan):
             yield "train.sampler", f"vllm cannot drop tokens there, but {why}; use torch"
         if recipe.train.schedule == "dense":
             yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
+        if recipe.evaluate.budgets and recipe.data.eval:
+            yield "evaluate.budgets", "cut or widen boxes, and plan one_pass writes none; set them to []"
         if recipe.sparsify.positions == "renumber":
             yield "sparsify.positions", "has no effect with plan one_pass, whose tokens have run already; use keep"
 
