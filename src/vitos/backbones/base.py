@@ -77,11 +77,17 @@ class VllmModel:
         model: the class, as "module:Class".
         config: a vLLM `VerifyAndUpdateConfig` that changes the model's config first, as "module:Class"; empty if
             none is needed.
+        model_types: the `model_type`s of the family that the class runs; empty: all.
     """
 
     architecture: str
     model: str
     config: str = ""
+    model_types: tuple[str, ...] = ()
+
+    def runs(self, model_type: str) -> bool:
+        """Whether the class runs this `model_type` of its family."""
+        return not self.model_types or model_type in self.model_types
 
 
 class Backbone(ABC):
@@ -167,8 +173,11 @@ class Backbone(ABC):
         """
         return torch.arange(len(is_visual), device=is_visual.device)[None]
 
-    def encoder_attention(self, image: Image.Image) -> Attention:
-        """Attention that each visual token of an RGB image receives in a late layer of the encoder, and its keys.
+    def encoder_attention(self, image: Image.Image, depth: float = 1.0) -> Attention:
+        """Attention that each visual token of an RGB image receives in a layer of the encoder, and its keys.
+
+        Args:
+            depth: place of the layer among those that the visual tokens are made by, in (0, 1]; 1 is the last.
 
         Raises:
             ValueError: for a family that does not define it.

@@ -52,11 +52,14 @@ class Scores:
         logprobs: log-probability of each token, 0 on padding, rows in the order of the completions, float32, (R, L).
         mask: True on a completion's tokens, bool, shape (R, L).
         prompt_tokens_run: number of prompt tokens that ran through the model, for cost accounting.
+        entropies: entropy of the distribution that each token was chosen from, in nats, 0 on padding, (R, L); None
+            unless asked for.
     """
 
     logprobs: Tensor
     mask: Tensor
     prompt_tokens_run: int
+    entropies: Tensor | None = None
 
 
 class TorchEngine:
@@ -65,12 +68,13 @@ class TorchEngine:
     Args:
         backbone: the model to run.
         model: the model to call instead of `backbone.model`, such as its DDP or FSDP wrapper.
-        max_batch_tokens: number of padded tokens that `sample` runs at once. More prompts are split into batches, but
-            not the completions of one prompt; splitting changes results by rounding only. `score` runs everything
-            that it is given: see `score_batches`.
+        max_batch_tokens: number of padded tokens that run at once. More prompts are split into batches, but not the
+            completions of one prompt; splitting changes results by rounding only. `score` runs everything that it is
+            given: see `score_batches`.
         head_tokens: number of completion tokens whose logits `score` holds at once.
 
     Attributes:
+        sampling_tokens: number of padded tokens that `sample` runs at once; None: `max_batch_tokens`.
         kv_bytes: size of the cache at the end of the latest decoding, padding included, in bytes.
     """
 
@@ -88,24 +92,28 @@ class TorchEngine:
         self.head_tokens = head_tokens
         self.model = backbone.model if model is None else model
         self.max_batch_tokens = max_batch_tokens
+        self.sampling_tokens: int | None = None
         self._banned_ids: Tensor | None = None
         self.kv_bytes = 0
 
     @contextmanager
-    def using(self, model: Any, max_batch_tokens: int) -> Iterator[None]:
+    def using(self, model: Any, max_batch_tokens: int, sampling_tokens: int | None = None) -> Iterator[None]:
         """Run another module instead of the backbone's, such as its DDP or FSDP wrapper, while the block runs."""
-        before = self.model, self.max_batch_tokens
-        self.model, self.max_batch_tokens = model, max_batch_tokens
+        before = self.model, self.max_batch_tokens, self.sampling_tokens
+        self.model, self.max_batch_tokens, self.sampling_tokens = model, max_batch_tokens, sampling_tokens
         try:
             yield
         finally:
-            self.model, self.max_batch_tokens = before
+            self.model, self.max_batch_tokens, self.sampling_tokens = before
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def refresh(self) -> dict[str, float]:
         """Give the sampler the trained weights; returns figures for the log. Here both are the same weights."""
         return {}
+
+    def release(self) -> None:
+        """Give back the memory that only sampling needs, until the next `refresh`. Here there is none."""
 
     @torch.no_grad()
     def sample(
@@ -138,7 +146,7 @@ class TorchEngine:
         for kind in dict.fromkeys(sorted(kinds)):
             group = [i for i, own in enumerate(kinds) if own == kind]
             sizes = [self._room(prompts[i].cached_length, len(seeds[i]), sampling.max_tokens) for i in group]
-            for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
+            for chunk in chunk_by_tokens(sizes, self.sampling_tokens or self.max_batch_tokens):
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
                 with span("prefill"):
@@ -246,7 +254,11 @@ class TorchEngine:
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Scores:
         """Log-probabilities of completions, differentiable if gradients are enabled; each prompt runs once.
 
@@ -254,6 +266,7 @@ class TorchEngine:
             prompts: B prompts.
             completions: the token ids of each prompt's completions, each of shape (L,), R in total.
             temperature: temperature of the distribution, as in sampling.
+            entropy: whether the entropy of each token's distribution is computed, too.
 
         Raises:
             ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
@@ -277,14 +290,14 @@ class TorchEngine:
             return self.log_softmax(logits, temperature)
 
         head = self.backbone.model.get_output_embeddings()
-        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens) as given:
+        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens, entropy) as given:
             out = self.model(**inputs, use_cache=False)
         check_untouched(given, out.logits, family)
         if after is not None:
             check_late_masks(self.backbone, late, after)
         zeros = torch.zeros(packed.mask.shape, dtype=torch.float32, device=packed.mask.device)
-        logprobs = zeros.masked_scatter(packed.mask, out.logits.float())
-        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
+        logprobs, *more = (zeros.masked_scatter(packed.mask, part) for part in out.logits.float().unbind(-1))
+        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts), *more)
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
         """Indices of prompts for `score` to run together: within `max_batch_tokens`, and of similar length."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from vitos.core.response import read_answer_text
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Completion, count_run
 from vitos.engines.torch_engine import TorchEngine
@@ -79,7 +78,7 @@ def finding(plan: Plan, query: Query, outcome: Outcome, watch: Stopwatch) -> Fin
     """The outcome of a question as a finding."""
     response = outcome.reasoning.response
     return Finding(
-        answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
+        answer=response.answer,
         thought=response.thought,
         boxes=outcome.boxes,
         kept=outcome.kept,

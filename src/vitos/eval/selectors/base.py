@@ -4,9 +4,10 @@
     def top(task: Task, count: int) -> Choice:
         return Choice(mask_of(range(count), task.grid.num_tokens))
 
-A selector is a function of a `Task` (one question about one image, and everything that may be looked at) and a number
-of tokens. It returns a `Choice`: the visual tokens of the first image that the model reasons from, and what happens to
-the others. It never sees the right answer; gold boxes are for the oracle alone.
+A selector is a function of a `Task` (one question, and everything that may be looked at) and a number of tokens. It
+returns a `Choice`: the visual tokens that the model reasons from, and what happens to the others. Those of several
+images are numbered image by image, and the number of tokens is one for all of them. A selector never sees the right
+answer; gold boxes are for the oracle alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitos.backbones.attention import Attention
 from vitos.backbones.base import Backbone
 from vitos.core.geometry import BoolArray, Box, TokenGrid
 from vitos.core.prompt import Prompt, VisualTokens
@@ -39,11 +41,11 @@ Need = Literal["boxes", "encoder_attention", "any_resolution", "evidence_head"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The visual tokens of the first image that the model reasons from.
+    """The visual tokens that the model reasons from.
 
     Attributes:
-        mask: bool, one entry per token of `visual` or, without one, of the whole image; at least one True.
-        visual: tokens to use instead of the image's own: merged tokens in their places, or the tokens of a crop.
+        mask: bool, one entry per token of `visual` or, without one, of all images; at least one True.
+        visual: tokens to use instead of the images' own: merged tokens in their places, or the tokens of a crop.
         fusion: how the dropped tokens enter the kept ones; None: as the policy was trained.
         plan: name of the plan by which the model reasons from them; None: the policy's.
         fallback: whether there was no box to go by, so that the selector used its substitute; always counted.
@@ -71,6 +73,7 @@ class Task:
         query: the question and the visual tokens.
         record: the question as in its data set, with gold boxes.
         image: opens the first image as the encoder gets it, RGB.
+        others: open the further images of a question about several.
         boxes: boxes of the policy's localization, in fractions of the original image; empty if none could be read.
         seed: seed of the random selectors.
         shared: store of what depends on the scan alone; pass the same dict for all questions about a scan.
@@ -81,20 +84,25 @@ class Task:
     record: Record
     _: KW_ONLY
     image: Callable[[], Image.Image]
+    others: Sequence[Callable[[], Image.Image]] = ()
     boxes: Sequence[Box] = ()
     seed: int = 0
     shared: dict[str, Any] = field(default_factory=dict)
     _own: dict[str, Any] = field(default_factory=dict, init=False)
 
-    @property
+    @cached_property
     def visual(self) -> VisualTokens:
-        """Tokens of the first image, the one that is pruned; further images stay whole."""
-        return self.query.scan.visuals[0]
+        """Tokens of all images, image by image."""
+        visuals = self.query.scan.visuals
+        if len(visuals) == 1:
+            return visuals[0]
+        embeddings, *streams = (torch.cat(parts) for parts in zip(*(v.tensors for v in visuals), strict=True))
+        return VisualTokens(embeddings, self.grid, resized=visuals[0].resized, streams=tuple(streams))
 
-    @property
+    @cached_property
     def grid(self) -> TokenGrid:
-        """Where the tokens of the first image look."""
-        return self.visual.grid
+        """Where the tokens look."""
+        return self.query.grid
 
     def rng(self, name: str) -> np.random.Generator:
         """The same generator for every budget, so that a smaller random choice is part of a larger one."""
@@ -107,6 +115,16 @@ class Task:
     def once_per_scan(self, name: str, compute: Callable[[], T]) -> T:
         """The value of `compute()`, kept for all questions about the scan."""
         return _kept(self.shared, name, compute)
+
+    @property
+    def attention(self) -> Attention:
+        """Attention in the encoder layer that the visual tokens come from."""
+        return self.once_per_scan("attention", lambda: self.policy.backbone.encoder_attention(self.image()).cpu())
+
+    @property
+    def tokens(self) -> Tensor:
+        """The visual tokens, float64, shape (N, hidden)."""
+        return self.once_per_scan("tokens", lambda: self.visual.embeddings.double().cpu())
 
     @cached_property
     def prompt(self) -> Prompt:
@@ -136,7 +154,7 @@ class Task:
                 return plan.prompt(branches, self.query, kept, dense)
             return branches.sparse(self.query, dense, kept, choice.fusion)
         if choice.visual.grid == self.grid:
-            dense = _with_first(dense, choice.visual)
+            dense = replace(dense, embeddings=choice.visual.embeddings, streams=choice.visual.streams)
         else:
             dense = self._prompt((choice.visual, *self.query.scan.visuals[1:]))
         return branches.sparse(self.query, dense, Kept(choice.visual.grid, choice.mask), choice.fusion)
@@ -163,6 +181,7 @@ class Selector:
         rank: place in the order in which selectors are run and listed.
         own_budget: place among the conditions with as many tokens as the policy's own boxes keep; None: it is not
             asked there.
+        default: whether it is run where no selector is named.
     """
 
     name: str
@@ -171,12 +190,16 @@ class Selector:
     needs: tuple[Need, ...] = ()
     rank: int
     own_budget: int | None = None
+    default: bool = True
 
     def choose(self, task: Task, count: int) -> Choice | None:
         """The tokens for a question, at most `count`.
 
-        None if the selector is not defined for the question (no gold boxes), or cannot do with so few tokens.
+        None if the selector is not defined for the question (no gold boxes, or several images where it goes by the
+        encoder's attention or another resolution), or cannot do with so few tokens.
         """
+        if task.grid.parts and {"encoder_attention", "any_resolution"} & set(self.needs):
+            return None
         choice = self.function(task, count)
         return choice if choice is None or choice.count <= count else None
 
@@ -199,7 +222,12 @@ _REGISTERED: dict[str, Selector] = {}
 
 
 def selector(
-    *, title: str, needs: tuple[Need, ...] = (), rank: int = 1000, own_budget: int | None = None
+    *,
+    title: str,
+    needs: tuple[Need, ...] = (),
+    rank: int = 1000,
+    own_budget: int | None = None,
+    default: bool = True,
 ) -> Callable[[F], F]:
     """Make a function known as the selector of its name; `Selector` explains the arguments.
 
@@ -218,7 +246,13 @@ def selector(
                 f"{other.function.__module__} and {function.__module__} both define the selector {name!r}; rename one"
             )
         _REGISTERED[name] = Selector(
-            name=name, title=title, function=function, needs=needs, rank=rank, own_budget=own_budget
+            name=name,
+            title=title,
+            function=function,
+            needs=needs,
+            rank=rank,
+            own_budget=own_budget,
+            default=default,
         )
         return function
 
@@ -277,7 +311,8 @@ def mixed(visual: VisualTokens, mask: BoolArray, matrix: Tensor) -> VisualTokens
 
     Args:
         mask: bool, shape (N,), n of them True.
-        matrix: weights, float32, shape (n, N), one row per kept token in order; each row sums to 1.
+        matrix: weights, float32, shape (n, N), one row per kept token in order. A published merge that adds tokens up
+            has rows that sum to more than 1.
     """
     keep = torch.from_numpy(mask).to(visual.embeddings.device)
     tensors = []
@@ -294,13 +329,3 @@ def _kept(store: dict[str, Any], name: str, compute: Callable[[], T]) -> T:
         store[name] = compute()
     value: T = store[name]
     return value
-
-
-def _with_first(dense: Prompt, visual: VisualTokens) -> Prompt:
-    """The prompt with other embeddings in the places of its first image."""
-    count = visual.grid.num_tokens
-    embeddings, *streams = (
-        torch.cat([new, old[count:]])
-        for new, old in zip(visual.tensors, (dense.embeddings, *dense.streams), strict=True)
-    )
-    return replace(dense, embeddings=embeddings, streams=tuple(streams))
