@@ -62,7 +62,7 @@ def runs(tmp_path_factory):
         run_here(job(base, "one"))
         run_here(job(base, "one-lora", lora=True))
         killed = launched([job(base, "killed", lora=True, dies=[1, 2])], base, 4)
-        jobs = [job(base, "killed", resume=True, lora=True)]
+        jobs = [job(base, "killed", resume=True, lora=True, **FSDP)]
         jobs += [job(base, "ddp"), job(base, "ddp-lora", lora=True)]
         jobs += [job(base, "fsdp", **FSDP), job(base, "fsdp-lora", lora=True, **FSDP)]
         launch(jobs, base, 2)

@@ -126,6 +126,7 @@ def phantom(
     seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Pixels per side; nano was made for 128.")] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace splits made with other settings.")] = False,
+    in_words: Annotated[bool, typer.Option("--in-words", help="The same questions without options.")] = False,
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
@@ -136,7 +137,7 @@ def phantom(
         refuse_others(folder, {split: PhantomSettings(count, seed, size) for split, count in counts.items()})
     for split, count in counts.items():
         with console.status(f"drawing {count} {split} questions"):
-            path = write_phantoms(folder, split, count, seed, size, overwrite=overwrite)
+            path = write_phantoms(folder, split, count, seed, size, overwrite=overwrite, in_words=in_words)
         console.print(f"{count} questions in {path}")
 
 

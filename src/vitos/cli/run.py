@@ -190,6 +190,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         # Adapters were merged in float32, onto what the 4 bits stood for.
         load=load_options(recipe.model) | ({"dtype": "auto", "quantization": None} if recipe.model.lora else {}),
         cache=recipe.data.cache,
+        judge=recipe.judge,
+        metrics=recipe.evaluate.metrics,
     )
 
 
@@ -208,7 +210,7 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
     model, sparse = recipe.model, recipe.sparsify
     policy = SparseVLM.from_pretrained(model.path, device=device, **load_options(model))
     return policy.with_spec(
-        keep=KeepRule(sparse.margin, sparse.min_tokens),
+        keep=KeepRule(sparse.margin, sparse.min_tokens, sparse.other_images),
         fusion=Fusion(sparse.fusion, sparse.beta),
         positions=sparse.positions,
         plan=sparse.plan,

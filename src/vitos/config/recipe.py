@@ -137,7 +137,9 @@ class SparsifySection:
 
     Attributes:
         margin: number of cells by which each box is widened, >= 0.
-        min_tokens: least number of kept tokens, >= 1.
+        min_tokens: least number of kept tokens, >= 1; of several images, in each with a box.
+        other_images: number of kept tokens, >= 0, in an image without a box where another image has one; with 0 only
+            its number in the prompt remains.
         fusion: the way in which tokens outside the boxes are merged into kept ones.
         beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
         positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
@@ -150,6 +152,7 @@ class SparsifySection:
 
     margin: CountOrZero = 0
     min_tokens: Count = 1
+    other_images: CountOrZero = 0
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
@@ -257,6 +260,7 @@ class EvaluateSection:
             same number.
         batch_size: number of questions that are decoded together.
         bootstrap_samples: number of resamples of the paired intervals.
+        metrics: names of measures of text for answers in words (docs/metrics.md), such as bleu and rouge.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -265,6 +269,7 @@ class EvaluateSection:
     controls: Bool = True
     batch_size: Count = 64
     bootstrap_samples: Count = 10_000
+    metrics: tuple[str, ...] = ()
 
 
 # Fields of TrainingArguments that follow from other keys of the recipe, with the key to set instead.

@@ -15,10 +15,16 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from vitos.backbones.quantized import full_weight, is_packed
+
 WeightMaker = Callable[[], Tensor]
 
-_LAYERS = ("Linear", "Embedding")
-"""Classes of `peft.tuners.lora.layer` that are added here."""
+_LAYERS = (
+    ("peft.tuners.lora.layer", "Linear"),
+    ("peft.tuners.lora.layer", "Embedding"),
+    ("peft.tuners.lora.bnb", "Linear4bit"),
+)
+"""Modules and names of PEFT's classes whose change of the weight is added here."""
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -32,7 +38,8 @@ def effective_weights(model: Any) -> dict[str, WeightMaker]:
 
     Each entry is a function that makes the tensor when it is called, so that no second whole model is ever held.
     Processes that hold shards must call the functions in the same order. Tied weights are listed once; buffers are
-    not listed. An adapted weight is float32, all others have their own number format.
+    not listed. An adapted weight is float32, and so is what a weight in 4 bits stands for; all others have their own
+    number format.
 
     Args:
         model: a model, with or without PEFT adapters in its layers, whole or sharded (FSDP2).
@@ -47,12 +54,14 @@ def effective_weights(model: Any) -> dict[str, WeightMaker]:
     """
     check_adapters(model)
     adapted = {f"{name}.base_layer.weight": layer for name, layer in _adapted(model)}
+    owners = dict(model.named_modules())
     made: dict[str, WeightMaker] = {}
     for name, weight in model.named_parameters():
         if ".lora_" in name or ".original_module." in name:
             continue
         layer = adapted.get(name)
-        made[_plain(name)] = _later(whole, weight) if layer is None else _later(_with_adapter, weight, layer)
+        base = _later(full_weight, owners[name.rpartition(".")[0]]) if is_packed(weight) else _later(whole, weight)
+        made[_plain(name)] = base if layer is None else _later(_with_adapter, base, layer)
     return made
 
 
@@ -72,18 +81,18 @@ def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @torch.no_grad()
-def _with_adapter(weight: Tensor, layer: Any) -> Tensor:
+def _with_adapter(base: WeightMaker, layer: Any) -> Tensor:
     """`W + s·B·A` of one layer in float32; with DoRA (arXiv 2402.09353) its rows are scaled to their trained norms."""
     (adapter,) = layer.active_adapters
     total: Tensor
     if adapter in layer.lora_embedding_A:
         low, high = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
-        total = whole(weight).float() + (whole(high).float() @ whole(low).float()).T * layer.scaling[adapter]
+        total = base().float() + (whole(high).float() @ whole(low).float()).T * layer.scaling[adapter]
         return total
     low, high = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     delta = whole(high).float() @ whole(low).float() * layer.scaling[adapter]
     turned = bool(layer.fan_in_fan_out)  # the base layer stores its weight as (in, out)
-    total = whole(weight).float() + (delta.T if turned else delta)
+    total = base().float() + (delta.T if turned else delta)
     if not _variant(layer, adapter):
         return total
     rows = total.T if turned else total
@@ -124,7 +133,7 @@ def check_adapters(model: torch.nn.Module) -> None:
 def _refusal(layer: Any) -> str:
     """The reason why a layer's adapter cannot be added here; empty if it can."""
     kind, adapters = type(layer), list(layer.active_adapters)
-    if kind.__module__ != "peft.tuners.lora.layer" or kind.__name__ not in _LAYERS:
+    if (kind.__module__, kind.__name__) not in _LAYERS:
         return f"{kind.__module__}.{kind.__name__} is not supported, only LoRA and DoRA of linear and embedding layers"
     if len(adapters) != 1:
         return f"it has {len(adapters)} active adapters instead of one"

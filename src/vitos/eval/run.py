@@ -26,7 +26,7 @@ from vitos.core.version import __version__
 from vitos.data.images import ImageError, ImageFacts, load_image_facts
 from vitos.eval.answer import Batch
 from vitos.eval.conditions import ABLATIONS, EvalSet, Settings, batches, split_condition
-from vitos.eval.image_ablations import swaps
+from vitos.eval.image_ablations import swapped_paths, swaps
 from vitos.eval.scoring import in_protocol
 from vitos.eval.selectors import SELECTORS
 from vitos.eval.store import FORMAT, EvalFolder, StoredRow, questions_fingerprint, weights_fingerprint
@@ -245,7 +245,7 @@ def _needed(batch: Sequence[Record], wanted: Sequence[str], swapped: Mapping[str
     """Image files that a batch opens."""
     paths = [path for record in batch for path in record.image_paths]
     if "shuffled" in wanted:
-        paths += [swapped[record.id].image_paths[0] for record in batch if record.id in swapped]
+        paths += [path for r in batch if r.id in swapped for path in swapped_paths(r, swapped[r.id])]
     return list(dict.fromkeys(paths))
 
 

@@ -12,6 +12,7 @@ from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
 from vitos.backbones.evidence_head import FILE_NAME as HEAD_FILE
 from vitos.backbones.evidence_head import HEADS, HeadKind
 from vitos.core.answers import FORMS
+from vitos.core.numbering import IMAGE_PLACEHOLDER, numbered
 from vitos.core.record import AnswerKind
 from vitos.core.registry import PLANS
 from vitos.core.sparsify import Fusion, KeepRule
@@ -26,6 +27,9 @@ First think inside <think></think>, then give the boxes of the evidence as \
 then {answer} as <answer></answer>."""
 REASON_PROMPT = """{question}
 First think inside <think></think>, then give {answer} as <answer></answer>."""
+# How a prompt shows the form of a box, of any checkpoint; with several images it begins with the image's number.
+BOX_FORM = "[[x1, y1, x2, y2]"
+BOX_FORM_IN_IMAGE = "[[image number, x1, y1, x2, y2]"
 COORDINATE_TEXT: dict[CoordinateStyle, str] = {
     "normalized": "fractions of the image's width and height from its top left corner",
     "absolute": "pixels of the image",
@@ -113,13 +117,15 @@ class VitosSpec:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
-        """The user message of the localization branch."""
+        """The user message of the localization branch. Several images are numbered, and boxes begin with a number."""
         text = self.localize_prompt.replace("{coordinates}", COORDINATE_TEXT[self.coordinates])
-        return text.replace("{answer}", FORMS[kind].request).replace("{question}", question)
+        if question.count(IMAGE_PLACEHOLDER) > 1:
+            text = text.replace(BOX_FORM, BOX_FORM_IN_IMAGE)
+        return text.replace("{answer}", FORMS[kind].request).replace("{question}", numbered(question))
 
     def reason_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the reasoning branch."""
-        return self.reason_prompt.replace("{answer}", FORMS[kind].request).replace("{question}", question)
+        return self.reason_prompt.replace("{answer}", FORMS[kind].request).replace("{question}", numbered(question))
 
     def save(self, folder: Path, backbone: Backbone) -> None:
         """Write `vitos.json` with the backbone's geometry."""

@@ -148,6 +148,7 @@ class SparseVLM:
         self,
         *images: Image.Image | str | Path,
         plan: str | None = None,
+        lead: str = "",
         watch: Stopwatch | None = None,
     ) -> Scan:
         """Encode the part that questions about the image(s) share.
@@ -158,6 +159,7 @@ class SparseVLM:
             images: pictures, or files as records name them.
             plan: name of the plan that `ask` will follow; None for the spec's. Plans other than coarse can use each
                 other's scans.
+            lead: text with one `<image>` per image in front of questions (see `Scan`).
             watch: a stopwatch for the spans "vision" and "prefix".
 
         Raises:
@@ -174,12 +176,12 @@ class SparseVLM:
             loaded = [load_image_facts(Path(str(image))) for image in images]
             pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
         with watch.span("vision"):
-            scan = method.scan(self.branches, pictures)
+            scan = dataclasses.replace(method.scan(self.branches, pictures), lead=lead)
         watch.count("vision", sum(v.grid.num_tokens for v in scan.visuals))
         if facts:
             scan = scan.of_files(facts)
         if images and not self.backbone.cache_refusal:
-            query = Query(scan, IMAGE_PLACEHOLDER * len(images))
+            query = Query.about(scan, lead or IMAGE_PLACEHOLDER * len(images))
             layers = method.shared_layers(self.spec)
             scan = with_prefixes(self.branches, self.engine, [query], watch, layers)[0].scan
         return scan

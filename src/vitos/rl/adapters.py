@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from vitos.data.files import write_json_atomic
 from vitos.engines.weights import check_adapters, effective_weights
@@ -43,6 +45,24 @@ def add_adapters(policy: SparseVLM, lora: LoraConfig) -> torch.nn.Module:
 def is_adapted(model: Any) -> bool:
     """Whether `model` is a PEFT model with adapters."""
     return hasattr(model, "merge_and_unload")
+
+
+def load_sharded_adapters(model: Any, folder: Path) -> None:
+    """Load the adapters of a checkpoint into a sharded model; PEFT's own loading takes whole tensors only.
+
+    Raises:
+        ValueError: if the file holds other tensors than the model has.
+    """
+    from peft import get_peft_model_state_dict
+
+    own = model.state_dict()
+    names = {id(value): name for name, value in own.items()}
+    places = {given: names[id(value)] for given, value in get_peft_model_state_dict(model, state_dict=own).items()}
+    stored = load_file(folder / "adapter_model.safetensors")
+    if different := sorted(stored.keys() ^ places.keys()):
+        raise ValueError(f"{folder} holds adapters of another shape than model.lora: {', '.join(different[:3])} …")
+    full: dict[str, Any] = {places[given]: value for given, value in stored.items()}
+    set_model_state_dict(model, full, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 @torch.no_grad()

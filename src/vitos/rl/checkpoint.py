@@ -20,7 +20,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import is_adapted, merged_weights, save_adapted
+from vitos.rl.adapters import is_adapted, load_sharded_adapters, merged_weights, save_adapted
 from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
 from vitos.rl.evidence_head import head_set_aside, read_head
 
@@ -190,6 +190,9 @@ class CheckpointedTrainer(Trainer):
         In many vision-language models they differ, and it would skip all weights with no more than a warning.
         """
         read_head(self.policy.backbone, Path(resume_from_checkpoint))
+        if is_adapted(self.model) and is_sharded(cast(torch.nn.Module, self.model)):
+            load_sharded_adapters(self.model, Path(resume_from_checkpoint))
+            return
         if is_adapted(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

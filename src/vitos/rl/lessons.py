@@ -19,9 +19,10 @@ from vitos.backbones.base import Backbone
 from vitos.core.geometry import WHOLE_IMAGE, Rect
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import Record
-from vitos.core.response import format_box_list, format_localization, format_reasoning
+from vitos.core.response import format_localization, format_reasoning
 from vitos.core.sparsify import Fusion
 from vitos.engines.torch_engine import TorchEngine
+from vitos.policy.branches import Branches
 from vitos.policy.spec import VitosSpec
 
 
@@ -53,7 +54,7 @@ def record_lesson(
     images: Sequence[Image.Image | VisualTokens],
     backbone: Backbone,
     spec: VitosSpec,
-    shown: Rect = WHOLE_IMAGE,
+    shown: Rect | Sequence[Rect] = WHOLE_IMAGE,
 ) -> Lesson:
     """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
 
@@ -66,7 +67,7 @@ def record_lesson(
             tokens, laid over the stored images already.
         backbone: the model.
         spec: prompts and coordinates.
-        shown: the part of the first stored image, to which boxes refer, that is shown; not used with visual tokens.
+        shown: the part of each stored image, to which boxes refer, that is shown; not used with visual tokens.
     """
     right = record.options.get(record.answer, record.answer)
     thought = record.meta.get("thought") or right
@@ -74,14 +75,19 @@ def record_lesson(
     reason = Exercise(spec.reason_text(record.question, record.kind), format_reasoning(thought, answer))
     if not record.boxes:
         return Lesson(tuple(images), (reason,))
-    first = images[0]
-    if isinstance(first, Image.Image):
-        with torch.no_grad():
-            (visual,) = backbone.encode([first])
-        first = visual.within(shown)
-    boxes = format_box_list([backbone.write_box(box, first, spec.coordinates) for box in record.boxes])
+    parts = [shown] * len(images) if isinstance(shown, Rect) else shown
+    placed = {
+        place: _placed(backbone, images[place], parts[place]) for place in {box.image - 1 for box in record.boxes}
+    }
+    boxes = Branches(backbone, spec).evidence_text(record.question, placed, record.boxes)
     text = spec.localize_text(record.question, record.kind)
     return Lesson(tuple(images), (Exercise(text, format_localization(thought, boxes, answer)), reason))
+
+
+@torch.no_grad()
+def _placed(backbone: Backbone, image: Image.Image | VisualTokens, shown: Rect) -> VisualTokens:
+    """The visual tokens of an image, laid over the stored image."""
+    return backbone.encode([image])[0].within(shown) if isinstance(image, Image.Image) else image
 
 
 def packed_lessons(records: Sequence[Record], lessons: Sequence[Lesson]) -> list[Lesson]:

@@ -251,7 +251,7 @@ class SupervisedTrainer(CheckpointedTrainer):
         else:
             opened = [[load_image_facts(path) for path in record.image_paths] for record in records]
             made = [
-                record_lesson(r, [image for image, _ in images], backbone, spec, images[0][1].shown)
+                record_lesson(r, [i for i, _ in images], backbone, spec, [facts.shown for _, facts in images])
                 for r, images in zip(records, opened, strict=True)
             ]
         return packed_lessons(records, made)

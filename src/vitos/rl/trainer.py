@@ -306,6 +306,8 @@ def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
     if plan.needs_pictures and (args.schedule == "dense" or args.sampler == "vllm"):
         wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
         return f"{wrong} does not go with plan {plan.name}, which encodes the image twice; set plan two_pass"
+    if plan.no_vllm and args.sampler == "vllm":
+        return f"sampler: vllm {plan.no_vllm}; use torch"
     return plan.refusal(model.backbone)
 
 

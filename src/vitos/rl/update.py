@@ -130,13 +130,13 @@ class DualStreamUpdate:
                 records = self.shares.take(self.accelerator, records)
             rounds = self._roll_out(model, records, stage, step, watch)
             batch = joined(rounds)
-            if not self._checked:
-                effect = image_effect(self.policy.engine, self.accelerator, batch, args.temperature)
-                check_image(effect, [record.id for record in records])
             taken = {"memory/rollout": gib_in_use(args.device)}
             engine.release()
             with watch.span("wait"):
                 self.accelerator.wait_for_everyone()
+            if not self._checked:
+                effect = image_effect(engine, self.accelerator, batch, args.temperature)
+                check_image(effect, [record.id for record in records])
             # 2) Advantages, loss and gradients, branch by branch.
             model.train()
             with watch.span("update"):

@@ -56,5 +56,5 @@ def run_dense(task: Task) -> object:
 
 
 def of_image(task: Task, values: Tensor) -> Tensor:
-    """The entries (T, ...) of a prompt's tokens that belong to the first image, shape (N, ...)."""
-    return values[task.prompt.is_visual.to(values.device)][: task.grid.num_tokens].cpu()
+    """The entries (T, ...) of a prompt's tokens that are visual, shape (N, ...)."""
+    return values[task.prompt.is_visual.to(values.device)].cpu()

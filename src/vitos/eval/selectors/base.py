@@ -4,9 +4,10 @@
     def top(task: Task, count: int) -> Choice:
         return Choice(mask_of(range(count), task.grid.num_tokens))
 
-A selector is a function of a `Task` (one question about one image, and everything that may be looked at) and a number
-of tokens. It returns a `Choice`: the visual tokens of the first image that the model reasons from, and what happens to
-the others. It never sees the right answer; gold boxes are for the oracle alone.
+A selector is a function of a `Task` (one question, and everything that may be looked at) and a number of tokens. It
+returns a `Choice`: the visual tokens that the model reasons from, and what happens to the others. Those of several
+images are numbered image by image, and the number of tokens is one for all of them. A selector never sees the right
+answer; gold boxes are for the oracle alone.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ Need = Literal["boxes", "encoder_attention", "any_resolution", "evidence_head"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The visual tokens of the first image that the model reasons from.
+    """The visual tokens that the model reasons from.
 
     Attributes:
-        mask: bool, one entry per token of `visual` or, without one, of the whole image; at least one True.
-        visual: tokens to use instead of the image's own: merged tokens in their places, or the tokens of a crop.
+        mask: bool, one entry per token of `visual` or, without one, of all images; at least one True.
+        visual: tokens to use instead of the images' own: merged tokens in their places, or the tokens of a crop.
         fusion: how the dropped tokens enter the kept ones; None: as the policy was trained.
         plan: name of the plan by which the model reasons from them; None: the policy's.
         after: number of layers of the language model that see all tokens before the others leave; None: none does.
@@ -74,6 +75,7 @@ class Task:
         query: the question and the visual tokens.
         record: the question as in its data set, with gold boxes.
         image: opens the first image as the encoder gets it, RGB.
+        others: open the further images of a question about several.
         boxes: boxes of the policy's localization, in fractions of the original image; empty if none could be read.
         seed: seed of the random selectors.
         shared: store of what depends on the scan alone; pass the same dict for all questions about a scan.
@@ -84,20 +86,25 @@ class Task:
     record: Record
     _: KW_ONLY
     image: Callable[[], Image.Image]
+    others: Sequence[Callable[[], Image.Image]] = ()
     boxes: Sequence[Box] = ()
     seed: int = 0
     shared: dict[str, Any] = field(default_factory=dict)
     _own: dict[str, Any] = field(default_factory=dict, init=False)
 
-    @property
+    @cached_property
     def visual(self) -> VisualTokens:
-        """Tokens of the first image, the one that is pruned; further images stay whole."""
-        return self.query.scan.visuals[0]
+        """Tokens of all images, image by image."""
+        visuals = self.query.scan.visuals
+        if len(visuals) == 1:
+            return visuals[0]
+        embeddings, *streams = (torch.cat(parts) for parts in zip(*(v.tensors for v in visuals), strict=True))
+        return VisualTokens(embeddings, self.grid, resized=visuals[0].resized, streams=tuple(streams))
 
-    @property
+    @cached_property
     def grid(self) -> TokenGrid:
-        """Where the tokens of the first image look."""
-        return self.visual.grid
+        """Where the tokens look."""
+        return self.query.grid
 
     def rng(self, name: str) -> np.random.Generator:
         """The same generator for every budget, so that a smaller random choice is part of a larger one."""
@@ -151,7 +158,7 @@ class Task:
                 return plan.prompt(branches, self.query, kept, dense)
             return branches.sparse(self.query, dense, kept, choice.fusion)
         if choice.visual.grid == self.grid:
-            dense = _with_first(dense, choice.visual)
+            dense = replace(dense, embeddings=choice.visual.embeddings, streams=choice.visual.streams)
         else:
             dense = self._prompt((choice.visual, *self.query.scan.visuals[1:]))
         return branches.sparse(self.query, dense, Kept(choice.visual.grid, choice.mask), choice.fusion)
@@ -192,8 +199,11 @@ class Selector:
     def choose(self, task: Task, count: int) -> Choice | None:
         """The tokens for a question, at most `count`.
 
-        None if the selector is not defined for the question (no gold boxes), or cannot do with so few tokens.
+        None if the selector is not defined for the question (no gold boxes, or several images where it goes by the
+        encoder's attention or another resolution), or cannot do with so few tokens.
         """
+        if task.grid.parts and {"encoder_attention", "any_resolution"} & set(self.needs):
+            return None
         choice = self.function(task, count)
         return choice if choice is None or choice.count <= count else None
 
@@ -323,13 +333,3 @@ def _kept(store: dict[str, Any], name: str, compute: Callable[[], T]) -> T:
         store[name] = compute()
     value: T = store[name]
     return value
-
-
-def _with_first(dense: Prompt, visual: VisualTokens) -> Prompt:
-    """The prompt with other embeddings in the places of its first image."""
-    count = visual.grid.num_tokens
-    embeddings, *streams = (
-        torch.cat([new, old[count:]])
-        for new, old in zip(visual.tensors, (dense.embeddings, *dense.streams), strict=True)
-    )
-    return replace(dense, embeddings=embeddings, streams=tuple(streams))

@@ -79,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """The input of the reasoning branch: a prompt, and the visual tokens of the first image that it contains."""
+    """The input of the reasoning branch: a prompt, and the visual tokens that it contains."""
 
     prompt: Prompt
     kept: Kept
@@ -93,7 +93,7 @@ class Outcome:
         localization: the rollout of the localization branch; None if there was none.
         reasoning: the rollout of the reasoning branch.
         boxes: the evidence, written by the model or given with the question.
-        kept: visual tokens of the first image that the answer was given from.
+        kept: visual tokens that the answer was given from.
     """
 
     localization: Rollout | None
@@ -142,6 +142,8 @@ class Plan(ABC):
     """Whether the image is encoded a second time, so that a scan must contain the picture."""
     shares_prefix: ClassVar[bool] = False
     """Whether both branches go on behind one dense pass over system text and image."""
+    no_vllm: ClassVar[str] = ""
+    """Reason why vLLM cannot write the rollouts of training, behind "vllm"; empty if it can."""
     trainable: ClassVar[bool] = False
     """Whether a model can be trained under the plan."""
     takes_masks: ClassVar[bool] = False
@@ -182,6 +184,8 @@ class Plan(ABC):
                 yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
             if recipe.train.sampler == "vllm":
                 yield "train.sampler", f"vllm gets whole images, but {why}; use torch"
+        if self.no_vllm and recipe.train.sampler == "vllm":
+            yield "train.sampler", f"vllm {self.no_vllm}; use torch"
         if recipe.evaluate.budgets and not self.takes_masks:
             yield "evaluate.budgets", f"choose among the tokens of one image, but {why}; set them to []"
 
@@ -250,7 +254,7 @@ class Plan(ABC):
         Args:
             branches: the prompts and parsers of the model.
             query: the question.
-            kept: the visual tokens of the first image to keep.
+            kept: the visual tokens to keep.
             dense: the question's `Branches.reason_prompt`, if the caller has it already.
 
         Raises:

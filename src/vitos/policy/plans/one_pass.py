@@ -20,7 +20,7 @@ from vitos.backbones.base import Backbone
 from vitos.config.recipe import Recipe
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
-from vitos.core.response import Response, format_box_list
+from vitos.core.response import Response
 from vitos.core.sparsify import Kept, best_cells, rectangles
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.draws import CellPrompt, head_scores
@@ -39,6 +39,7 @@ class OnePass(Plan):
     localizes = False
     takes_masks = True
     trainable = True
+    no_vllm = "cannot drop tokens inside the pass, where the evidence head of plan one_pass draws cells"
 
     def refusal(self, backbone: Backbone) -> str:
         if backbone.evidence_head is not None:
@@ -53,8 +54,6 @@ class OnePass(Plan):
     def recipe_problems(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from super().recipe_problems(recipe)
         why = "the evidence head of plan one_pass draws cells inside the pass"
-        if recipe.train.sampler == "vllm":
-            yield "train.sampler", f"vllm cannot drop tokens there, but {why}; use torch"
         if recipe.train.schedule == "dense":
             yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
         if recipe.sparsify.positions == "renumber":
@@ -97,8 +96,7 @@ class OnePass(Plan):
     def read_evidence(self, branches: Branches, query: Query, rollout: Rollout) -> Rollout:
         """The draw of cells, with the smallest rectangles around them as boxes."""
         boxes = rectangles(self._drawn(query, rollout))
-        visual, style = query.scan.visuals[0], branches.spec.coordinates
-        text = format_box_list([branches.backbone.write_box(box, visual, style) for box in boxes])
+        text = branches.evidence_text(query.question, query.scan.visuals, boxes)
         response = Response(f"<evidence>{text}</evidence>", None, boxes, None, well_formed=True)
         return replace(rollout, response=response)
 

@@ -49,7 +49,8 @@ class VitosQwen3VL(QwenModelMixin, SparseModelMixin, Qwen3VLForConditionalGenera
         self.deepstack_input_embeds_num_tokens = 0
 
     def streams(self, tokens: Tensor) -> Sequence[Tensor]:
-        return tokens.split(int(self.visual_dim), dim=-1)
+        parts: Sequence[Tensor] = tokens.split(int(self.visual_dim), dim=-1)
+        return parts
 
     def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
         # Of the token ids, only those of videos matter there, so zeros will do.

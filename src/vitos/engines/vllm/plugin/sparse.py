@@ -208,7 +208,7 @@ class SparseModelMixin:
             ]
             return self.dense_positions(whole, moved)
 
-        images = [(f.mm_position.offset, _mask(f)) for f in features]
+        images = [(_first_token(f.mm_position), _mask(f)) for f in features]
         return with_gaps(length, images, dense)
 
     def load_weights(self, weights: Any) -> set[str]:
@@ -217,7 +217,14 @@ class SparseModelMixin:
         return super().load_weights(weights)  # type: ignore[misc, no-any-return]
 
 
+def _first_token(place: Any) -> int:
+    """Index of an image's first visual token; a mark may stand in front of it at the image's place in the prompt."""
+    marks = 0 if place.is_embed is None else int(place.is_embed.int().argmax())
+    return int(place.offset) + marks
+
+
 def _mask(feature: Any) -> Tensor:
     if MASK in feature.data:
         return feature.data[MASK].data  # type: ignore[no-any-return]
-    return torch.ones(feature.mm_position.length, dtype=torch.bool)  # a video, or an image that is sent whole
+    place = feature.mm_position  # of a video, or of an image that is sent whole
+    return torch.ones(place.length if place.is_embed is None else int(place.is_embed.sum()), dtype=torch.bool)
