@@ -65,11 +65,11 @@ def _case(
         "question": record.question,
         "gold": record.answer,
         **({} if record.kind == "letter" else {"kind": record.kind, "accepted": list(record.accepted)}),
-        "gold_boxes": [list(box.as_tuple()) for box in record.boxes or ()],
+        "gold_boxes": [box.to_json() for box in record.boxes or ()],
         "grid": image["grid"],
         "shown": image["shown"],
         "conditions": conditions,
-    }
+    } | ({"others": image["others"]} if "others" in image else {})
 
 
 def _condition(record: Record, condition: str, row: StoredRow) -> StoredRow:
@@ -78,7 +78,7 @@ def _condition(record: Record, condition: str, row: StoredRow) -> StoredRow:
     if scored.token_f1 is not None:
         out |= {"token_f1": scored.token_f1, "score": scored.score}
     if condition == LOCALIZE:
-        boxes = [Box(*box) for box in row["boxes"]]
+        boxes = [Box.from_json(box) for box in row["boxes"]]
         iou = matched_iou(boxes, record.boxes) if record.boxes else None
         return out | {"boxes": row["boxes"], "parsed": row["parsed"], "iou": iou}
     if condition != DENSE:

@@ -128,7 +128,7 @@ def evaluate(
         console: where the table is printed.
 
     Raises:
-        ValueError: for a plan that does not localize, and for budgets under a plan that takes no masks.
+        ValueError: for a plan that leaves no tokens out, and for budgets under a plan that takes no masks.
     """
     console = console or Console()
     check_metrics(evaluation.metrics)
@@ -141,7 +141,7 @@ def evaluate(
     models = _models(evaluation, spec, text_only)
     folder = out / "answers" / _fingerprint(evaluation, spec.plan, models, sets)
     run_models(models, sets, evaluation.settings, folder, cache=evaluation.cache)
-    asked = {
+    asked: dict[str, Any] = {
         "name": evaluation.name,
         "seed": evaluation.settings.seed,
         "checkpoint": evaluation.checkpoint,
@@ -226,8 +226,8 @@ def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) ->
 def _models(evaluation: Evaluation, spec: VitosSpec, text_only: bool) -> list[AskedModel]:
     """The trained model with all its conditions, then the models that it is compared with."""
     plan, budgets, controls = get_plan(spec.plan), evaluation.budgets, evaluation.controls
-    if not plan.localizes:
-        others = ", ".join(name for name in PLANS.names() if get_plan(name).localizes)
+    if not plan.drops:
+        others = ", ".join(name for name in PLANS.names() if get_plan(name).drops)
         raise ValueError(f"every evaluation answers by plan {plan.name} as well; choose one of {others}")
     if budgets and not plan.takes_masks:
         raise ValueError(
@@ -254,7 +254,7 @@ def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel]
     parts = [
         plan,
         sorted((name, str(value)) for name, value in evaluation.load.items()),
-        dataclasses.asdict(evaluation.settings),
+        evaluation.settings.told(),
         [(model.name, model.path, model.weights) for model in models],
         [(one.name, questions_fingerprint(one.records)) for one in sets],
     ]
@@ -263,7 +263,7 @@ def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel]
 
 def _seconds(folder: EvalFolder, models: Sequence[str], plan: str, questions: int) -> dict[str, float | None]:
     """Seconds per question of each span of the two passes, their total, and the base model's dense pass."""
-    branches = ("localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
+    branches = ("early_prefill", "localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
     spent = dict.fromkeys(("vision", "prefix", *branches), 0.0)
     dense = 0.0
     for name in folder.manifest()["benchmarks"]:

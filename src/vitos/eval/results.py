@@ -15,6 +15,7 @@ import numpy as np
 
 from vitos.eval.comparison import Floats, difference, mean, relative
 from vitos.eval.open_answers import open_figures
+from vitos.eval.statistics import bootstrap_mean
 
 Case = Mapping[str, Any]
 """One row of `cases.jsonl`."""
@@ -68,6 +69,7 @@ def summarize(
     results["control_counts"] = {name: int((~np.isnan(correct)).sum()) for name, correct in controls.items()}
     sparse = _correct(cases, "sparse")
     gaps = {name: difference(sparse, _correct(cases, name), bootstrap_samples, seed) for name in _COMPARED}
+    results["conditions"] = _conditions(cases, bootstrap_samples, seed)
     results["comparisons"] = [{"a": "sparse", "b": name} | gap for name, gap in gaps.items() if gap]
     results["by_template"] = _by_group(cases, "template")
     results["by_dataset"] = _by_group(cases, "dataset")
@@ -77,6 +79,25 @@ def summarize(
     if found := open_figures(cases, samples=bootstrap_samples, seed=seed, metrics=metrics):
         results["open"] = found
     return results
+
+
+def _conditions(cases: Sequence[Case], samples: int, seed: int) -> dict[str, Any]:
+    """Accuracy with its interval, and mean share of tokens kept (1 for all tokens), of every condition but budgets."""
+    names = dict.fromkeys(name for case in cases for name in case["conditions"] if "@" not in name)
+    rows: dict[str, Any] = {}
+    for name in names:
+        correct = _correct(cases, name)
+        known = correct[~np.isnan(correct)]
+        if len(known):
+            interval = bootstrap_mean(known, samples=samples, seed=seed)
+            kept = mean(_values(cases, name, "kept_ratio"))
+            rows[name] = {
+                "num_questions": len(known),
+                "accuracy": interval.estimate,
+                "ci": [interval.low, interval.high],
+                "kept_ratio": 1.0 if kept is None else kept,
+            }
+    return rows
 
 
 def _relative(cases: Sequence[Case], samples: int, seed: int) -> dict[str, Any]:

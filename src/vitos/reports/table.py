@@ -191,7 +191,8 @@ def budget_sheet(results: Mapping[str, Any]) -> Sheet:
     for budget, row in sorted((results.get("budgets") or {}).items(), key=lambda item: -float(item[0])):
         figures = (v.percent(v.share(row, key)) for key in ("kept_ratio", *heads))
         rows.append((v.percent(float(budget)), *figures))
-    return _without_empty("Token budgets", ("Budget", "Kept", *heads.values()), rows)
+    note = "Each has exactly the budget. Inverted is left out where fewer tokens than that lie outside the boxes."
+    return _without_empty("Token budgets", ("Budget", "Kept", *heads.values()), rows, note)
 
 
 def stage_sheet(results: Mapping[str, Any]) -> Sheet:
@@ -289,11 +290,11 @@ def _group_sheet(title: str, head: str, groups: Mapping[str, Mapping[str, Any]])
     return _without_empty(title, (head, "Questions", *conditions.values(), "IoU", "Kept"), rows)
 
 
-def _without_empty(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Sheet:
+def _without_empty(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], note: str = "") -> Sheet:
     """A sheet without the columns that hold nothing but dashes."""
     keep = [i for i in range(len(columns)) if any(row[i] != v.DASH for row in rows)]
     kept = (tuple(row[i] for i in keep) for row in (columns, *rows))
-    return Sheet(title=title, columns=next(kept), rows=tuple(kept))
+    return Sheet(title=title, columns=next(kept), rows=tuple(kept), note=note)
 
 
 def _difference(gap: v.Difference | None, num_questions: int | None = None) -> str:

@@ -63,6 +63,21 @@ class RolloutBatch:
     localize_prompts: list[Prompt]
     reason_prompts: list[Prompt]
 
+    def parts(self, count: int) -> list[RolloutBatch]:
+        """The batch in `count` parts of whole questions: part m has the questions m, m + count, m + 2·count, …"""
+        if count == 1:
+            return [self]
+        size = len(self.reason_prompts) // max(1, len(self.groups))
+        prompts = [self.reason_prompts[p * size : (p + 1) * size] for p in range(len(self.groups))]
+        return [
+            RolloutBatch(
+                self.groups[m::count],
+                self.localize_prompts[m::count],
+                [prompt for row in prompts[m::count] for prompt in row],
+            )
+            for m in range(count)
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutOptions:
@@ -119,15 +134,18 @@ def roll_out(
 
     first = [[seeds(r, "localization", i) for i in range(options.num_localizations)] for r in records]  # (P, G)
     branches, plan = policy.branches, Dense("dense") if options.dense else policy.plan
-    localize_prompts = [branches.localize_prompt(query) for query in queries]
-    # Both branches go on behind one dense pass over the image. A frozen localizer does not: it did not make the keys.
-    shared = policy.with_prefixes(queries, watch) if policy.plan.shares_prefix else queries
-    localizations = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
+    localize_prompts = [policy.plan.evidence_prompt(branches, query) for query in queries]
+    # Both branches go on behind what they share. A frozen localizer does not: it did not make the keys.
+    shared = policy.plan.prepare(branches, policy.engine, queries, watch)
+    written = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
+    localizations = [
+        [policy.plan.read_evidence(branches, query, rollout) for rollout in row]
+        for query, row in zip(shared, written, strict=True)
+    ]
 
     with watch.span(plan.timed_as):
         rows = [  # (P, G)
-            plan.reason(branches, query, [rollout.response.boxes for rollout in row], watch)
-            for query, row in zip(shared, localizations, strict=True)
+            plan.reason_after(branches, query, row, watch) for query, row in zip(shared, localizations, strict=True)
         ]
     reason_prompts = [one.prompt for row in rows for one in row]  # (P·G,)
     flat_queries = [query for query in shared for _ in range(options.num_localizations)]
