@@ -3,8 +3,8 @@
 Evidence is given (a square in the image's middle) and nothing ends early, so that all plans read and write texts of
 the same length. A plan that writes no boxes chooses as many tokens itself, by an evidence head of random weights
 behind a quarter of the layers. Each image is asked about once: only gather shares a prefix, between its own two
-branches. A run measures every plan in turn, starting with another one each time, and ratios are taken within a run: what slows the
-machine down for a while slows both sides down.
+branches. A run measures every plan in turn, starting with another one each time, and ratios are taken within a run:
+what slows the machine down for a while slows both sides down.
 """
 
 from __future__ import annotations

@@ -77,11 +77,17 @@ class VllmModel:
         model: the class, as "module:Class".
         config: a vLLM `VerifyAndUpdateConfig` that changes the model's config first, as "module:Class"; empty if
             none is needed.
+        model_types: the `model_type`s of the family that the class runs; empty: all.
     """
 
     architecture: str
     model: str
     config: str = ""
+    model_types: tuple[str, ...] = ()
+
+    def runs(self, model_type: str) -> bool:
+        """Whether the class runs this `model_type` of its family."""
+        return not self.model_types or model_type in self.model_types
 
 
 class Backbone(ABC):

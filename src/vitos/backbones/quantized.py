@@ -62,3 +62,8 @@ def full_weight(layer: torch.nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
     return dequantize_module_weight(layer).detach().float()
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Whether a parameter holds weights in 4 bits, which only its layer can read."""
+    return hasattr(weight, "quant_state")

@@ -112,6 +112,9 @@ class TorchEngine:
         """Give the sampler the trained weights; returns figures for the log. Here both are the same weights."""
         return {}
 
+    def release(self) -> None:
+        """Give back the memory that only sampling needs, until the next `refresh`. Here there is none."""
+
     @torch.no_grad()
     def sample(
         self,

@@ -23,7 +23,7 @@ from vitos.eval.controls import control_masks
 from vitos.eval.image_ablations import blank, painted, swapped_paths
 from vitos.eval.selectors import SELECTORS, Choice, Task
 from vitos.eval.store import StoredRow
-from vitos.policy.plans import Limits
+from vitos.policy.plans import Limits, Outcome
 from vitos.policy.run import answer
 from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
@@ -155,9 +155,7 @@ class Batch:
         outcomes = answer(policy.plan, policy.branches, policy.engine, queries, limits, watch)
         located, reasoned = [], []
         for record, outcome in zip(self.records, outcomes, strict=True):
-            if outcome.localization is None:
-                raise ValueError(f"plan {policy.plan.name} does not localize; choose another")
-            located.append(_localized(record, outcome.localization))
+            located.append(_localized(record, outcome))
             reasoned.append(_row(record, OWN_BOXES, outcome.reasoning, outcome.kept))
         first = {name: value for name, value in watch.seconds.items() if name.startswith("localize")}
         second = {name: value for name, value in watch.seconds.items() if name not in first}
@@ -168,7 +166,7 @@ class Batch:
         watch = Stopwatch()
         queries = self._planned(watch)
         found = self.policy.localize(queries, Sampling(self.settings.max_localization_tokens), watch=watch)
-        rows = [_localized(record, rollout) for record, (rollout,) in zip(self.records, found, strict=True)]
+        rows = [_written(record, rollout) for record, (rollout,) in zip(self.records, found, strict=True)]
         return LOCALIZE, rows, watch.seconds
 
     # --- other tokens -----------------------------------------------------------------------------------------------
@@ -297,7 +295,15 @@ def _choose(task: Task, condition: str, masks: Masks) -> Choice | None:
     return SELECTORS[selector].choose(task, own.count)
 
 
-def _localized(record: Record, rollout: Rollout) -> StoredRow:
+def _localized(record: Record, outcome: Outcome) -> StoredRow:
+    """The evidence of a plan; without a text if the plan found it without writing (`one_pass`)."""
+    if outcome.localization is not None:
+        return _written(record, outcome.localization)
+    boxes = [box.to_json() for box in outcome.boxes]
+    return {"id": record.id, "condition": LOCALIZE, "text": None, "boxes": boxes, "parsed": True}
+
+
+def _written(record: Record, rollout: Rollout) -> StoredRow:
     boxes = [box.to_json() for box in rollout.response.boxes]
     parsed = rollout.response.evidence_parsed
     return {"id": record.id, "condition": LOCALIZE, "text": rollout.completion.text, "boxes": boxes, "parsed": parsed}

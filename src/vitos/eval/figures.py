@@ -66,7 +66,7 @@ def figures(folder: EvalFolder, *, base: str | None = None, bootstrap_samples: i
     if base is not None and base not in models:
         raise ValueError(f"there is no model {base!r} in {folder.path}; it has {', '.join(models)}")
     questions = {name: folder.questions(name) for name in benchmarks}
-    columns = {m: _columns(folder, m, questions, manifest["conditions"]) for m in models}
+    columns = {m: columns_of(folder, m, questions, manifest["conditions"]) for m in models}
     spans = [[name] for name in benchmarks] + ([benchmarks] if len(benchmarks) > 1 else [])
     rows, groups = [], []
     for model in models:
@@ -103,7 +103,7 @@ def figures(folder: EvalFolder, *, base: str | None = None, bootstrap_samples: i
 # --- columns --------------------------------------------------------------------------------------------------------
 
 
-def _columns(
+def columns_of(
     folder: EvalFolder, model: str, questions: Mapping[str, Sequence[Record]], conditions: Sequence[str]
 ) -> dict[str, dict[str, Column]]:
     """By condition and benchmark."""

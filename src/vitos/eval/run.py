@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "vitos_version": __version__,
-        "settings": {key: value for key, value in asdict(settings).items() if key != "positions" or value},
+        "settings": settings.told(),
         "models": {model.name: {"path": model.path, "weights": model.weights} for model in models},
         "benchmarks": {
             one.name: {

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
 from vitos.backbones.evidence_head import FILE_NAME as HEAD_FILE
+from vitos.backbones.evidence_head import HEADS, HeadKind
 from vitos.core.answers import FORMS
 from vitos.core.numbering import IMAGE_PLACEHOLDER, numbered
 from vitos.core.record import AnswerKind
@@ -44,6 +45,7 @@ class HeadRule:
         after: number of layers that see all tokens; the head reads their output.
         keep: share of the visual tokens to keep, in (0, 1], unless a question has a budget.
         threshold: probability of evidence, in (0, 1), above which tokens are kept instead; None to keep the share.
+        kind: what the head is: "pointer" (ours), or "glimpse", a rival.
         file: name of the file with the head's weights.
 
     Raises:
@@ -53,11 +55,14 @@ class HeadRule:
     after: int
     keep: float = 0.25
     threshold: float | None = None
+    kind: HeadKind = "pointer"
     file: str = HEAD_FILE
 
     def __post_init__(self) -> None:
         if self.after < 0 or not 0 < self.keep <= 1 or (self.threshold is not None and not 0 < self.threshold < 1):
             raise ValueError(f"after must be >= 0, keep in (0, 1] and threshold in (0, 1), got {self}")
+        if self.kind not in HEADS:
+            raise ValueError(f"kind must be one of {', '.join(HEADS)}, got {self.kind!r}")
         if Path(self.file).name != self.file:
             raise ValueError(f"file must be a name in the checkpoint's folder, got {self.file!r}")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
 from vitos.backbones.companions import write_companions
-from vitos.backbones.evidence_head import EvidenceHead
+from vitos.backbones.evidence_head import load_head
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
 from vitos.core.record import IMAGE_PLACEHOLDER
@@ -84,7 +84,8 @@ class SparseVLM:
             saved.check_geometry(backbone, str(where))
         if saved is not None and saved.evidence_head is not None:
             hidden = int(backbone.model.config.get_text_config().hidden_size)
-            head = EvidenceHead.load(Path(where) / saved.evidence_head.file, hidden)
+            rule = saved.evidence_head
+            head = load_head(Path(where) / rule.file, rule.kind, hidden)
             backbone.evidence_head = head.to(backbone.device)
             if spec is not None and spec.evidence_head is None:
                 spec = dataclasses.replace(spec, evidence_head=saved.evidence_head)

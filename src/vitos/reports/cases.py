@@ -182,6 +182,7 @@ def _condition(
         out["kept"] = round(len(row["kept"]) / grid.num_tokens, 4)
     if row.get("fallback"):
         out["fallback"] = True
+    out |= {grade: value for grade in ("score", "judge") if (value := v.share(row, grade)) is not None}
     if "boxes" in row:
         boxes = boxes_of(case, row["boxes"], f"conditions.{name}.boxes")
         out |= {

@@ -47,6 +47,8 @@ def write_report(
     out = out or run_dir / "report.html"
     sections = (
         Section(sheet=table.main_sheet(results), text_last=True, anchor="figures"),
+        Section(sheet=table.open_sheet(results)),
+        Section(sheet=table.text_sheet(results), level=3),
         Section(sheet=table.control_sheet(results), text_last=True, anchor="controls"),
         Section(sheet=table.comparison_sheet(results), text_last=True, level=3),
         Section(sheet=table.dataset_sheet(results), anchor="data-sets"),

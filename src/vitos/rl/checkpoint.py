@@ -20,7 +20,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import is_adapted, save_adapted
+from vitos.rl.adapters import is_adapted, load_sharded_adapters, merged_weights, save_adapted
 from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
 from vitos.rl.evidence_head import head_set_aside, read_head
 
@@ -162,13 +162,16 @@ class CheckpointedTrainer(Trainer):
         All processes call it together.
         """
         network = cast(torch.nn.Module, self.model)
-        weights = whole_weights_of(network) if is_sharded(network) else None
-        with self._staged(folder) as staging, head_set_aside(self.policy.backbone):
-            if self.is_world_process_zero():
-                if is_adapted(network):
-                    save_adapted(self.policy, network, staging)
-                else:
-                    self.policy.save_pretrained(staging, weights)
+        adapted, weights = is_adapted(network), None
+        with head_set_aside(self.policy.backbone):
+            if is_sharded(network) or (adapted and self.is_world_process_zero()):
+                weights = merged_weights(network) if adapted else whole_weights_of(network)
+            with self._staged(folder) as staging:
+                if self.is_world_process_zero():
+                    if adapted and weights is not None:
+                        save_adapted(self.policy, weights, staging)
+                    else:
+                        self.policy.save_pretrained(staging, weights)
 
     @contextmanager
     def _staged(self, target: Path) -> Iterator[Path]:
@@ -187,6 +190,9 @@ class CheckpointedTrainer(Trainer):
         In many vision-language models they differ, and it would skip all weights with no more than a warning.
         """
         read_head(self.policy.backbone, Path(resume_from_checkpoint))
+        if is_adapted(self.model) and is_sharded(cast(torch.nn.Module, self.model)):
+            load_sharded_adapters(self.model, Path(resume_from_checkpoint))
+            return
         if is_adapted(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

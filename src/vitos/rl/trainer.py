@@ -21,7 +21,7 @@ from vitos.backbones.quantized import is_quantized
 from vitos.core.record import Record
 from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import add_adapters, is_adapted
+from vitos.rl.adapters import add_adapters, is_adapted, load_adapters
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.combinations import refusals
@@ -29,7 +29,7 @@ from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
 from vitos.rl.evidence_head import join_head, leave_head
 from vitos.rl.freezing import freeze_others
-from vitos.rl.guards import CollapseWarning, UpdateGuard
+from vitos.rl.guards import CollapseWarning, UpdateGuard, warn_of_small_dtype
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup
 from vitos.rl.sampler import vllm_engine
@@ -76,6 +76,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         reward_weights: weights of the built-in terms.
         reward_funcs: further rewards.
         lora: adapters to train on the language model instead of its weights; merged into the final checkpoint.
+        adapters: a folder with adapters of that kind to go on with; None for fresh ones.
         callbacks: further callbacks of `transformers.Trainer`.
         cache: visual tokens of the questions' images; None to compute them.
         draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
@@ -97,6 +98,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         reward_weights: RewardWeights = RewardWeights(),
         reward_funcs: Sequence[ExtraReward] = (),
         lora: LoraConfig | None = None,
+        adapters: Path | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
         draw: Callable[[QuestionGroup], Image.Image] | None = None,
@@ -120,6 +122,8 @@ class DualStreamTrainer(CheckpointedTrainer):
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         if lora is not None:  # not before: the head gets no adapters, and they freeze what is there
             join_head(model, sharded=bool(args.fsdp))
+        if adapters is not None:
+            load_adapters(network, adapters)
         super().__init__(
             model=network,
             args=args,
@@ -133,12 +137,10 @@ class DualStreamTrainer(CheckpointedTrainer):
         if not args.disable_tqdm:
             self.add_callback(FiguresCallback())
         if self.is_fsdp_enabled:
-            if is_adapted(network):
-                raise ValueError("adapters cannot be trained with FSDP yet; use DDP, or leave out model.lora")
             set_up_sharding(self.accelerator, model.backbone)
-        self._warn_of_small_dtype(network)
+        warn_of_small_dtype(network, self.accelerator, args.learning_rate)
         if args.sampler == "vllm":
-            model.engine = vllm_engine(model.backbone, network, args)
+            model.engine = vllm_engine(model.backbone, args)
         self.draw = draw
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self.update = DualStreamUpdate(
@@ -158,17 +160,6 @@ class DualStreamTrainer(CheckpointedTrainer):
     def _sharding(self) -> Any:
         """Accelerate's FSDP plugin."""
         return self.accelerator.state.fsdp_plugin
-
-    def _warn_of_small_dtype(self, network: torch.nn.Module) -> None:
-        small = {p.dtype for p in network.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
-        upcast = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
-        if small and not upcast and self.args.learning_rate < 1e-4:
-            logger.warning(
-                "the trained weights are %s: most steps of learning_rate %g round to nothing on them. Load the model "
-                "in float32 (model.dtype: float32; train.bf16 computes in bfloat16 all the same), or train adapters",
-                ", ".join(str(dtype).removeprefix("torch.") for dtype in small),
-                self.args.learning_rate,
-            )
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
@@ -315,6 +306,8 @@ def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
     if plan.needs_pictures and (args.schedule == "dense" or args.sampler == "vllm"):
         wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
         return f"{wrong} does not go with plan {plan.name}, which encodes the image twice; set plan two_pass"
+    if plan.no_vllm and args.sampler == "vllm":
+        return f"sampler: vllm {plan.no_vllm}; use torch"
     return plan.refusal(model.backbone)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -31,6 +32,7 @@ from vitos.rl.distributed import (
     gradient_products,
     is_sharded,
     maximum,
+    reshard,
     runnable,
     sum_gradients,
     sums,
@@ -38,12 +40,14 @@ from vitos.rl.distributed import (
 )
 from vitos.rl.first_update import check_image, check_mismatch, image_effect
 from vitos.rl.loss import LossInputs, policy_loss
+from vitos.rl.memory import gib_in_use
 from vitos.rl.metrics import rollout_metrics
 from vitos.rl.objectives import LOSSES
 from vitos.rl.oversampling import further_questions, joined, roll_out_until_full
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup, RolloutBatch, RolloutOptions, roll_out
 from vitos.rl.schedule import LOCALIZATION, REASONING, Stage
+from vitos.rl.sharing import QuestionShares
 from vitos.scans.store import ScanStore
 
 
@@ -78,6 +82,7 @@ class DualStreamUpdate:
         initial: the policy before training, for `kl_beta`; None if it is not needed.
         stage_one: the policy between the stages, for the guards of stage 2; None until then.
         judge: grades answers in words; None: the rule scores all.
+        shares: who asks which questions, if an engine other than the trained model writes.
     """
 
     policy: SparseVLM
@@ -90,6 +95,7 @@ class DualStreamUpdate:
     initial: SparseVLM | None = None
     stage_one: SparseVLM | None = None
     judge: Judge | None = None
+    shares: QuestionShares = field(default_factory=QuestionShares)
     _checked: bool = False
 
     def run(
@@ -117,25 +123,39 @@ class DualStreamUpdate:
         with self.policy.engine.using(runnable(model), args.micro_batch_tokens, args.sampling_batch_tokens):
             # 1) Both branches write, and every text is rewarded.
             model.eval()
-            refreshed = self.policy.engine.refresh()
+            engine = self.policy.engine
+            refreshed = engine.refresh()
+            reshard(model)
+            if engine.samples_elsewhere:
+                records = self.shares.take(self.accelerator, records)
             rounds = self._roll_out(model, records, stage, step, watch)
             batch = joined(rounds)
+            taken = {"memory/rollout": gib_in_use(args.device)}
+            engine.release()
+            with watch.span("wait"):
+                self.accelerator.wait_for_everyone()
             if not self._checked:
-                effect = image_effect(self.policy.engine, self.accelerator, batch, args.temperature)
+                effect = image_effect(engine, self.accelerator, batch, args.temperature)
                 check_image(effect, [record.id for record in records])
             # 2) Advantages, loss and gradients, branch by branch.
             model.train()
             with watch.span("update"):
                 loss, norm, figures = self._minibatches(model, batch, stage, step, descend)
+            taken["memory/update"] = gib_in_use(args.device)
         # 3) Figures and texts for the log.
         own = [[group.without_embeddings() for group in part.groups] for part in rounds]
         first, *further = (gathered(self.accelerator, groups) for groups in own)
+        if engine.samples_elsewhere:
+            first = self.shares.in_order(first)
         groups = [*first, *itertools.chain(*further)]
-        metrics = rollout_metrics(groups) | refreshed | figures
+        self.shares.note(groups)
+        highest = {name: maximum(self.accelerator, value) for name, value in taken.items()}
+        metrics = rollout_metrics(groups) | refreshed | figures | highest
         if args.oversampling_rounds:
             metrics["oversampled_questions"] = float(len(groups) - len(first))
             metrics["unfilled_groups"] = float(len(first) - count_with_signal(groups, weights, args))
         metrics |= {f"seconds/{name}": value for name, value in watch.seconds.items()}
+        metrics["seconds/wait"] = maximum(self.accelerator, watch.seconds["wait"])
         return Updated(loss=loss, norm=norm, groups=groups, metrics=metrics)
 
     # --- 1) rollouts ------------------------------------------------------------------------------------------------
@@ -173,7 +193,8 @@ class DualStreamUpdate:
             )
 
         resharded = is_sharded(model) and self.accelerator.state.fsdp_plugin.reshard_after_forward
-        with whole_weights(model, resharded):
+        elsewhere = self.policy.engine.samples_elsewhere  # its weights need not be gathered
+        with nullcontext() if elsewhere else whole_weights(model, resharded):
             return roll_out_until_full(
                 self.accelerator,
                 records,
@@ -289,7 +310,7 @@ class DualStreamUpdate:
         names = ("loss", "tokens", "clipped", "mismatch_kl", "reference_kl", *(["entropy"] if entropy_beta else []))
         totals = dict.fromkeys(names, 0.0)
         chunks = list(engine.score_batches(branch.prompts, branch.token_ids))
-        passes = maximum(self.accelerator, len(chunks)) if is_sharded(model) else len(chunks)
+        passes = int(maximum(self.accelerator, len(chunks))) if is_sharded(model) else len(chunks)
         # FSDP divides gradients by the number of processes.
         factor = args.world_size if is_sharded(model) else 1
         for chunk in chunks:

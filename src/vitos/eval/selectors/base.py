@@ -30,12 +30,13 @@ from vitos.core.record import IMAGE_PLACEHOLDER, Record
 from vitos.core.registry import Registry
 from vitos.core.sparsify import Fusion, Kept
 from vitos.engines.base import derive_seed
+from vitos.policy.plans import get_plan
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
 NO_FUSION = Fusion("none")
 T = TypeVar("T")
-Need = Literal["boxes", "encoder_attention", "any_resolution"]
+Need = Literal["boxes", "encoder_attention", "any_resolution", "evidence_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Choice:
         mask: bool, one entry per token of `visual` or, without one, of all images; at least one True.
         visual: tokens to use instead of the images' own: merged tokens in their places, or the tokens of a crop.
         fusion: how the dropped tokens enter the kept ones; None: as the policy was trained.
+        plan: name of the plan by which the model reasons from them; None: the policy's.
         fallback: whether there was no box to go by, so that the selector used its substitute; always counted.
     """
 
@@ -53,6 +55,7 @@ class Choice:
     _: KW_ONLY
     visual: VisualTokens | None = None
     fusion: Fusion | None = None
+    plan: str | None = None
     fallback: bool = False
 
     @property
@@ -143,7 +146,8 @@ class Task:
 
         A choice of the image's own tokens follows the policy's plan, if the plan can be told which tokens to keep.
         """
-        plan, branches, dense = self.policy.plan, self.policy.branches, self.prompt
+        plan = self.policy.plan if choice.plan is None else get_plan(choice.plan)
+        branches, dense = self.policy.branches, self.prompt
         if choice.visual is None:
             kept = Kept(self.grid, choice.mask)
             if choice.fusion is None and plan.takes_masks:
@@ -172,7 +176,8 @@ class Selector:
         name: name in conditions, such as `divprune` in `divprune@0.25`.
         title: name in tables and figures.
         function: see `selector`.
-        needs: "boxes" of a localization pass, "encoder_attention" of the family, or an encoder of "any_resolution".
+        needs: "boxes" of a localization pass, "encoder_attention" of the family, an encoder of "any_resolution", or a
+            checkpoint with an "evidence_head".
         rank: place in the order in which selectors are run and listed.
         own_budget: place among the conditions with as many tokens as the policy's own boxes keep; None: it is not
             asked there.
@@ -203,6 +208,8 @@ class Selector:
         family = type(backbone)
         if "encoder_attention" in self.needs and family.encoder_attention is Backbone.encoder_attention:
             return f"selector {self.name!r} needs encoder attention, which {family.__name__} does not give"
+        if "evidence_head" in self.needs and backbone.evidence_head is None:
+            return f"selector {self.name!r} needs an evidence head; train one with `vitos distill`"
         if "any_resolution" in self.needs and not backbone.capabilities.any_resolution:
             return (
                 f"selector {self.name!r} encodes images of a few tokens, but {family.__name__} makes the same number "

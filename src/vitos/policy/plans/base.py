@@ -142,6 +142,8 @@ class Plan(ABC):
     """Whether the image is encoded a second time, so that a scan must contain the picture."""
     shares_prefix: ClassVar[bool] = False
     """Whether both branches go on behind one dense pass over system text and image."""
+    no_vllm: ClassVar[str] = ""
+    """Reason why vLLM cannot write the rollouts of training, behind "vllm"; empty if it can."""
     trainable: ClassVar[bool] = False
     """Whether a model can be trained under the plan."""
     takes_masks: ClassVar[bool] = False
@@ -182,6 +184,8 @@ class Plan(ABC):
                 yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
             if recipe.train.sampler == "vllm":
                 yield "train.sampler", f"vllm gets whole images, but {why}; use torch"
+        if self.no_vllm and recipe.train.sampler == "vllm":
+            yield "train.sampler", f"vllm {self.no_vllm}; use torch"
         if recipe.evaluate.budgets and not self.takes_masks:
             yield "evaluate.budgets", f"choose among the tokens of one image, but {why}; set them to []"
 

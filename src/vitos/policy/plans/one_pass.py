@@ -39,6 +39,7 @@ class OnePass(Plan):
     localizes = False
     takes_masks = True
     trainable = True
+    no_vllm = "cannot drop tokens inside the pass, where the evidence head of plan one_pass draws cells"
 
     def refusal(self, backbone: Backbone) -> str:
         if backbone.evidence_head is not None:
@@ -53,8 +54,6 @@ class OnePass(Plan):
     def recipe_problems(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from super().recipe_problems(recipe)
         why = "the evidence head of plan one_pass draws cells inside the pass"
-        if recipe.train.sampler == "vllm":
-            yield "train.sampler", f"vllm cannot drop tokens there, but {why}; use torch"
         if recipe.train.schedule == "dense":
             yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
         if recipe.sparsify.positions == "renumber":
