@@ -17,9 +17,9 @@ from vitos.eval.results import summarize
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.html import write_report
+from vitos.rl.lessons import record_lesson, supervised_loss
 from vitos.rl.rewards import RewardWeights
 from vitos.rl.rollout import RolloutOptions, roll_out
-from vitos.rl.sft import record_lesson, supervised_loss
 from vitos.scans.store import ScanStore
 
 ASKED = "What is the finding?\nA. cyst\nB. mass"
