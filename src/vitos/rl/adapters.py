@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vitos.backbones.quantized import full_state
 from vitos.data.files import write_json_atomic
 from vitos.policy.vlm import SparseVLM
 
@@ -47,7 +48,7 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
         name.replace(".base_layer.", "."): value.detach().to(
             "cpu", torch.float32 if value.is_floating_point() else None
         )
-        for name, value in network.state_dict().items()
+        for name, value in full_state(network).items()
         if ".lora_" not in name
     }
     for name, layer in network.named_modules():
@@ -64,6 +65,7 @@ def save_adapted(policy: SparseVLM, model: Any, folder: Path) -> None:
     policy.save_pretrained(folder, merged_weights(model))
     file = folder / "config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("quantization_config", None)  # what 4 bits stood for is written in full
     for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         if "dtype" in part:
             part["dtype"] = "float32"
