@@ -1,6 +1,6 @@
 """A proof for a GPU, in one command and at most eight minutes: `python scripts/gpu_check.py --out runs/gpu`.
 
-From a bare folder with torch, transformers, accelerate and peft: PYTHONPATH=src python scripts/gpu_check.py. Nothing is
+It runs from a bare folder with torch, transformers, accelerate and peft: `PYTHONPATH=src` and nothing else. Nothing is
 downloaded, vLLM is not used, no package is installed; pydantic may be missing (`gpu/pydantic_stand_in.py`).
 
     (a) invariants   every family in float32 and bfloat16 against the unmodified library
@@ -9,8 +9,8 @@ downloaded, vLLM is not used, no package is installed; pydantic may be missing (
     (d) quickstart   the shipped model and its recipe, against the CPU
 
 Each part has a time box. `results.json` and `table.md` are written after each row, so that a machine that is taken away
-leaves what it measured. `vitos doctor --recipe … --measured results.json` reads the speeds. The exit code is 1 if a row
-failed or a part did not finish.
+leaves what it measured. `vitos doctor --recipe … --measured results.json` reads the speeds. The exit code is 1 if a
+row failed or a part did not finish.
 """
 
 from __future__ import annotations

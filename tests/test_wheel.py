@@ -90,6 +90,8 @@ def test_the_wheel_is_the_package_and_the_recipes_and_nothing_else(wheel):
         "vitos/nano/real/decoder.safetensors",
         "vitos/reports/card.md.j2",
         "vitos/reports/report.html.j2",
+        "vitos/reports/report.js",
+        "vitos/reports/report.css",
         "vitos/serve/demo/demo.js",
         "vitos/recipes/quickstart.yaml",
         "vitos/recipes/lingshu-7b.yaml",

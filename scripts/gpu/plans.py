@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from benchmarks.inference import Settings, device_name, measure_cases
+from benchmarks.inference import Settings, device_name, measure_cases, with_random_head
 from benchmarks.inference_models import build_model
 from scripts.gpu import Setting
 
@@ -23,7 +23,8 @@ TRUE = Settings(
     reasoning_tokens=24,
 )
 TINY = replace(
-    TRUE, model="nano", dtype="float32", plans=("two_pass",), sizes=(128,), kept=(0.25,), batches=(1,), evidence_tokens=2,
+    TRUE, model="nano", dtype="float32", plans=("two_pass",), sizes=(128,), kept=(0.25,), batches=(1,),
+    evidence_tokens=2,
     reasoning_tokens=2, runs=1,
 )  # fmt: skip
 
@@ -32,7 +33,8 @@ def rows(setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per share kept and batch."""
     settings = replace(TINY if setting.tiny else TRUE, device=str(setting.device))
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), setting.device)
-    for case in measure_cases(backbone, settings):
+    spec = with_random_head(backbone, settings.early)
+    for case in measure_cases(backbone, spec, settings):
         plans = {name: case[name] for name in settings.names}
         faster = ", ".join(f"{name} {plans[name]['total_ratio'][0]:.2f}" for name in settings.names[1:])
         yield {

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import yaml
 from scripts.gpu import Setting
-
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vitos.core.record import Record

@@ -115,8 +115,8 @@ def measure(case: Case, setting: Setting, folder: Path) -> dict[str, Any]:
         "assumptions": assumptions(case, shape, work, times, known),
     }
     row["summary"] = (
-        f"{row['tokens_per_second']:.0f} tokens/s, {row['share_sampling']:.0%} sampling, peak {peak[0] / 2**30:.1f} GiB "
-        f"({planned.peak / 2**30:.1f} planned)"
+        f"{row['tokens_per_second']:.0f} tokens/s, {row['share_sampling']:.0%} sampling, "
+        f"peak {peak[0] / 2**30:.2f} GiB ({planned.peak / 2**30:.2f} planned)"
     )
     return row
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from vitos.data.files import write_json_atomic
 from vitos.eval.results import CONTROL_NAMES, summarize
@@ -164,8 +165,20 @@ def test_one_answer_changes_its_own_figures_and_no_other(condition, figures, res
     row = cases[0]["conditions"][condition]
     row["correct"] = not row["correct"]
     found = changed(results, summarize(cases, bootstrap_samples=200))
-    found = {"/".join(n.split("/")[:3]) if "/comparisons/" in n else n for n in found}
-    assert found - {"/relative_performance_ci"} == figures
+    found = {"/".join(n.split("/")[:3]) if "/comparisons/" in n or "/conditions/" in n else n for n in found}
+    assert found - {"/relative_performance_ci"} == figures | {f"/conditions/{condition}"}
+
+
+def test_conditions_have_intervals_and_shares_of_tokens():
+    cases = make_cases()
+    rows = summarize(cases, bootstrap_samples=200)["conditions"]
+    for name, row in rows.items():
+        correct = [case["conditions"][name]["correct"] for case in cases if name in case["conditions"]]
+        exact = binomtest(sum(map(int, correct)), len(correct)).proportion_ci(method="exact")
+        assert (row["num_questions"], row["accuracy"]) == (len(correct), pytest.approx(np.mean(correct)))
+        assert row["ci"] == pytest.approx([exact.low, exact.high])
+    assert rows["base_dense"]["kept_ratio"] == 1
+    assert rows["sparse"]["kept_ratio"] == summarize(cases, bootstrap_samples=200)["kept_ratio"]
 
 
 @pytest.mark.parametrize("right", [0, 1])

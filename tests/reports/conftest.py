@@ -41,6 +41,12 @@ def results() -> dict[str, Any]:
             "total": 2.01,
             "dense_total": 1.0,
         },
+        "conditions": {
+            "base_dense": {"num_questions": 600, "accuracy": 0.612, "ci": [0.57, 0.65], "kept_ratio": 1.0},
+            "sparse": {"num_questions": 600, "accuracy": 0.683, "ci": [0.64, 0.72], "kept_ratio": 0.241},
+            "random": {"num_questions": 600, "accuracy": 0.42, "ci": [0.38, 0.46], "kept_ratio": 0.241},
+            "oracle": {"num_questions": 600, "accuracy": 0.7, "ci": None, "kept_ratio": 0.2},
+        },
         "comparisons": [
             {"a": "sparse", "b": "random", "difference": 0.263, "ci": [0.22, 0.31], "p_value": 1e-9},
             {"a": "oracle", "b": "sparse", "difference": 0.017, "ci": [-0.01, 0.04], "p_value": 0.21},

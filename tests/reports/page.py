@@ -1,8 +1,11 @@
 """A report, read back with a parser."""
 
+import base64
+import gzip
+import json
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
+VOID = {"meta", "img", "link", "br", "hr", "input", "source"}
 
 
 class Page(HTMLParser):
@@ -10,7 +13,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.open, self.elements, self.text = [], [], []
+        self.open, self.elements, self.text, self.scripts = [], [], [], []
         self.feed(html)
         self.close()
         assert self.open == []
@@ -24,7 +27,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.scripts.append((self.elements[-1][1], data))
+        elif "style" not in self.open:
             self.text.append(data)
 
     def all(self, tag):
@@ -33,3 +38,17 @@ class Page(HTMLParser):
     @property
     def words(self):
         return " ".join(" ".join(self.text).split())
+
+    def script(self, name):
+        """Content of the script element with this id."""
+        return next(data for attrs, data in self.scripts if attrs.get("id") == name)
+
+    @property
+    def block(self):
+        """What the page's script unpacks."""
+        return json.loads(gzip.decompress(base64.b64decode(self.script("block"))))
+
+    @property
+    def case(self):
+        (case,) = self.block["cases"]
+        return case

@@ -69,7 +69,7 @@ def test_every_table_is_in_the_page_and_in_markdown(bench, tmp_path):
         assert sheet.note in page.words
     assert "For research only." in page.words
     (plot,) = page.all("img")
-    assert plot["src"].startswith("data:image/png;base64,")
+    assert plot["src"].startswith("data:image/svg+xml;base64,")
     assert "Accuracy of nano" in plot["alt"]
 
 

@@ -1,4 +1,4 @@
-"""Each part of `scripts/gpu_check.py` at a tiny size on the CPU, its time boxes, and that a bare machine can run it."""
+"""Each part of `scripts/gpu_check.py` at a tiny size on the CPU, its time boxes, and that a bare machine runs it."""
 
 import json
 import os

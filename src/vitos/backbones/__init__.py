@@ -5,6 +5,7 @@ Read in this order:
 - `base.py`: `Backbone`, what a family defines and what all of them share (prompts, special tokens, boxes as text).
 - `qwen2_5_vl.py` with `qwen.py`, then `llava.py`: two families. An image of any size and M-RoPE there, a square and
   1-D positions here. `qwen3_vl.py`, `gemma3.py` and `internvl.py` differ in what their first lines say.
+- `evidence_head.py`: scores of visual tokens inside the first pass, for plan one_pass.
 - `patching.py` and `attention.py`: how one pass of an unmodified model is changed or observed.
 - `quantized.py`: frozen weights in 4 bits.
 
@@ -34,7 +35,9 @@ from vitos.backbones.quantized import nf4_config
 from vitos.core.registry import Registry
 
 BACKBONES = Registry(
-    "vitos.backbones", "vitos.backbones", helpers=("attention", "base", "companions", "patching", "quantized", "qwen")
+    "vitos.backbones",
+    "vitos.backbones",
+    helpers=("attention", "base", "companions", "evidence_head", "patching", "quantized", "qwen"),
 )
 """Files with a family, by name. The helpers define none."""
 

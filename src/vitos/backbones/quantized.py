@@ -57,15 +57,13 @@ def is_quantized(model: Any) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
-def full_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model, in which a quantized weight is what its 4 bits stand for, float32."""
-    state = dict(model.state_dict())
-    for name, layer in model.named_modules():
-        weight: Any = dict(layer.named_parameters(recurse=False)).get("weight")
-        if hasattr(weight, "quant_state"):
-            from bitsandbytes.functional import dequantize_4bit
+def full_weight(layer: torch.nn.Module) -> Tensor:
+    """The weight of a linear layer as numbers, float32; of a quantized one what its 4 bits stand for."""
+    from peft.utils.integrations import dequantize_module_weight
 
-            for part in [key for key in state if key.startswith(f"{name}.weight.")]:
-                del state[part]  # constants of the quantization
-            state[f"{name}.weight"] = dequantize_4bit(weight.data, weight.quant_state).float()
-    return state
+    return dequantize_module_weight(layer).detach().float()
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Whether a parameter holds weights in 4 bits, which only its layer can read."""
+    return hasattr(weight, "quant_state")

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from vitos.eval.comparison import Floats, difference, mean, relative
+from vitos.eval.open_answers import open_figures
+from vitos.eval.statistics import bootstrap_mean
 
 Case = Mapping[str, Any]
 """One row of `cases.jsonl`."""
@@ -29,12 +31,18 @@ _COMPARED = (
     "inverted",
     "oracle",
     "rl_dense",
+    "text_only",
 )
 _BY_GROUP = ("base_dense", "localization", "sparse", "dense", "untrained_sparse", "random", "shifted", "oracle")
 
 
-def summarize(cases: Sequence[Case], *, bootstrap_samples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    cases: Sequence[Case], *, bootstrap_samples: int = 10_000, seed: int = 0, metrics: Sequence[str] = ()
+) -> dict[str, Any]:
     """All figures of a set of cases (rows of `cases.jsonl`).
+
+    Args:
+        metrics: names of measures of text (`vitos.eval.metrics`) for answers in words.
 
     Raises:
         ValueError: if there is no case.
@@ -61,11 +69,35 @@ def summarize(cases: Sequence[Case], *, bootstrap_samples: int = 10_000, seed: i
     results["control_counts"] = {name: int((~np.isnan(correct)).sum()) for name, correct in controls.items()}
     sparse = _correct(cases, "sparse")
     gaps = {name: difference(sparse, _correct(cases, name), bootstrap_samples, seed) for name in _COMPARED}
+    results["conditions"] = _conditions(cases, bootstrap_samples, seed)
     results["comparisons"] = [{"a": "sparse", "b": name} | gap for name, gap in gaps.items() if gap]
     results["by_template"] = _by_group(cases, "template")
     results["by_dataset"] = _by_group(cases, "dataset")
     results["budgets"] = _budgets(cases)
+    if any("text_only" in case["conditions"] for case in cases):
+        results["control_text_only_accuracy"] = mean(_correct(cases, "text_only"))
+    if found := open_figures(cases, samples=bootstrap_samples, seed=seed, metrics=metrics):
+        results["open"] = found
     return results
+
+
+def _conditions(cases: Sequence[Case], samples: int, seed: int) -> dict[str, Any]:
+    """Accuracy with its interval, and mean share of tokens kept (1 for all tokens), of every condition but budgets."""
+    names = dict.fromkeys(name for case in cases for name in case["conditions"] if "@" not in name)
+    rows: dict[str, Any] = {}
+    for name in names:
+        correct = _correct(cases, name)
+        known = correct[~np.isnan(correct)]
+        if len(known):
+            interval = bootstrap_mean(known, samples=samples, seed=seed)
+            kept = mean(_values(cases, name, "kept_ratio"))
+            rows[name] = {
+                "num_questions": len(known),
+                "accuracy": interval.estimate,
+                "ci": [interval.low, interval.high],
+                "kept_ratio": 1.0 if kept is None else kept,
+            }
+    return rows
 
 
 def _relative(cases: Sequence[Case], samples: int, seed: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ PANELS = (
 NAMES = {"iou": "mean IoU", "kept_ratio": "tokens kept", "fallback_rate": "fallback", "parse_rate": "boxes parsed"}
 
 
-def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+def training_curves(metrics: Sequence[Mapping[str, Any]], columns: int = 3) -> Figure:
     """Small multiples of a run: raw values as dots, a centred running mean within each stage as a line.
 
     Panels without a metric are left out. A change of stage is a vertical line; where a stage counts its steps from the
@@ -66,6 +66,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         metrics: rows of `metrics.jsonl` in the order of the file; a row may hold any subset of the metrics.
+        columns: largest number of panels next to each other.
 
     Raises:
         ValueError: if no row holds a metric that a panel shows, or a row has no `step`.
@@ -77,15 +78,15 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     x, stages = _timeline(metrics)
     changes = [i for i, (a, b) in enumerate(pairwise(stages), start=1) if a != b]
 
-    columns = min(3, len(panels))
+    columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(3.7 * columns, 2.7 * rows)
+    figure = blank_figure(3.7 * columns, 2.7 * rows)
     for index, (panel, found) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         for key, colour in zip(found, cycle(COLOURS), strict=False):
             _draw_metric(axes, x, metrics, key, changes, colour)
         _draw_stages(axes, x, stages, changes, with_names=index == 0)
-        _finish(axes, panel.title)
+        finish(axes, panel.title)
         axes.set_xlim(float(x.min()) - 0.5, float(x.max()) + 0.5)
         if panel.unit:
             axes.set_ylim(-0.03, 1.03)
@@ -113,11 +114,12 @@ class BudgetCurve:
     main: bool = False
 
 
-def pareto(results: Mapping[str, Any]) -> Figure:
+def pareto(results: Mapping[str, Any], size: tuple[float, float] = (6.6, 3.6)) -> Figure:
     """Accuracy over the share of tokens kept, a curve for each way of choosing them; the base model as a level.
 
     Args:
         results: content of `results.json` with `budgets`; the run's own point is drawn from `kept_ratio`.
+        size: width and height in inches.
 
     Raises:
         ValueError: if there are no budgets.
@@ -137,7 +139,7 @@ def pareto(results: Mapping[str, Any]) -> Figure:
         curves.append(BudgetCurve(label=label, points=points, colour=colour, marker=marker, main=main))
     own = ("This run, budget free", v.share(results, "kept_ratio"), v.accuracy(results, "sparse"))
     level = (v.label("base_dense"), v.accuracy(results, "base_dense"))
-    return draw_pareto("Accuracy at equal token budgets", curves, own, level)
+    return draw_pareto("Accuracy at equal token budgets", curves, own, level, size)
 
 
 def draw_pareto(
@@ -153,9 +155,9 @@ def draw_pareto(
         curves: those without points are left out.
         own: label, share of tokens kept and accuracy of the answers from the model's own boxes; None: not known.
         level: label and accuracy of the answers from all tokens; None: not known.
-        size: width and height in inches.
+        size: width and height in inches; the legend is to the right of a wide figure and below a narrow one.
     """
-    figure = _figure(*size)
+    figure = blank_figure(*size)
     axes = figure.add_subplot()
     for curve in (curve for curve in curves if curve.points):
         xs, ys = zip(*sorted(curve.points), strict=True)
@@ -166,13 +168,14 @@ def draw_pareto(
         axes.plot([kept], [value], ls="", marker="*", ms=13, mfc="white", mec=COLOURS[0], label=label)
     if level[1] is not None:
         axes.axhline(level[1], color=GREY, lw=1.2, ls=(0, (4, 3)), label=level[0])
-    _finish(axes, title)
+    finish(axes, title)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("visual tokens kept")
     axes.set_ylabel("accuracy", color=GREY, fontsize=8.5)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
-    axes.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    place = {"loc": "outside right center"} if size[0] > 5 else {"loc": "outside lower left", "ncols": 2}
+    figure.legend(fontsize=8, frameon=False, labelcolor=GREY, **place)
     return figure
 
 
@@ -235,13 +238,15 @@ def _draw_stages(
             axes.text(float(x[start]), 0.01, f" {stages[start]}", transform=transform, fontsize=7, color=GREY)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, laid out when it is saved."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _finish(axes: Axes, title: str) -> None:
+def finish(axes: Axes, title: str) -> None:
+    """Title, grid and colours as in all figures of a report."""
     axes.set_title(title, fontsize=9.5, loc="left", color="#22262e")
     axes.grid(axis="y", color="#d9dce2", lw=0.6)
     axes.set_axisbelow(True)

@@ -46,3 +46,9 @@ def refusals(
             f"questions_per_step ({options.questions_per_step}) must be a multiple of the {processes} processes: each "
             "takes whole questions",
         )
+    elif options.minibatches > (share := options.questions_per_step // processes):
+        yield (
+            "train.minibatches",
+            f"minibatches ({options.minibatches}) must not exceed the {share} questions of each process: each takes "
+            "part in every optimizer step",
+        )

@@ -5,20 +5,15 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from tests.serve.dicom import write_dicom
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+browsers = pytest.importorskip("tests.browser")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, browsers.needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +30,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
+    with browsers.chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
