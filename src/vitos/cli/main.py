@@ -351,7 +351,10 @@ def doctor(
     recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
     device: Annotated[
-        str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
+        str | None, typer.Option(help='Device of the recipe: H100, L40S, …, or figures: "80GB 989TFLOPS 3.35TB/s".')
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="results.json of scripts/gpu_check.py, for its speeds instead of assumed ones.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     probe: Annotated[
@@ -373,9 +376,11 @@ def doctor(
         from vitos.config.recipe import load_recipe
         from vitos.doctor.devices import find_device
         from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
+        from vitos.doctor.speed import Assumptions, measured_assumptions
 
         on = find_device(device) if device else None
-        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        speeds = measured_assumptions(measured) if measured else Assumptions()
+        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images, speeds)
         checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
         if probe:
