@@ -26,7 +26,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from vitos.cli.data import data_app
 from vitos.cli.eval import bench_app
@@ -34,17 +33,32 @@ from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
+from vitos.core.version import __version__
 from vitos.serve import NOTICE
 
 app = typer.Typer(
-    help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(recipes_app, name="recipes")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitos {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Dual-stream reinforcement learning for medical vision-language models. Research use only."""
 
 
 def _plan(name: str | None) -> str | None:
@@ -77,9 +91,11 @@ def train(
 
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
-        from vitos.policy.plans import check_recipe
+        from vitos.cli.rehearse import rehearse
 
-        check_recipe(loaded)
+        quiet()
+        for note in rehearse(loaded, resume=resume):
+            Console(stderr=True).print(f"[dim]note:[/dim] {escape(note)}", highlight=False, soft_wrap=True)
         typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
         return
     if processes > 1:
@@ -170,12 +186,14 @@ def ask(
         typer.Option(help="Evidence instead of the model's: x1,y1,x2,y2 in fractions of the image; may be repeated."),
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, 0..1.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")] = False,
 ) -> None:
     """Answer one question about one image from the tokens of its evidence."""
     boxes = [_box(text) for text in box or ()] or None
     if budget is not None and not 0 < budget <= 1:
         raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {budget}", param_hint="--budget")
     quiet()
+    from vitos.cli.answer import answer_json, answer_table
     from vitos.core.stopwatch import Stopwatch
     from vitos.data.images import load_image, load_image_facts
     from vitos.data.picture import without_crop
@@ -185,27 +203,21 @@ def ask(
 
     picture, facts = load_image_facts(image)
     for warning in facts.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        Console(stderr=True).print(f"[yellow]warning:[/yellow] {escape(warning)}")
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
     limits = Limits(max_tokens=max_tokens, max_evidence_tokens=max_tokens)
     text = question.replace("\\n", "\n")
     finding = vlm.ask(scan, text, boxes=boxes, budget=budget, plan=plan, limits=limits).with_encoding(watch)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("image", facts.summary())
-    table.add_row("answer", finding.answer or "no answer could be read")
-    table.add_row("reasoning", finding.thought or "–")
-    table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
-    kept = f"{finding.kept.count} of {finding.grid.num_tokens} ({finding.kept_ratio:.0%})"
-    table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
-    table.add_row("tokens kept", kept)
-    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
-    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in finding.tokens.items()))
-    console.print(table)
-    console.print(f"[dim]{NOTICE}[/dim]")
     if overlay is not None:
         whole = load_image(without_crop(image))
         draw_overlay(whole, finding.grid, finding.kept.mask, finding.boxes).save(overlay)
+    if as_json:
+        typer.echo(answer_json(finding, text, facts.summary(), tuple(facts.warnings)))
+        return
+    console.print(answer_table(finding, text, facts.summary()))
+    console.print(f"[dim]{NOTICE}[/dim]")
+    if overlay is not None:
         console.print(f"Overlay: {overlay}")
 
 

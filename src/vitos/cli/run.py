@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     config = DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer)
     processes = PartialState()
     console = console or Console(quiet=not processes.is_main_process)
-    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
-        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
+    refuse_other_run(run, resume)
     _check_data(recipe, console)
-    read = _read(recipe.data.train, recipe.data.limit_train)
+    read = read_training_records(recipe)
     if resume:
         check_resumed(run, recipe, read)
     # A model that is to be sharded need not fit on one device.
@@ -193,7 +191,7 @@ def recipe_images(recipe: Recipe) -> list[Path]:
     """All images that training and evaluation of a recipe open, each once, in the order of the files."""
     for source in (*recipe.data.train, *recipe.data.eval):
         require_file(source)
-    records = _read(recipe.data.train, recipe.data.limit_train)
+    records = read_training_records(recipe)
     for source in recipe.data.eval:
         records += read_set(source, recipe.data.limit_eval).records
     return list(dict.fromkeys(path for record in records for path in record.image_paths))
@@ -226,11 +224,22 @@ def _lora(recipe: Recipe) -> Any:
     )
 
 
-def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
+def read_training_records(recipe: Recipe) -> list[Record]:
     """Records of several files; each id is prefixed with its file, since two files may use the same ids."""
+    sources = recipe.data.train
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources
         for record in read_records(source)
     ]
-    return records[:limit]
+    return records[: recipe.data.limit_train]
+
+
+def refuse_other_run(run: Path, resume: bool) -> None:
+    """Refuse the folder of another run, unless it is to be gone on with.
+
+    Raises:
+        FileExistsError: if it holds a checkpoint or a final model.
+    """
+    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
+        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
