@@ -191,6 +191,7 @@ def test_all_pictures_zoom_and_move_together(page):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_is_as_wide_as_the_screen(browser, address, width):
     page = browser.new_page(viewport={"width": width, "height": 844})
+    page.set_default_timeout(60_000)
     page.goto(address)
     page.locator(".example").nth(4).click()
     page.wait_for_selector("#preview img")
