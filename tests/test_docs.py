@@ -185,7 +185,9 @@ def recipe_keys(section: type, prefix: str = "") -> Iterator[tuple[str, str | No
 def as_yaml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else "[]" if value == () else str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "null" if value is None else "empty" if value == "" else str(value)
 
 
 def test_every_recipe_key_has_a_row_with_its_default() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import collections
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def state(pid: int, base: str) -> dict[str, Any]:
     return {"resident_mib": resident // 1024, "open_files": len(os.listdir(f"/proc/{pid}/fd")), **health}
 
 
-def one(kind: str, base: str, body: dict[str, Any], port: int) -> str:
+def one(kind: str, base: str, body: dict[str, Any]) -> str:
     """Send one request; what came of it."""
     url = f"{base}/v1/chat/completions"
     if kind == "good":
@@ -76,11 +78,35 @@ def one(kind: str, base: str, body: dict[str, Any], port: int) -> str:
         except httpx.WriteError:
             return "413"  # answered and closed while the body was still on its way
     # gone: the client leaves in the middle of its body
-    with socket.create_connection(("127.0.0.1", port)) as client:
+    with socket.create_connection(("127.0.0.1", httpx.URL(base).port)) as client:
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
         client.sendall(b"Content-Length: 1000\r\n\r\n{")
         time.sleep(0.5)
     return "left"
+
+
+@contextlib.contextmanager
+def serving(environment: dict[str, str], *options: str) -> Iterator[tuple[str, int]]:
+    """Address and process of a server of nano that is ready; it is ended afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    base = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "vitos", "serve", "nano", "--port", str(port), *options]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment)
+    try:
+        while True:
+            try:
+                httpx.get(f"{base}/health")
+                break
+            except httpx.ConnectError:
+                if server.poll() is not None:
+                    raise SystemExit("the server ended before it was ready") from None
+                time.sleep(0.2)
+        yield base, server.pid
+    finally:
+        server.terminate()
+        code = server.wait(60)
+        print(f"the server's exit code: {code}", file=sys.stderr)
 
 
 JSON = {"Content-Type": "application/json"}
@@ -93,23 +119,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    base = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "vitos", "serve", "nano", "--port", str(port), "--max-waiting", "8"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            good = bodies(Path(folder))
-        while True:
-            try:
-                httpx.get(f"{base}/health")
-                break
-            except httpx.ConnectError:
-                time.sleep(0.2)
+    with tempfile.TemporaryDirectory() as folder:
+        good = bodies(Path(folder))
+    with serving({}, "--max-waiting", "8") as (base, pid):
         for body in good:  # all images known and all code warm, before memory is read
             httpx.post(f"{base}/v1/chat/completions", json=body, timeout=300)
-        before = state(server.pid, base)
+        before = state(pid, base)
         rng = random.Random(args.seed)
         kinds = rng.choices(list(KINDS), list(KINDS.values()), k=args.requests)
         todo = collections.deque((kind, rng.choice(good)) for kind in kinds)
@@ -123,7 +138,7 @@ def main() -> None:
                 except IndexError:
                     return
                 started = time.perf_counter()
-                outcome = one(kind, base, body, port)
+                outcome = one(kind, base, body)
                 if outcome in ("200", "200 done"):
                     seconds.append(time.perf_counter() - started)
                 outcomes[kind, outcome] += 1
@@ -136,10 +151,7 @@ def main() -> None:
             thread.join()
         spent = time.perf_counter() - started
         time.sleep(2)
-        after = state(server.pid, base)
-    finally:
-        server.terminate()
-        code = server.wait(60)
+        after = state(pid, base)
     result = {
         "requests": args.requests,
         "clients": args.clients,
@@ -152,7 +164,6 @@ def main() -> None:
         "p95_seconds": round(float(np.percentile(seconds, 95)), 2),
         "before": before,
         "after": after,
-        "exit_code": code,
     }
     (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

@@ -26,9 +26,12 @@ def test_the_evidence_is_a_square_of_whole_cells(side, share):
 def test_ratios_are_taken_within_a_run():
     ours = [{"looks": 2.0, "total": 6.0, "kv_bytes": 25}, {"looks": 9.0, "total": 9.0, "kv_bytes": 25}]
     dense = [{"looks": 4.0, "total": 6.0, "kv_bytes": 100}, {"looks": 10.0, "total": 18.0, "kv_bytes": 100}]
+    for run, language in zip((*ours, *dense), (1.0, 3.0, 2.0, 3.0), strict=True):
+        run["language"] = language
     found = compare(ours, dense)
     np.testing.assert_allclose(found["looks_ratio"], [0.7, 0.5, 0.9])
     np.testing.assert_allclose(found["total_ratio"], [0.75, 0.5, 1.0])
+    np.testing.assert_allclose(found["language_ratio"], [0.75, 0.5, 1.0])
     assert found["kv_ratio"] == 0.25
 
 
@@ -44,19 +47,21 @@ def test_tokens_of_every_plan_and_stage(results):
         text = rows["dense"]["prefill 2"] // batch - 64
         assert case["tokens"] == 64
         assert {plan: row["vision"] // batch for plan, row in rows.items()} == {
-            "dense": 64, "two_pass": 64, "gather": 64, "coarse": 16 + 16, "crop": 64 + 16,
+            "dense": 64, "two_pass": 64, "gather": 64, "coarse": 16 + 16, "crop": 64 + 16, "one_pass": 64,
         }  # fmt: skip
         for plan, row in rows.items():
             assert row["decode 2"] == 4 * batch
-            assert row["decode 1"] == (0 if plan == "dense" else 3 * batch)
+            assert row["decode 1"] == (0 if plan in ("dense", "one_pass") else 3 * batch)
             assert not case[plan]["fallback"]
         assert rows["two_pass"]["prefill 2"] == (text + 16) * batch
         assert rows["coarse"]["prefill 2"] == (text + 16) * batch
         assert rows["gather"]["prefill 2"] < text * batch
         assert rows["gather"]["prefill 1"] == rows["two_pass"]["prefill 1"]
         assert rows["coarse"]["prefill 1"] == rows["two_pass"]["prefill 1"] - 48 * batch
+        assert rows["one_pass"]["prefill 1"] == rows["dense"]["prefill 2"]  # through one of four layers
+        assert rows["one_pass"]["prefill 2"] == (text + 16) * batch  # through the other three
         kv = {plan: case[plan]["kv_bytes"] for plan in results["plans"]}
-        assert kv["gather"] == kv["coarse"] == kv["two_pass"] < kv["dense"]
+        assert kv["one_pass"] == kv["gather"] == kv["coarse"] == kv["two_pass"] < kv["dense"]
         # 4 layers x keys and values x 2 heads of 32 x 4 bytes; the last token is never run.
         assert kv["dense"] == batch * (64 + text + 3) * 4 * 2 * 2 * 32 * 4
         # What a plan holds at least: the cache it ends with, beside the prefix that gather took it from.

@@ -69,7 +69,7 @@ def unread():
 def test_what_could_not_be_read_is_shown_as_it_was_written(unread, capsys):
     from rich.console import Console
 
-    Console(width=100).print(answer_table(unread, QUESTION, "PNG"))
+    Console(width=100).print(answer_table(unread, QUESTION, "PNG", ""))
     shown = capsys.readouterr().out
     assert "no answer could be read" in shown
     assert "[bold]hm[/bold]" in shown
@@ -129,5 +129,5 @@ def test_a_dry_run_refuses_the_folder_of_another_run(dry, tmp_path):
 def test_a_dry_run_says_what_it_could_not_check(dry):
     result = dry("data.train=[elsewhere.json]", "train.bf16=true")
     assert result.exit_code == 0
-    assert "Not checked, since it is not here: elsewhere.json" in result.stderr
+    assert "Not checked, since it is not here or not a file: elsewhere.json" in result.stderr
     assert "train.bf16 computes on a GPU" in result.stderr

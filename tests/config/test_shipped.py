@@ -25,7 +25,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_names_are_the_files_of_the_repository():
     assert recipe_names() == [path.stem for path in RECIPES]
-    assert launch_names() == ["accelerate/1gpu", "accelerate/2nodes", "accelerate/8gpu"]
+    assert launch_names() == ["accelerate/1gpu", "accelerate/2gpu", "accelerate/2nodes", "accelerate/8gpu"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

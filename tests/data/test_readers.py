@@ -72,7 +72,7 @@ BAD = [
     ("image_path", [], "not a path"),
     ("image_path", 3, "not a path"),
     ("image_path", ["images/none.png"], "no file"),
-    ("image_path", ["images"], "no file"),
+    ("image_path", ["images"], "is a folder"),
     ("image_path", ["x" * 5000], "cannot be read"),
     ("image_path", ["../a.png"], "no path below"),
     ("image_path", ["../a.png#window=1,2"], "no path below"),
@@ -114,6 +114,13 @@ BAD = [
     ("meta", {"\ud83d": "a mass"}, "half a character"),
     ("template", "\ud83d", "half a character"),
     ("answer", "\ud83d", "not a letter"),
+    ("kind", "texts", "is 'texts'; write one of letter, word, number, list, text"),
+    ("kind", ["text"], "write one of letter"),
+    ("kind", "number", "is no number with a known unit: '[AB]'"),
+    ("tolerance", "1 mm", "not a letter|only numbers have one"),
+    ("tolerance", [1], "not a text or a number"),
+    ("accepted", "cyst", "not a list of answers"),
+    ("accepted", ["A"], "one option is right"),
     ("id", 7, "not a printable"),
     ("id", "\x1b[31m", "not a printable"),
     ("meta", {"n": 1}, "not an object of texts"),
@@ -345,3 +352,51 @@ def test_real_sets(name, train, test, templates):
     counts = Counter(record.meta["template"] for record in records)
     assert [counts[template] for template in sorted(counts)] == templates
     assert all(record.answer in record.options and record.boxes for record in records)
+
+
+# --- answers in words -----------------------------------------------------------------------------------------------
+
+
+def opened(answer, kind, **fields):
+    return item(question="What is shown?", answer=answer, kind=kind, **fields)
+
+
+def test_answers_of_every_kind_are_read(folder):
+    rows = [
+        opened("Left lung.", "word"),
+        opened(12, "number", tolerance=0.5),
+        opened("1.2 cm", "number", tolerance="10 %", accepted=["0.5 inch"]),
+        opened(["effusion", "nausea and vomiting"], "list", accepted=["effusion; emesis", ["effusion"]]),
+        opened("a small mass", "text", accepted=["a nodule"]),
+    ]
+    read = read_records(write(folder, *rows))
+    assert [(r.kind, r.answer, r.accepted, r.tolerance) for r in read] == [
+        ("word", "Left lung.", (), ""),
+        ("number", "12", (), "0.5"),
+        ("number", "1.2 cm", ("0.5 inch",), "10 %"),
+        ("list", "effusion; nausea and vomiting", ("effusion; emesis", "effusion"), ""),
+        ("text", "a small mass", ("a nodule",), ""),
+    ]
+    assert all(record.options == {} for record in read)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (opened("5 bananas", "number"), "no number with a known unit: '5 bananas'"),
+        (opened("5 mm", "number", tolerance="1 kg"), "cannot be compared with '5 mm'"),
+        (opened("5 mm", "number", accepted=["five or six"]), r"accepted\[0\]: is no number"),
+        (opened("5 mm", "text", tolerance="1 mm"), "only numbers have one"),
+        (opened(" ", "text"), "is blank"),
+        (opened(5, "text"), "is 5, not a text"),
+        (opened([], "list"), "not a text"),
+        (opened(["a; b"], "list"), "not a text"),
+        (opened(" ; ", "list"), "names no finding"),
+        (opened(True, "number"), "is True, not a text"),
+        (opened(float("nan"), "number"), "no number with a known unit"),
+        (opened("mass \ud83d", "text"), "half a character"),
+    ],
+)
+def test_a_bad_answer_in_words_is_named(folder, row, message):
+    with pytest.raises(DataError, match=message):
+        read_records(write(folder, row))

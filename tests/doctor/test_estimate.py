@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from vitos.cli.main import app
 from vitos.config.recipe import load_recipe
 from vitos.doctor import estimate
+from vitos.doctor.advice import remedies
 from vitos.doctor.devices import DEVICES, find_device
-from vitos.doctor.estimate import Workload, batches, cache_room, forward_flops, memory
-from vitos.doctor.recipe import diagnose_recipe, remedies
+from vitos.doctor.estimate import Workload, batches, cache_room, memory
+from vitos.doctor.recipe import diagnose_recipe
 from vitos.doctor.shapes import find_config, model_shape
+from vitos.doctor.speed import forward_flops
 from vitos.engines import chunked_logprobs, kv_cache
 from vitos.engines.group_decode import Siblings
 from vitos.engines.kv_cache import GrowingLayer
@@ -91,14 +93,16 @@ def test_a_model_that_is_not_here_says_what_is_needed():
 def test_every_recipe_can_be_estimated(path):
     found = diagnose_recipe(load_recipe(path), device=DEVICES["H200 141GB"])
     assert found.memory.peak > found.memory.sampling["weights"] > 0
-    assert all(value > 0 for value in found.seconds.values())
+    assert all(value > 0 for stage in found.stages for value in stage.seconds.values())
+    assert sum(stage.steps for stage in found.stages) == found.recipe.train.total_steps
     if found.shape.text_parameters > 1e9:  # on nano, adapters are larger than what they adapt
         assert all(memory(found.shape, work).peak <= found.memory.peak for _, work in remedies(found.work))
 
 
 def test_siblings_share_no_prompt_under_another_attention():
     def estimated(attention):
-        return diagnose_recipe(load_recipe("lingshu-7b", [f"model.attn_implementation={attention}"])).memory
+        changes = [f"model.attn_implementation={attention}", "train.sampler=torch", "train.sampler_options={}"]
+        return diagnose_recipe(load_recipe("lingshu-7b", changes)).memory
 
     assert estimated("eager").sampling["KV cache"] > estimated("sdpa").sampling["KV cache"]
     assert estimated("eager").update == estimated("sdpa").update
@@ -111,10 +115,12 @@ def test_what_does_not_fit_is_said_with_what_helps():
     assert check.status == "missing"
     assert "model.lora" in check.remedy
     assert "fits" in check.remedy
+    recipes = [check.detail for check in found.checks if check.name == "recipe"]
+    assert any(detail.startswith("lingshu-7b-lora-1gpu fits") for detail in recipes)
 
 
 def test_the_command_line_prints_parts_and_assumptions():
-    recipe = str(ROOT / "recipes/lingshu-7b-lora-1gpu.yaml")
+    recipe = str(ROOT / "recipes/lingshu-7b-lora-48gb.yaml")
     result = CliRunner().invoke(app, ["doctor", "--recipe", recipe, "--device", "80GB 989TFLOPS 3.35TB/s"])
     for word in ("KV cache", "optimizer", "activations", "Seconds of an update", "Assumed", "embedding cache"):
         assert word in result.output

@@ -90,20 +90,34 @@ def test_conditions_come_in_the_order_of_the_ranks():
     """The order of tables and figures. Whoever adds a selector gives it a rank; these stay where they are."""
     names = [
         "policy",
+        "one_pass",
+        "evidence_head",
         "oracle",
         "inverted",
         "random",
         "centre",
         "uniform",
+        "resize",
         "fastv",
+        "sparsevlm",
+        "pyramiddrop",
         "visionzip",
+        "prumerge_plus",
+        "holov",
+        "vispruner",
+        "hiprune",
         "divprune",
+        "scope",
+        "dart",
         "cdpruner",
         "question",
+        "mmtok",
         "tome",
         "crop",
     ]
-    assert [name for name in SELECTORS if SELECTORS[name].rank < 1000] == names
+    assert [name for name in SELECTORS if SELECTORS[name].rank < 1000 and SELECTORS[name].default] == names
+    assert bench_conditions(budgets=(0.5, 0.1)) == bench_conditions(names, (0.5, 0.1))
+    assert "visionzip_mean@0.5" in bench_conditions(["visionzip_mean"], (0.5,))  # a variant runs where it is named
     own = ("policy@own", "random@own", "inverted@own")
     assert bench_conditions(reversed(names), (0.5,), ablations=False)[2:5] == own
     assert bench_conditions(names, (0.1, 0.5)) == (

@@ -126,6 +126,22 @@ def test_answers_are_those_asked_one_by_one(whole, questions, policy):
     assert asked == 14
 
 
+def test_positions_can_be_those_of_the_authors_code(whole, checkpoint, questions, policy, tmp_path):
+    """Renumbered positions change answers from few tokens only, and answers of both kinds are not mixed."""
+    conditions = bench_conditions(("divprune",), (0.1,), ablations=False)
+    settings = replace(SETTINGS, positions="renumber")
+    run_bench({"warm": checkpoint}, [questions], conditions, settings, tmp_path)
+    found, kept = answers(tmp_path), answers(whole)
+    assert {i: row["text"] for i, row in found["dense"].items()} == {i: r["text"] for i, r in kept["dense"].items()}
+    renumbered = policy.with_spec(positions="renumber")
+    for record in questions.records[:3]:
+        row = found["divprune@0.1"][record.id]
+        image = load_image(record.image_paths[0])
+        assert row["text"] == ask(renumbered, record, image, unpack(row), Fusion("none"))
+    with pytest.raises(ValueError, match="holds answers made with"):
+        run_bench({"warm": checkpoint}, [questions], conditions, SETTINGS, tmp_path)
+
+
 def test_looks_show_the_changed_picture(whole, questions, policy):
     found, by_id = answers(whole), {record.id: record for record in questions.records}
     for record in questions.records:

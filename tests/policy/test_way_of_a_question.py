@@ -18,6 +18,7 @@ LAYERS = [
     ("policy/vlm.py",),
     ("policy/run.py",),
     ("policy/plans/",),
+    ("policy/prefixes.py",),
     ("policy/branches.py",),
     ("policy/types.py", "policy/spec.py"),
     ("engines/",),

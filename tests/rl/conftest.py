@@ -29,7 +29,17 @@ class Recorder(TrainerCallback):
 def make_trainer(phantom_records):
     """`make_trainer(policy, folder, **options)`: two questions of 2 x 2 rollouts an update, gradients not clipped."""
 
-    def make(policy, folder, callbacks=(), lora=None, records=phantom_records, weights=RewardWeights(), **options):
+    def make(
+        policy,
+        folder,
+        callbacks=(),
+        lora=None,
+        records=phantom_records,
+        weights=RewardWeights(),
+        judge=None,
+        adapters=None,
+        **options,
+    ):
         defaults = {
             "localization_steps": 1,
             "reasoning_steps": 1,
@@ -49,7 +59,16 @@ def make_trainer(phantom_records):
             "use_cpu": True,
         }
         config = DualStreamConfig(output_dir=str(folder), **defaults | options)
-        return DualStreamTrainer(policy, config, records, reward_weights=weights, lora=lora, callbacks=callbacks)
+        return DualStreamTrainer(
+            policy,
+            config,
+            records,
+            reward_weights=weights,
+            lora=lora,
+            adapters=adapters,
+            callbacks=callbacks,
+            judge=judge,
+        )
 
     return make
 

@@ -1,5 +1,6 @@
 """Rewards: a hand-computed group, brute-force matching, what must not pay, and user functions that misbehave."""
 
+import asyncio
 import math
 from fractions import Fraction
 from itertools import permutations
@@ -14,16 +15,14 @@ from hypothesis import strategies as st
 from vitos.core.geometry import Box, matched_iou
 from vitos.core.record import Record
 from vitos.core.response import Response, parse_localization, parse_reasoning
+from vitos.rl.extra import AnsweredQuestion, Branch, ExtraReward, Per, RewardError, RewardFunction
 from vitos.rl.rewards import (
-    Branch,
-    ExtraReward,
-    RewardError,
-    RewardFunction,
     RewardWeights,
     accuracy,
     format_reward,
     group_rewards,
     iou_reward,
+    reward_questions,
 )
 from vitos.rl.user_rewards import load_reward
 
@@ -300,3 +299,72 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import a_module_that_does_not_exist")
     with pytest.raises(RewardError, match=r"importing the file failed: ModuleNotFoundError"):
         load_reward(f"{tmp_path}/broken.py:f")
+
+
+# --- async, groups --------------------------------------------------------------------------------------------------
+
+
+async def slow_length(response: Response, record: Record) -> float | None:
+    await asyncio.sleep(0.1)
+    return length(response, record)
+
+
+def group_length(responses: list[Response], record: Record) -> list[float | None]:
+    return [length(response, record) for response in responses]
+
+
+async def slow_group_length(responses: list[Response], record: Record) -> list[float | None]:
+    await asyncio.sleep(0.1)
+    return group_length(responses, record)
+
+
+async def read_together(response: Response, record: Record) -> float | None:
+    """Waits until all of its siblings wait, too."""
+    await MEETING.wait()
+    return length(response, record)
+
+
+MEETING: asyncio.Barrier
+
+
+@pytest.mark.parametrize(
+    ("function", "per"), [(slow_length, "response"), (group_length, "group"), (slow_group_length, "group")]
+)
+def test_the_four_forms_of_a_reward_are_worth_the_same(function: RewardFunction, per: Per) -> None:
+    expected, found = (
+        group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, [reward])
+        for reward in (
+            ExtraReward("mine", length, weight=-0.01, branch="both"),
+            ExtraReward("mine", function, weight=-0.01, branch="both", per=per),
+        )
+    )
+    np.testing.assert_array_equal(found.localization, expected.localization)
+    np.testing.assert_array_equal(found.reasoning, expected.reasoning)
+    for term, values in expected.terms.items():
+        np.testing.assert_array_equal(found.terms[term], values)
+
+
+def test_async_rewards_of_all_questions_run_together() -> None:
+    """Each of the 3 · (2 + 6) calls ends only when all have begun."""
+    global MEETING
+    MEETING = asyncio.Barrier(24)
+    reward = ExtraReward("mine", read_together, weight=1.0, branch="both")
+    questions = [AnsweredQuestion(record(), LOCALIZATIONS, REASONINGS)] * 3
+    assert len(reward_questions(questions, WEIGHTS, [reward])) == 3
+
+
+@pytest.mark.parametrize("value", [[1.0], 1.0, None, "abcdef", [1.0] * 7])
+def test_a_group_reward_gives_one_value_per_response(value: Any) -> None:
+    extra = ExtraReward("mine", lambda responses, record: value, weight=1.0, branch="reasoning", per="group")
+    with pytest.raises(RewardError, match="'mine', record 'slake-7': expected a list of 6 values"):
+        group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, [extra])
+
+
+def test_an_exception_in_an_async_reward_has_a_name() -> None:
+    async def broken(response: Response, record: Record) -> float:
+        await asyncio.sleep(0)
+        return 1 / 0
+
+    extra = [ExtraReward("mine", broken, weight=1.0, branch="localization")]
+    with pytest.raises(RewardError, match="'mine', record 'slake-7': ZeroDivisionError"):
+        group_rewards(record(), LOCALIZATIONS, REASONINGS, WEIGHTS, extra)

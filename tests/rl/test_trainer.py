@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from vitos.engines.base import Sampling, derive_seed
+from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.callbacks import read_metrics
@@ -581,3 +582,28 @@ def test_samples_hold_the_texts_and_rewards_of_an_update(whole, phantom_records,
     rewards = [entry["rewards"] for row in rows for entry in row["localizations"]]
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert np.mean(rewards) == pytest.approx(first["reward/localization"])
+
+
+def test_sampling_has_a_budget_of_its_own(
+    expected, clone_policy, warm_policy, make_trainer, recorder, tmp_path, monkeypatch
+):
+    """Batches of sampling and of scoring follow their own numbers; the update stays the same up to rounding."""
+    rows = {"sample": [], "score": []}
+    prefill, score = TorchEngine.prefill, TorchEngine.score
+    monkeypatch.setattr(
+        TorchEngine, "prefill", lambda self, p, x: rows["sample"].append(len(p)) or prefill(self, p, x)
+    )
+    monkeypatch.setattr(
+        TorchEngine, "score", lambda self, p, c, t=1.0: rows["score"].append(len(p)) or score(self, p, c, t)
+    )
+    make_trainer(clone_policy(warm_policy), tmp_path / "a", micro_batch_tokens=1).train()
+    one = {name: list(counts) for name, counts in rows.items()}
+    assert set(one["sample"]) == set(one["score"]) == {1}
+    for counts in rows.values():
+        counts.clear()
+    seen, policy = recorder(), clone_policy(warm_policy)
+    budgets = {"micro_batch_tokens": 1, "sampling_batch_tokens": 10**6}
+    make_trainer(policy, tmp_path / "b", [seen], schedule="localization-only", **budgets).train()
+    assert set(rows["score"]) == {1}
+    assert min(rows["sample"]) > 1
+    same_direction(seen.gradients[0], expected.localization)

@@ -1,4 +1,4 @@
-"""One process of a training run in several, started by `test_parallel.py`: python worker.py JOBS.json
+"""One process of a training run in several, started by tests of this folder: python worker.py JOBS.json
 
 Accelerate knows FSDP on accelerators only. Here it is told that two CPU processes are some, and from there on its own
 code shards the model.
@@ -6,11 +6,15 @@ code shards the model.
 
 import faulthandler
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
+import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from vitos.data.readers import read_records
 from vitos.policy.vlm import SparseVLM
@@ -25,6 +29,8 @@ def shard_on_cpu():
         from accelerate.utils import FullyShardedDataParallelPlugin
 
         original(self)
+        if not self.args.fsdp:
+            return
         state = self.accelerator.state
         state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
@@ -33,16 +39,35 @@ def shard_on_cpu():
     Trainer.create_accelerator_and_postprocess = create
 
 
+class Dies(TrainerCallback):
+    """Kills its process without a word, after an update."""
+
+    def __init__(self, rank, step):
+        self.rank, self.step = rank, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and args.process_index == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run(job):
+    AcceleratorState._reset_state()  # accelerate keeps DDP or FSDP for the process
     policy = SparseVLM.from_pretrained("nano", device="cpu")
     config = DualStreamConfig(output_dir=job["run"], **job["options"])
-    DualStreamTrainer(policy, config, read_records(job["data"])).train(resume_from_checkpoint=job["resume"])
+    lora = None
+    if job.get("lora"):
+        from peft import LoraConfig
+
+        torch.manual_seed(0)  # for the random start of the adapters, the same in all processes
+        lora = LoraConfig(**job["lora"])
+    callbacks = [Dies(*job["dies"])] if job.get("dies") else []
+    trainer = DualStreamTrainer(policy, config, read_records(job["data"]), lora=lora, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=job["resume"])
 
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(900, exit=True)  # two processes that wait for each other say where
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    if jobs[0]["options"].get("fsdp"):
-        shard_on_cpu()
-    for job in jobs:
-        run(job)
+    shard_on_cpu()
+    for each in jobs:
+        run(each)

@@ -5,7 +5,9 @@ Read in this order:
 - `base.py`: `Backbone`, what a family defines and what all of them share (prompts, special tokens, boxes as text).
 - `qwen2_5_vl.py` with `qwen.py`, then `llava.py`: two families. An image of any size and M-RoPE there, a square and
   1-D positions here. `qwen3_vl.py`, `gemma3.py` and `internvl.py` differ in what their first lines say.
+- `evidence_head.py`: scores of visual tokens inside the first pass, for plan one_pass.
 - `patching.py` and `attention.py`: how one pass of an unmodified model is changed or observed.
+- `quantized.py`: frozen weights in 4 bits.
 
 A family is found by listing this folder, or by an entry point of the group `vitos.backbones`; no list names it. Its
 class has `model_types`, the values of `model_type` in the checkpoints that it loads. docs/backbone.md says how to add
@@ -26,10 +28,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry, VllmModel
 from vitos.backbones.companions import companions
+from vitos.backbones.quantized import nf4_config
 from vitos.core.registry import Registry
 
 BACKBONES = Registry(
-    "vitos.backbones", "vitos.backbones", helpers=("attention", "base", "companions", "patching", "qwen")
+    "vitos.backbones",
+    "vitos.backbones",
+    helpers=("attention", "base", "companions", "evidence_head", "patching", "quantized", "qwen"),
 )
 """Files with a family, by name. The helpers define none."""
 
@@ -109,6 +114,7 @@ def load_backbone(
     trust_remote_code: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    quantization: str | None = None,
 ) -> Backbone:
     """Load a checkpoint with its family's backbone.
 
@@ -123,8 +129,10 @@ def load_backbone(
         trust_remote_code: whether code that comes with the checkpoint may run.
         min_pixels: smallest area of the resized image in pixels; None for the checkpoint's.
         max_pixels: largest area.
+        quantization: "nf4" to keep the language model's linear layers in 4 bits (`quantized.nf4_config`).
 
     Raises:
+        ImportError: for a quantization whose package is not installed.
         ValueError: if no family has the checkpoint's `model_type`, there is no chat template, or the family's image
             size cannot be limited.
     """
@@ -133,8 +141,11 @@ def load_backbone(
     family = known.get(config.model_type)
     if family is None:
         raise ValueError(f"{path}: {_unknown(config.model_type, known)}")
+    placed: dict[str, Any] = {}
+    if quantization is not None:  # cannot be moved later
+        placed = {"quantization_config": nf4_config(config), "device_map": {"": device or "cpu"}}
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, **placed
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     tokenizer.chat_template = processor_template(path) or tokenizer.chat_template
@@ -146,7 +157,9 @@ def load_backbone(
     asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     limits: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code, **limits)
-    backbone = family(model.to(device).eval() if device is not None else model.eval(), tokenizer, processor)
+    if device is not None and not placed:
+        model = model.to(device)
+    backbone = family(model.eval(), tokenizer, processor)
     backbone.companions = companions(path)
     for name, value in limits.items():
         if getattr(backbone.geometry, name) != value:

@@ -7,7 +7,7 @@ layer's queries and keys, computes the weights of the queries that are asked for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +31,26 @@ class Attention:
 
     Attributes:
         received: attention weight that each token receives, mean over heads and queries, float32, shape (T,).
-        keys: key vectors of each token, heads side by side, float32, shape (T, heads * dim).
+        keys: key vectors of each token by head, float32, shape (heads, T, dim).
+        joint: attention weight as if all heads, side by side, were a single one; mean over queries, shape (T,).
     """
 
     received: Tensor
     keys: Tensor
+    joint: Tensor
+
+    def tokens(self, index: Tensor | slice) -> Attention:
+        """The same for some of the tokens; the weights are not scaled to sum to 1."""
+        return Attention(self.received[index], self.keys[:, index], self.joint[index])
+
+    def merged(self, size: int) -> Attention:
+        """Each `size` neighbours as one token: the sum of their weights, the mean of their keys."""
+        keys = self.keys.unflatten(1, (-1, size)).mean(2)
+        return Attention(self.received.view(-1, size).sum(1), keys, self.joint.view(-1, size).sum(1))
+
+    def cpu(self) -> Attention:
+        """The same in main memory."""
+        return Attention(self.received.cpu(), self.keys.cpu(), self.joint.cpu())
 
 
 class _Seen(Exception):
@@ -43,14 +58,16 @@ class _Seen(Exception):
 
 
 @torch.no_grad()
-def observe_attention(owner: Any, layer: torch.nn.Module, run: Callable[[], object], query: int | None) -> Attention:
+def observe_attention(
+    owner: Any, layer: torch.nn.Module, run: Callable[[], object], query: int | Sequence[int] | None
+) -> Attention:
     """Run a model up to one attention layer and return what its tokens receive there.
 
     Args:
         owner: the model, or the part of it, whose config names the attention function of `layer`.
         layer: the attention module.
         run: a function that calls the model on a batch of one sequence.
-        query: index of the token whose attention is wanted; None for the mean over all tokens.
+        query: index of the token whose attention is wanted, or several for the mean over them; None for all tokens.
 
     Raises:
         RuntimeError: if `run` does not reach `layer`, or the layer does not use the library's attention functions.
@@ -87,22 +104,55 @@ def _attending_with(config: Any, function: Callable[..., Any]) -> Iterator[None]
         del ALL_ATTENTION_FUNCTIONS[_NAME]
 
 
-def _attention(q: Tensor, k: Tensor, mask: Tensor | None, scaling: float, query: int | None) -> Attention:
+def _attention(
+    q: Tensor, k: Tensor, mask: Tensor | None, scaling: float, query: int | Sequence[int] | None
+) -> Attention:
     """Attention from queries (1, heads, T, dim) and keys (1, key heads, T, dim)."""
     if len(q) != 1:
         raise ValueError(f"attention is observed on one sequence at a time, got a batch of {len(q)}")
     keys = k[0].float()  # (key heads, T, dim)
     per_head = keys.repeat_interleave(q.shape[1] // k.shape[1], dim=0)  # (heads, T, dim)
-    total = q.shape[2]
-    rows = torch.arange(total) if query is None else torch.arange(total)[[query]]
-    received = torch.zeros(total, device=q.device)
+    total, heads = q.shape[2], q.shape[1]
+    wanted = [query] if isinstance(query, int) else query
+    rows = torch.arange(total) if wanted is None else torch.arange(total)[list(wanted)]
+    received, joint = torch.zeros(2, total, device=q.device)
     for part in rows.split(_CHUNK):
-        weights = q[0][:, part].float() @ per_head.mT * scaling  # (heads, chunk, T)
+        logits = q[0][:, part].float() @ per_head.mT * scaling  # (heads, chunk, T)
+        side_by_side = logits.sum(0) / heads**0.5  # one head of heads * dim: its scale is smaller by this factor
         if mask is not None:
             allowed = mask[0][..., part, :total]
-            weights = weights.masked_fill(~allowed, -torch.inf) if mask.dtype == torch.bool else weights + allowed
-        received += weights.softmax(-1).mean(0).sum(0)
-    return Attention(received / len(rows), keys.transpose(0, 1).flatten(1))
+            logits, side_by_side = _masked(logits, allowed), _masked(side_by_side, allowed[0])
+        received += logits.softmax(-1).mean(0).sum(0)
+        joint += side_by_side.softmax(-1).sum(0)
+    return Attention(received / len(rows), keys, joint / len(rows))
+
+
+def _masked(logits: Tensor, allowed: Tensor) -> Tensor:
+    return logits.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else logits + allowed
+
+
+@torch.no_grad()
+def observe_input(module: torch.nn.Module, run: Callable[[], object]) -> Tensor:
+    """The first input of a module while `run` calls the model on one sequence; the run ends there.
+
+    Raises:
+        RuntimeError: if `run` does not reach `module`.
+    """
+    seen: list[Tensor] = []
+
+    def observed(_: torch.nn.Module, args: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+        seen.append(args[0] if args else options["hidden_states"])
+        raise _Seen
+
+    hook = module.register_forward_pre_hook(observed, with_kwargs=True)
+    try:
+        with suppress(_Seen):
+            run()
+    finally:
+        hook.remove()
+    if not seen:
+        raise RuntimeError(f"{type(module).__name__} was not reached; its input cannot be observed")
+    return seen[0]
 
 
 # The mask for our name is registered once: the library looks for masks among the names that all models share, and

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitos.backbones.attention import Attention
+from vitos.backbones.evidence_head import EvidenceHead
 from vitos.core.geometry import Box, Rect, TokenGrid, into_crop, out_of_crop
 from vitos.core.prompt import Prompt, PromptBatch, VisualTokens
 from vitos.core.record import IMAGE_PLACEHOLDER
@@ -76,11 +77,17 @@ class VllmModel:
         model: the class, as "module:Class".
         config: a vLLM `VerifyAndUpdateConfig` that changes the model's config first, as "module:Class"; empty if
             none is needed.
+        model_types: the `model_type`s of the family that the class runs; empty: all.
     """
 
     architecture: str
     model: str
     config: str = ""
+    model_types: tuple[str, ...] = ()
+
+    def runs(self, model_type: str) -> bool:
+        """Whether the class runs this `model_type` of its family."""
+        return not self.model_types or model_type in self.model_types
 
 
 class Backbone(ABC):
@@ -95,6 +102,7 @@ class Backbone(ABC):
         tokenizer: its tokenizer, with a chat template.
         image_processor: its PIL image processor.
         companions: content of the other small files of the checkpoint, by name.
+        evidence_head: scores of visual tokens, for plan one_pass; None if the checkpoint has none.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -106,6 +114,7 @@ class Backbone(ABC):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.companions: Mapping[str, bytes] = {}
+        self.evidence_head: EvidenceHead | None = None
 
     # --- what a family defines --------------------------------------------------------------------------------------
 
@@ -142,6 +151,11 @@ class Backbone(ABC):
         return str(self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
 
     @property
+    def language_model(self) -> Any:
+        """The decoder, which has `layers`, `norm` and `config`."""
+        return self.model.model.language_model
+
+    @property
     def image_marker(self) -> str:
         """The text that the chat template writes for an image."""
         return self.visual_token
@@ -159,8 +173,11 @@ class Backbone(ABC):
         """
         return torch.arange(len(is_visual), device=is_visual.device)[None]
 
-    def encoder_attention(self, image: Image.Image) -> Attention:
-        """Attention that each visual token of an RGB image receives in a late layer of the encoder, and its keys.
+    def encoder_attention(self, image: Image.Image, depth: float = 1.0) -> Attention:
+        """Attention that each visual token of an RGB image receives in a layer of the encoder, and its keys.
+
+        Args:
+            depth: place of the layer among those that the visual tokens are made by, in (0, 1]; 1 is the last.
 
         Raises:
             ValueError: for a family that does not define it.

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from vitos.backbones.base import Backbone, Capabilities, VisionGeometry
+from vitos.backbones.base import Backbone, Capabilities, VisionGeometry, VllmModel
 from vitos.core.geometry import WHOLE_IMAGE, Rect, TokenGrid, View
 from vitos.core.prompt import VisualTokens
 
@@ -28,6 +28,11 @@ class InternVL(Backbone):
 
     model_types = ("internvl",)
     capabilities = Capabilities(several_images=True, extra_streams=False, native_coordinates="per_mille")
+    vllm_model = VllmModel(
+        "VitosInternVLForConditionalGeneration",
+        "vitos.engines.vllm.plugin.internvl:VitosInternVL",
+        config="vitos.engines.vllm.plugin.rope:ThreeAxes",
+    )
 
     @property
     def geometry(self) -> VisionGeometry:

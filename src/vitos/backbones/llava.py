@@ -108,8 +108,8 @@ class Llava(Backbone):
             for tokens, (rect, resized) in zip(features, seen, strict=True)
         ]
 
-    def encoder_attention(self, image: Image.Image) -> Attention:
-        """Attention of the CLS token, or the mean over all patches (SigLIP), in the layer whose output is used.
+    def encoder_attention(self, image: Image.Image, depth: float = 1.0) -> Attention:
+        """Attention of the CLS token, or the mean over all patches (SigLIP); at depth 1 in the layer that is used.
 
         If visual tokens are made from the outputs of several layers, the deepest of them counts.
 
@@ -119,8 +119,8 @@ class Llava(Backbone):
         config, vision = self.model.config, self.model.config.vision_config
         chosen = config.vision_feature_layer
         outputs = [chosen] if isinstance(chosen, int) else chosen
-        depth = max(i if i >= 0 else vision.num_hidden_layers + 1 + i for i in outputs)  # 0 is the patch embeddings
-        if depth == 0:
+        used = max(i if i >= 0 else vision.num_hidden_layers + 1 + i for i in outputs)  # 0 is the patch embeddings
+        if used == 0:
             raise ValueError(
                 f"vision_feature_layer {chosen} is no layer with attention: it names the patch embeddings"
             )
@@ -132,9 +132,10 @@ class Llava(Backbone):
             self.model.model.get_image_features(pixels.to(self.device, tower.dtype))
 
         dino = vision.model_type == DINOV2
-        module = tower.encoder.layer[depth - 1].attention if dino else tower.encoder.layers[depth - 1].self_attn
+        layer = math.ceil(depth * used) - 1
+        module = tower.encoder.layer[layer].attention if dino else tower.encoder.layers[layer].self_attn
         seen = observe_attention(tower, module, run, query=0 if has_cls else None)
-        return Attention(seen.received[1:], seen.keys[1:]) if has_cls else seen  # patches only
+        return seen.tokens(slice(1, None)) if has_cls else seen  # patches only
 
     def encoder_output(self, batch: PromptBatch) -> Any:
         features: Any = (batch.embeddings[None],)  # (1, V, hidden): the model joins (images, tokens, hidden)

@@ -7,6 +7,7 @@ continues after an image at the largest of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,29 +97,27 @@ class QwenVL(Backbone):
             for tokens, own, (_, h, w) in zip(features.pooler_output, streams, grids.tolist(), strict=True)
         ]
 
-    def encoder_attention(self, image: Image.Image) -> Attention:
-        """Attention in the last block that attends over the whole image, mean over the patches that attend.
+    def encoder_attention(self, image: Image.Image, depth: float = 1.0) -> Attention:
+        """Attention in a block that attends over the whole image, mean over the patches that attend.
 
-        The encoder has no CLS token. A visual token is made of merge x merge patches: its attention is the sum of
-        theirs, its keys are the mean.
+        The depth counts these blocks only. The encoder has no CLS token. A visual token is made of merge x merge
+        patches: its attention is the sum of theirs, its keys are the mean.
         """
         visual, vision = self.model.model.visual, self.model.config.vision_config
         pixels = self.image_processor(images=[image], return_tensors="pt")
         grid = pixels["image_grid_thw"].to(self.device)
         windowed = hasattr(vision, "fullatt_block_indexes")
-        block = visual.blocks[max(vision.fullatt_block_indexes) if windowed else -1]
+        whole = sorted(vision.fullatt_block_indexes) if windowed else range(len(visual.blocks))
+        block = visual.blocks[whole[math.ceil(depth * len(whole)) - 1]]
 
         def run() -> None:
             self.model.model.get_image_features(pixels["pixel_values"].to(self.device), grid)
 
-        seen = observe_attention(visual, block.attn, run, query=None)
-        merged = vision.spatial_merge_size**2
-        received, keys = seen.received.view(-1, merged).sum(1), seen.keys.view(-1, merged, seen.keys.shape[1]).mean(1)
+        seen = observe_attention(visual, block.attn, run, query=None).merged(vision.spatial_merge_size**2)
         if windowed:  # the encoder sorts the patches by window; put them back in the order of the image
             order, _ = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
-            back = order.argsort().to(received.device)
-            received, keys = received[back], keys[back]
-        return Attention(received, keys)
+            seen = seen.tokens(order.argsort().to(seen.received.device))
+        return seen
 
     def position_ids(self, is_visual: Tensor, visuals: Sequence[VisualTokens]) -> Tensor:
         """Text counts up on all three axes; the tokens of an image are at (0, row, column) from where it starts."""

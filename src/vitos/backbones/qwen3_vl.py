@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from vitos.backbones.base import Capabilities
+from vitos.backbones.base import Capabilities, VllmModel
 from vitos.backbones.qwen import QwenVL
 from vitos.core.prompt import PromptBatch
 
@@ -23,6 +23,11 @@ class Qwen3VL(QwenVL):
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     capabilities = Capabilities(
         several_images=True, extra_streams=True, native_coordinates="per_mille", any_resolution=True
+    )
+    vllm_model = VllmModel(
+        "VitosQwen3VLForConditionalGeneration",
+        "vitos.engines.vllm.plugin.qwen3_vl:VitosQwen3VL",
+        model_types=("qwen3_vl",),
     )
 
     def encoder_output(self, batch: PromptBatch) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -12,20 +13,21 @@ from vitos.policy.types import Finding
 from vitos.serve import NOTICE
 
 
-def answer_table(finding: Finding, question: str, image: str) -> Table:
+def answer_table(finding: Finding, question: str, images: str, evidence: str) -> Table:
     """The answer with its evidence and cost; what the model wrote, where no answer could be read.
 
     Args:
         question: the question with its options.
-        image: what is known of the image, in words.
+        images: what is known of the images, in words.
+        evidence: the boxes, in words; may be empty.
     """
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = {
-        "image": image,
+        "images": images,
         "answer": _spelled(finding, question) or "no answer could be read",
         **({"written": finding.reasoning.response.text or "nothing"} if finding.answer is None else {}),
         "reasoning": finding.thought or "–",
-        "evidence": ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–",
+        "evidence": evidence or "–",
         "plan": finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""),
         "tokens kept": f"{finding.kept.count} of {finding.grid.num_tokens} ({finding.kept_ratio:.0%})",
         "seconds": ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()),
@@ -36,13 +38,21 @@ def answer_table(finding: Finding, question: str, image: str) -> Table:
     return table
 
 
-def answer_json(finding: Finding, question: str, image: str, warnings: tuple[str, ...] = ()) -> str:
-    """One line of JSON. Boxes are x1, y1, x2, y2 in 0..1 of the image; `answer` is null if none could be read."""
+def answer_json(
+    finding: Finding, question: str, images: str, numbers: Sequence[int] = (1,), warnings: Sequence[str] = ()
+) -> str:
+    """One line of JSON; `answer` is null if none could be read.
+
+    A box is x1, y1, x2, y2 in 0..1 of its image, and `image` the number of that image or slice in the prompt.
+
+    Args:
+        numbers: the number of each image in the prompt.
+    """
     values = {
         "answer": finding.answer,
         "answer_text": _spelled(finding, question),
         "thought": finding.thought,
-        "boxes": [box.as_tuple() for box in finding.boxes],
+        "boxes": [{"image": numbers[box.image - 1], "box": box.as_tuple()} for box in finding.boxes],
         "plan": finding.plan,
         "fallback": finding.fallback_reason if finding.fallback else None,
         "kept_tokens": finding.kept.count,
@@ -51,8 +61,8 @@ def answer_json(finding: Finding, question: str, image: str, warnings: tuple[str
         "written": finding.reasoning.response.text,
         "seconds": dict(finding.seconds),
         "tokens": dict(finding.tokens),
-        "image": image,
-        "warnings": warnings,
+        "images": images,
+        "warnings": list(warnings),
         "notice": NOTICE,
     }
     return json.dumps(values, ensure_ascii=False)

@@ -39,6 +39,10 @@ def bench_run(
     protocol: Annotated[
         Literal["choice", "open"], typer.Option(help="Questions to ask: closed ones only, or open ones as well.")
     ] = "choice",
+    positions: Annotated[
+        Literal["keep", "renumber"] | None,
+        typer.Option(help="Positions of kept tokens; by default as each model was trained."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Name of the model that accuracies are compared with.")] = None,
     limit: Annotated[int | None, typer.Option(help="Number of questions of each set, from its start.")] = None,
     batch_size: Annotated[int, typer.Option(help="Number of questions decoded together.")] = 64,
@@ -53,15 +57,15 @@ def bench_run(
     from vitos.eval.bench import read_sets, rescore, run_bench
     from vitos.eval.conditions import BUDGETS, Settings, bench_conditions
     from vitos.eval.run import Share, named_models
-    from vitos.eval.selectors import SELECTORS
 
-    conditions = bench_conditions(selector or tuple(SELECTORS), budget or BUDGETS, ablations=looks)
+    conditions = bench_conditions(selector, budget or BUDGETS, ablations=looks)
     settings = Settings(
         protocol=protocol,
         batch_size=batch_size,
         max_localization_tokens=max_tokens,
         max_reasoning_tokens=max_tokens,
         seed=seed,
+        positions=positions,
     )
     named = dict(named_models(models))
     if base is not None and base not in named:
@@ -83,3 +87,20 @@ def bench_rescore(
 
     rescore(out, base)
     console.print(f"Report: {out / 'report.html'}")
+
+
+@bench_app.command("leaderboard")
+def bench_leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `vitos bench run`.")],
+    out: Annotated[Path, typer.Option(help="Folder for leaderboard.md and leaderboard.html.")],
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the visual tokens; may be repeated; by default 0.1, 0.25, 0.5 and 0.77."),
+    ] = None,
+    seeds: Annotated[bool, typer.Option("--seeds", help="The models of a folder are seeds of one model.")] = False,
+) -> None:
+    """Rank token selectors by their stored answers, without a model."""
+    from vitos.eval.leaderboard import BUDGETS, TEXT, boards, write_leaderboard
+
+    write_leaderboard(out, boards(folders, budget or BUDGETS, seeds=seeds))
+    console.print(f"Leaderboard: {out / TEXT}")

@@ -44,9 +44,10 @@ def rehearse(recipe: Recipe, *, resume: bool = False) -> list[str]:
 
 def _data(recipe: Recipe, run: Path, resume: bool) -> Iterator[str]:
     data = recipe.data
-    missing = [s for s in (*data.train, *data.eval) if not is_benchmark(s) and not Path(s).exists()]
+    named = (*data.train, *(source for source in data.eval if not is_benchmark(source)))
+    missing = [source for source in named if is_benchmark(source) or not Path(source).exists()]
     if missing:
-        yield f"Not checked, since it is not here: {', '.join(missing)}."
+        yield f"Not checked, since it is not here or not a file: {', '.join(missing)}."
         return
     records: list[Record] = read_training_records(recipe)
     if problem := too_few_questions(len(records), recipe.train.questions_per_step):

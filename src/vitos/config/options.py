@@ -67,7 +67,8 @@ FORBID_UNKNOWN = ConfigDict(extra="forbid")
 class DualStreamOptions:
     """Options of the dual-stream trainer, with their defaults. Its `DualStreamConfig` inherits the fields.
 
-    The class is not frozen, because `transformers.TrainingArguments` is not. A step is an optimizer update.
+    The class is not frozen, because `transformers.TrainingArguments` is not. A step is an update: the rollouts of its
+    questions, and as many optimizer steps from them as there are `minibatches`.
 
     Attributes:
         schedule: "staged" trains localization, then reasoning (paper). The others are ablations: "reversed" order,
@@ -88,8 +89,13 @@ class DualStreamOptions:
             pairs of one localization ("evidence"; λ·acc(O_i) then cancels in the reasoning branch).
         scale_advantages: whether advantages are divided by the group's standard deviation.
         advantage_std_floor: ε, added to the standard deviation.
-        token_mean: what the token mean of the loss runs over: completions of the groups that are "kept", as if the
-            others had not been asked (DAPO), or of "all" groups, so that skipping groups makes the gradient smaller.
+        loss: the form of the loss (`vitos.rl.objectives`): "token_mean" averages the clipped objective over the tokens
+            of the batch, "grpo" over those of each completion first, "dr_grpo" divides by a constant, the length
+            limit; "gspo" has one clipped ratio per completion; "cispo" clips the weight and not the gradient.
+        minibatches: number of optimizer steps per update, each on its share of the questions; from the second one on
+            the policy is no longer the one that sampled, and the ratio is clipped.
+        token_mean: what the mean of the loss runs over: completions of the groups that are "kept", as if the others
+            had not been asked (DAPO), or of "all" groups, so that skipping groups makes the gradient smaller.
         mask_truncated: whether completions that were cut off by their length limit are left out of the loss. Otherwise
             they count like any other, usually with the reward of an unreadable answer.
         skip_equal_outcomes: whether groups are left out whose answers are all right or all wrong.
@@ -98,11 +104,17 @@ class DualStreamOptions:
 
         sampler: the engine that writes the rollouts: "torch", which is the trained model, or "vllm", an engine that
             gets the weights before each update.
-        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
+        sampler_options: further arguments of `vllm.LLM`, such as gpu_memory_utilization, max_model_len and
+            tensor_parallel_size.
+        sampler_sleep: GPU memory that vLLM gives back during the update: 0: none; 1: its cache and its weights, which
+            wait in host memory; 2: both, without a copy in host memory.
         importance_cap: largest weight of a token that another engine sampled (truncated importance sampling), >= 1.
 
         clip_low, clip_high: limits of the ratio, which is clipped to 1 - clip_low .. 1 + clip_high.
         kl_beta: weight of the k3 KL to the initial model; with 0 no second model is held.
+        entropy_beta: weight of the entropy of the policy's distributions, which is then maximised; 0: not computed.
+        max_mismatch_kl: largest `mismatch_kl`, in nats per token, at the first update of a process; a larger one stops
+            the run. None: no limit.
 
         localization_kl: guard of stage 2: weight of the KL to the stage-1 policy on localization prompts.
         localization_share: guard of stage 2: share of the localization loss in the sum, 0 <= share < 1.
@@ -115,6 +127,8 @@ class DualStreamOptions:
         stage1_learning_rate: peak learning rate of the stage that trains localization alone; None: `learning_rate`.
         micro_batch_tokens: number of padded tokens in one forward pass when sampling and scoring; a lower one saves
             memory.
+        sampling_batch_tokens: number of padded tokens that the torch engine samples at once, which takes less memory
+            than scoring as many; None: `micro_batch_tokens`.
         max_skipped_updates: number of consecutive updates that may be skipped because their loss or gradient is not
             finite; the next one stops the run.
 
@@ -146,17 +160,22 @@ class DualStreamOptions:
     scale_advantages: Bool = True
     advantage_std_floor: Positive = 1e-4
     skip_equal_outcomes: Bool = True
+    loss: Literal["token_mean", "grpo", "dr_grpo", "gspo", "cispo"] = "token_mean"
+    minibatches: Count = 1
     token_mean: Literal["kept", "all"] = "kept"
     mask_truncated: Bool = False
     oversampling_rounds: CountOrZero = 0
 
     sampler: Literal["torch", "vllm"] = "torch"
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_sleep: Literal[0, 1, 2] = 1
     importance_cap: Annotated[Number, Field(ge=1)] = 2.0  # TIS: "Your Efficient RL Framework Secretly ..." (2025)
 
     clip_low: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     clip_high: Positive = 0.28  # DAPO, arXiv 2503.14476 (EasyR1: 0.3)
     kl_beta: NotNegative = 0.0
+    entropy_beta: NotNegative = 0.0
+    max_mismatch_kl: Positive | None = 0.05  # bfloat16 engines that agree have about 0.001
 
     localization_kl: NotNegative = 0.0
     localization_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -173,6 +192,7 @@ class DualStreamOptions:
     seed: CountOrZero = 0
     bf16: Bool = False
     micro_batch_tokens: Count = 16_384
+    sampling_batch_tokens: Count | None = None
     max_skipped_updates: CountOrZero = 3
 
     logging_steps: Count = 1
@@ -223,6 +243,8 @@ class DualStreamOptions:
         for name in ("localization_kl", "localization_share", "frozen_boxes"):
             if getattr(self, name) and self.schedule != "staged":
                 yield name, f"guards stage 2 of train.schedule: staged; leave it out with {self.schedule}"
+        if self.minibatches > self.questions_per_step:
+            yield "minibatches", f"must not exceed train.questions_per_step ({self.questions_per_step})"
         if self.kl_beta and self.localization_kl:
             yield (
                 "localization_kl",

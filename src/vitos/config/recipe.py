@@ -20,6 +20,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from vitos.config.judge import JudgeSection
 from vitos.config.options import (
     FORBID_UNKNOWN,
     Bool,
@@ -34,6 +35,7 @@ from vitos.config.options import (
     Problem,
 )
 from vitos.config.shipped import find_recipe
+from vitos.config.warm_start import WarmStartSection
 from vitos.config.yaml_file import RULES, ConfigError, dump_yaml, explain, override, parse_yaml
 from vitos.core.registry import PLANS
 
@@ -106,6 +108,8 @@ class ModelSection:
         min_pixels, max_pixels: limits of the resized image's area, in pixels. None: the checkpoint's.
 
         lora: adapters to train instead of the weights. None: train the weights.
+        quantization: number format of the language model's frozen linear layers under adapters: 4 bits ("nf4", needs
+            the `quant` extra). None: `dtype`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -118,6 +122,7 @@ class ModelSection:
     min_pixels: Count | None = None
     max_pixels: Count | None = None
     lora: LoraSection | None = None
+    quantization: Literal["nf4"] | None = None
 
     def problems(self) -> Iterator[Problem]:
         if not self.path:
@@ -132,7 +137,9 @@ class SparsifySection:
 
     Attributes:
         margin: number of cells by which each box is widened, >= 0.
-        min_tokens: least number of kept tokens, >= 1.
+        min_tokens: least number of kept tokens, >= 1; of several images, in each with a box.
+        other_images: number of kept tokens, >= 0, in an image without a box where another image has one; with 0 only
+            its number in the prompt remains.
         fusion: the way in which tokens outside the boxes are merged into kept ones.
         beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
         positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
@@ -145,6 +152,7 @@ class SparsifySection:
 
     margin: CountOrZero = 0
     min_tokens: Count = 1
+    other_images: CountOrZero = 0
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
@@ -160,9 +168,8 @@ class DataSection:
     """Record files (JSON or JSONL), one path or a list; relative paths are relative to the current directory.
 
     Attributes:
-        train: files with the questions to train on.
-        eval: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions of the evaluation after
-            training, one data set each; empty: no evaluation.
+        train: files or benchmarks (`benchmark:NAME[@SPLIT][=FOLDER]`) with the questions to train on.
+        eval: the same with the questions of the evaluation after training, one data set each; empty: no evaluation.
         limit_train: number of training questions to use, from the first one on; None: all.
         limit_eval: number of questions to use of each evaluation file; None: all.
         cache: folder that `vitos data cache` made from these files with this model's encoder; None: encode each image
@@ -192,31 +199,6 @@ class DataSection:
 
 
 @dataclass(frozen=True)
-class WarmStartSection:
-    """Supervised start on the training records, before RL: gold boxes and answers (docs/method.md, section 5).
-
-    Attributes:
-        steps: number of updates, >= 1 (no warm start: `warm_start: null`).
-        batch_size: number of examples per update.
-        learning_rate: peak learning rate.
-        weight_decay: weight decay of AdamW.
-        warmup_share: share of the steps with a rising learning rate, 0 <= share < 1.
-        seed: seed of the order of the examples.
-        train_encoder: also train the vision encoder, which the training itself leaves as it is.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
-
-    steps: Count
-    batch_size: Count = 32
-    learning_rate: Positive = 1e-3
-    weight_decay: NotNegative = 0.01
-    warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.06
-    seed: CountOrZero = 0
-    train_encoder: bool = False
-
-
-@dataclass(frozen=True)
 class ExtraRewardSection:
     """A reward that the user wrote.
 
@@ -224,6 +206,7 @@ class ExtraRewardSection:
         function: the function, as "file.py:name"; the file is relative to the current directory.
         weight: factor of the reward, any finite number.
         branch: the branch whose responses it judges.
+        per: whether it takes one response, or all of a branch to one question.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -231,6 +214,7 @@ class ExtraRewardSection:
     function: Annotated[str, AfterValidator(_file_and_name)]
     weight: Number = 1.0
     branch: Literal["localization", "reasoning", "both"] = "localization"
+    per: Literal["response", "group"] = "response"
 
     @property
     def name(self) -> str:
@@ -276,6 +260,7 @@ class EvaluateSection:
             same number.
         batch_size: number of questions that are decoded together.
         bootstrap_samples: number of resamples of the paired intervals.
+        metrics: names of measures of text for answers in words (docs/metrics.md), such as bleu and rouge.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -284,6 +269,7 @@ class EvaluateSection:
     controls: Bool = True
     batch_size: Count = 64
     bootstrap_samples: Count = 10_000
+    metrics: tuple[str, ...] = ()
 
 
 # Fields of TrainingArguments that follow from other keys of the recipe, with the key to set instead.
@@ -315,6 +301,7 @@ class Recipe:
         sparsify: keep rule, fusion and plan.
         warm_start: supervised start; None: no such start.
         rewards: weights of the reward terms.
+        judge: a model that grades answers in words, in training and evaluation; None: the rule alone.
         train: options of the reinforcement learning.
         trainer: other fields of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
             trainer is built.
@@ -331,11 +318,14 @@ class Recipe:
     sparsify: Annotated[SparsifySection, Checked] = SparsifySection()
     warm_start: WarmStartSection | None = None
     rewards: Annotated[RewardsSection, Checked] = RewardsSection()
+    judge: Annotated[JudgeSection, Checked] | None = None
     train: Annotated[DualStreamOptions, Checked] = field(default_factory=DualStreamOptions)
     trainer: Annotated[Mapping[str, Any], AfterValidator(_not_owned)] = field(default_factory=dict)
     evaluate: EvaluateSection = EvaluateSection()
 
     def problems(self) -> Iterator[Problem]:
+        if self.model.lora is not None and self.warm_start is not None and self.warm_start.train_encoder:
+            yield "warm_start.train_encoder", "does not go with model.lora, which adapts the language model alone"
         if self.model.lora is not None and self.train.unfrozen_parameters is not None:
             yield (
                 "train.unfrozen_parameters",

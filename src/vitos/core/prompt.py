@@ -61,6 +61,9 @@ class Prompt:
         streams: extra visual streams, each (V, hidden).
         hidden: True at visual tokens that no token behind the last visual token may look at (the `gather` plan), bool,
             shape (T,); None hides nothing.
+        after: number of layers after which the hidden tokens leave the prompt (the `one_pass` plan): up to there all
+            tokens of the prompt see one another, and generated tokens see no hidden token in any layer. None: they do
+            not leave.
     """
 
     input_ids: Tensor
@@ -70,6 +73,7 @@ class Prompt:
     next_position: int
     streams: tuple[Tensor, ...] = ()
     hidden: Tensor | None = None
+    after: int | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -88,7 +92,7 @@ class Prompt:
         """The first `length` tokens, which must hold all visual tokens; generation goes on at the next position."""
         if bool(self.is_visual[length:].any()):
             raise ValueError(f"visual tokens lie behind the first {length} tokens of the prompt")
-        if self.hidden is not None and length > self.prefix_length:
+        if self.hidden is not None and self.after is None and length > self.prefix_length:
             raise ValueError(f"tokens are hidden from what follows the image, up to the head's end at {length}")
         return replace(
             self,
@@ -96,6 +100,7 @@ class Prompt:
             position_ids=self.position_ids[:, :length],
             is_visual=self.is_visual[:length],
             hidden=None,
+            after=None,
             # Not the largest position so far plus one: a sparse prompt may have dropped the token that took it.
             next_position=int(self.position_ids[0, length]) if length < len(self) else self.next_position,
         )
@@ -112,23 +117,30 @@ class Prompt:
             embeddings=self.embeddings[:0],
             streams=(),
             hidden=None,
+            after=None,
         )
 
     def sparse(self, masks: Sequence[Tensor], fusion: Fusion = Fusion(), renumber: bool = False) -> Prompt:
         """This prompt with only the visual tokens of `masks`, the others fused into them.
 
         Kept tokens, later text and generated tokens stay at their dense positions (docs/method.md, section 4).
+        Tokens are fused within their image; those of an image that keeps none are dropped.
 
         Args:
             masks: one bool mask for each image in the prompt, each (N_k,), together V.
             fusion: how the dropped tokens enter the kept ones.
             renumber: an ablation: consecutive positions as in text; destroys grounding.
+
+        Raises:
+            ValueError: if the masks do not fit the prompt, or keep no token at all.
         """
         keep = self._keep(masks)  # (T,)
         sources, start, parts = (self.embeddings, *self.streams), 0, []
         for mask in masks:
-            part = slice(start, start := start + len(mask))
-            parts.append(fuse([source[part] for source in sources], mask.to(keep.device), fusion))  # (n_k, hidden)
+            own = [source[start : start + len(mask)] for source in sources]  # (N_k, hidden) each
+            start += len(mask)
+            none = tuple(source[:0] for source in own)
+            parts.append(fuse(own, mask.to(keep.device), fusion) if bool(mask.any()) else none)  # (n_k, hidden)
         embeddings, *streams = (torch.cat(pieces) for pieces in zip(*parts, strict=True))  # (n, hidden)
         dropped = int((~keep).sum())
         positions = self.position_ids[:, keep]  # (axes, T - dropped)
@@ -156,6 +168,17 @@ class Prompt:
         keep = self._keep(masks)
         return self if bool(keep.all()) else replace(self, hidden=~keep)
 
+    def prune(self, masks: Sequence[Tensor], after: int) -> Prompt:
+        """This prompt with the visual tokens outside of `masks` dropped behind the first `after` layers.
+
+        Args:
+            masks: one bool mask for each image in the prompt, each (N_k,), together V.
+            after: number of layers that see all tokens, at least 0.
+        """
+        if after < 0:
+            raise ValueError(f"tokens are dropped after 0 or more layers, got {after}")
+        return replace(self, hidden=~self._keep(masks), after=after)
+
     def _keep(self, masks: Sequence[Tensor]) -> Tensor:
         """True at text and at the visual tokens of `masks`, bool, shape (T,)."""
         if sum(len(m) for m in masks) != len(self.embeddings):
@@ -163,6 +186,8 @@ class Prompt:
                 f"keep masks for {sum(len(m) for m in masks)} visual tokens do not fit a prompt with "
                 f"{len(self.embeddings)}; pass one mask for each image of the dense prompt"
             )
+        if not any(bool(mask.any()) for mask in masks):
+            raise ValueError("no visual token is kept; use the dense prompt instead")
         keep = torch.ones_like(self.is_visual)
         keep[self.is_visual] = torch.cat(list(masks)).to(keep.device)
         return keep

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from vitos.core.geometry import Box
+from vitos.core.numbering import IMAGE_PLACEHOLDER as IMAGE_PLACEHOLDER
 from vitos.core.options import option_lines as option_lines
 from vitos.core.options import read_choices, same_texts
 
-IMAGE_PLACEHOLDER = "<image>"
-
-AnswerKind = Literal["letter", "word", "text"]
-"""What an answer is: the letter of an inline option, the word of a closed question without options, or free text."""
+AnswerKind = Literal["letter", "word", "number", "list", "text"]
+"""What an answer is: the letter of an inline option, the word of a closed question without options, a number with its
+unit, a list of findings, or free text; `vitos.core.answers` says how each is asked for and scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,14 @@ class Record:
     Attributes:
         id: unique within its data set; named in every error about the record.
         image_paths: absolute paths, all below the data set's root, with a selector (`scan.dcm#frame=3`) where the
-            file holds more than one picture. Evidence boxes refer to the first image.
+            file holds more than one picture. `Box.image` is a place in this list, from 1.
         question: text with one `<image>` for each image, options inline.
         answer: the letter of the right option, or as `kind` says.
         boxes: gold evidence, or None where the data set has none (then the IoU reward abstains).
         meta: free text fields for tables, such as `template`.
-        kind: what the answer is. Training needs letters; benchmarks also ask for words and texts.
+        kind: what the answer is.
+        accepted: further answers that are as right as `answer`.
+        tolerance: for a number, how far an answer may be from it: "2 mm" or "10 %"; empty: not at all.
     """
 
     id: str
@@ -45,6 +47,13 @@ class Record:
     boxes: tuple[Box, ...] | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
     kind: AnswerKind = "letter"
+    accepted: tuple[str, ...] = ()
+    tolerance: str = ""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All answers that are right, the one to be learned first."""
+        return (self.answer, *self.accepted)
 
     @property
     def options(self) -> dict[str, str]:

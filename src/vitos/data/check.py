@@ -44,7 +44,7 @@ class CheckReport:
         records: number of valid records.
         images: number of distinct image files that the items name.
         templates: `meta.template` → number of records.
-        answers: letter → number of records.
+        answers: letter → number of records; answers in words are counted by their kind.
         boxes: number of evidence boxes.
         evidence_share: the median over records with boxes of the sum of their areas, in 0..1 of the image; or None.
         smallest, largest: (width, height) of the images with the fewest and most pixels; None if none decodes.
@@ -104,8 +104,9 @@ def check_datasets(
 
     Args:
         sources: as for `read_records`.
-        splits: the split of each source, such as "train" and "eval"; None: every file is a split for itself.
-        loaded: name → records that were read already, such as a benchmark's; "eval" if `splits` is given.
+        splits: the split of each source and then of each of `loaded`, such as "train" and "eval"; None: every file is
+            a split for itself.
+        loaded: name → records that were read already, such as a benchmark's.
         progress: as for `check_dataset`, over the images of all sources.
 
     Returns:
@@ -116,7 +117,7 @@ def check_datasets(
     """
     uses, problems, items = _read_all(sources, splits)
     for name, records in (loaded or {}).items():
-        split = name if splits is None else "eval"
+        split = name if splits is None else splits[len(items)]
         uses += [Use(source=len(items), split=split, sample=r.id, images=r.image_paths, record=r) for r in records]
         problems.append([])
         items.append(len(records))
@@ -147,10 +148,11 @@ def _read_all(
         for entry in iter_entries(file):
             items[number] += entry.is_item
             problems[number].extend(entry.problems)
-            doubts = option_problems(entry.record.question) if entry.record is not None else ()
+            lettered = entry.record if entry.record is not None and entry.record.kind == "letter" else None
+            doubts = option_problems(lettered.question) if lettered is not None else ()
             once = "write each option once, on one line of its own"
             problems[number] += [Problem(entry.sample, "question", doubt, once) for doubt in doubts]
-            if entry.record is not None and not doubts and not entry.record.options:
+            if lettered is not None and not doubts and not lettered.options:
                 problem, remedy = "no options were found in it", "write them as A. … B. … if it has any"
                 problems[number].append(Problem(entry.sample, "question", problem, remedy, "warning"))
             sample = entry.sample.replace(file.name, label, 1)
@@ -190,7 +192,7 @@ def _report(
         records=len(records),
         images=len(paths),
         templates=Counter(record.meta["template"] for record in records if "template" in record.meta),
-        answers=dict(sorted(Counter(record.answer for record in records).items())),
+        answers=dict(sorted(Counter(r.answer if r.kind == "letter" else r.kind for r in records).items())),
         boxes=sum(len(record.boxes or ()) for record in records),
         evidence_share=median(shares) if shares else None,
         smallest=min(sizes, key=lambda size: size[0] * size[1], default=None),

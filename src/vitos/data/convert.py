@@ -3,7 +3,8 @@
 | parquet column | JSON field |
 | --- | --- |
 | `image` (or `images`): struct<bytes, path>, or a list of those | `image_path`, files in `images/` |
-| `question`, `answer`, `id` | the same |
+| `question`, `answer`, `id`, `kind`, `tolerance` | the same |
+| `accepted`: list<string>, null for none | the same |
 | `bbox`: list<list<float64>>, null if unknown | `bbox` |
 | any other column of text, numbers or truth values | a text in `meta`, if not null |
 
@@ -28,10 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitos.core.record import Record
+from vitos.data.fields import show
 from vitos.data.files import atomic_folder, write_json_atomic
 from vitos.data.images import DataError, open_header
 from vitos.data.picture import split_name
-from vitos.data.readers import HUB_PREFIX, iter_entries, parse_entry, record_files, show
+from vitos.data.readers import HUB_PREFIX, iter_entries, parse_entry, record_files
 
 ROWS_PER_GROUP = 100  # as Hugging Face writes images: a reader holds one group in memory
 
@@ -39,7 +41,7 @@ _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 _IMAGE_COLUMNS = ("image", "images")
-_COLUMNS = ("id", "question", "answer", "bbox")
+_COLUMNS = ("id", "question", "answer", "kind", "accepted", "tolerance", "bbox")
 _IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -273,6 +275,14 @@ def _schema(records: Sequence[Record]) -> pa.Schema:
         "answer": (pa.string(), text),
         "bbox": (pa.list_(pa.list_(pa.float64())), [[number]]),
     }
+    # Columns for open answers are written where there are any, so that files with letters alone stay as they were.
+    given = {name for record in records for name in _open_fields(record)}
+    optional: dict[str, tuple[pa.DataType, object]] = {
+        "kind": (pa.string(), text),
+        "accepted": (pa.list_(pa.string()), [text]),
+        "tolerance": (pa.string(), text),
+    }
+    columns |= {name: column for name, column in optional.items() if name in given}
     for record in records:
         for name in record.meta:
             if name in _COLUMNS or name in _IMAGE_COLUMNS:
@@ -294,5 +304,12 @@ def _row_of(record: Record) -> Row:
         "id": record.id,
         "question": record.question,
         "answer": record.answer,
-        "bbox": None if record.boxes is None else [list(box.as_tuple()) for box in record.boxes],
+        "bbox": None if record.boxes is None else [box.to_json() for box in record.boxes],
+        **_open_fields(record),
     }
+
+
+def _open_fields(record: Record) -> Row:
+    """What a record says of its answer beyond a letter."""
+    fields = {"kind": record.kind, "accepted": list(record.accepted), "tolerance": record.tolerance}
+    return {name: value for name, value in fields.items() if value and value != "letter"}

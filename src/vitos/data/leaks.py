@@ -15,8 +15,9 @@ from pathlib import Path
 from unicodedata import normalize
 
 from vitos.core.record import IMAGE_PLACEHOLDER, Record
+from vitos.data.fields import show
 from vitos.data.looks import Look, near_copies
-from vitos.data.readers import Problem, Severity, show
+from vitos.data.readers import Problem, Severity
 
 _EXAMPLES = 3
 

@@ -1,4 +1,4 @@
-"""Memory and time of one update of a recipe, by arithmetic: pure functions, no torch.
+"""Memory of one update of a recipe, by arithmetic: pure functions, no torch. Its time: `speed.py`.
 
 Two moments can be the peak. While completions are sampled, memory holds weights, optimizer state and the KV cache of
 the siblings that run at once. While the loss is differentiated, it holds weights, gradients, optimizer state and the
@@ -8,8 +8,7 @@ SDPA under a block mask, gated feed-forward). `tests/doctor/test_estimate.py` co
 of small models, on a CPU in float32; layers with more than two norms (Gemma 3, Qwen3) keep a little more than is
 counted here. Not compared: bfloat16, GPUs, sharding.
 
-Memory is that of the worst case (largest image, longest completions, every box fallen back to the whole image). Time
-is that of completions at their full length.
+Memory is that of the worst case (largest image, longest completions, every box fallen back to the whole image).
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vitos.doctor.devices import Device
 from vitos.doctor.shapes import ModelShape
 
 Precision = Literal["float32", "bfloat16", "autocast"]
@@ -28,6 +26,30 @@ Precision = Literal["float32", "bfloat16", "autocast"]
 HEAD_TOKENS = 512  # engines/chunked_logprobs.py:HEAD_TOKENS
 CACHE_ROOM, CACHE_SHARE = 32, 0.25  # engines/kv_cache.py:ROOM, SHARE
 SCAN_BYTES = 4 << 30  # scans/store.py:ScanStore, default of max_bytes
+NF4_BYTES = (
+    0.5 + 0.127 / 8
+)  # per weight, with the constants of double quantisation (QLoRA, arXiv 2305.14314, section 3)
+ASLEEP = 2 << 30  # what a sleeping vLLM still holds (CUDA graphs, workspaces): an assumption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmShare:
+    """vLLM in a training process.
+
+    Attributes:
+        reserved: bytes that it takes while it is awake: weights, cache and workspace.
+        cache: bytes of these for keys and values.
+        sequences: largest number of sequences that run at once.
+        sleep: 0: it keeps everything during the update; 1: its weights wait in the machine's memory; 2: they are
+            dropped, because the next push brings new ones. At 1 and 2 the cache is dropped.
+        shards: number of devices over which it splits the model.
+    """
+
+    reserved: int
+    cache: int
+    sequences: int
+    sleep: int = 0
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +62,12 @@ class Workload:
         max_localization_tokens, max_reasoning_tokens: length of each branch's longest completion.
         questions: number of questions per update on one device.
         num_localizations, num_reasonings: G and K, numbers of siblings behind one prompt.
-        micro_batch_tokens: number of padded tokens that are sampled or scored at once.
-        weight_bytes: size of a weight as it is kept between updates.
+        micro_batch_tokens: number of padded tokens that are scored at once.
+        sampling_tokens: number of padded tokens that the torch engine samples at once; None: as many as are scored.
+        weight_bytes: size of a frozen weight, and of a trained one as the checkpoint is loaded.
+        trained_bytes: size of a trained weight and of an entry of its gradient.
+        state_bytes: size of the optimizer's state per trained weight.
+        nf4: whether the linear layers of the language model are kept in 4 bits.
         precision: number format of the activations.
         rank: rank of the adapters; None if the language model itself is trained.
         checkpointing: whether a layer's activations are computed again in the backward pass.
@@ -50,6 +76,7 @@ class Workload:
         cosine: whether both branches' gradients are kept apart and compared.
         scans: number of distinct images whose visual tokens a device holds.
         kept_share: share of the visual tokens in a reasoning prompt, for the time only.
+        vllm: the engine that samples, if it is not the trained model.
     """
 
     localize_tokens: int
@@ -63,6 +90,10 @@ class Workload:
     micro_batch_tokens: int
     weight_bytes: int
     precision: Precision
+    sampling_tokens: int | None = None
+    trained_bytes: int = 4
+    state_bytes: float = 8.0
+    nf4: bool = False
     rank: int | None = None
     checkpointing: bool = False
     devices: int = 1
@@ -71,6 +102,7 @@ class Workload:
     cosine: bool = False
     scans: int = 0
     kept_share: float = 0.77
+    vllm: VllmShare | None = None
 
     @property
     def value_bytes(self) -> int:
@@ -127,15 +159,20 @@ class SiblingBatch:
         return self.siblings * (self.prompt + self.longest)
 
 
-def batches(work: Workload) -> dict[str, tuple[SiblingBatch, int]]:
-    """Per branch, the largest batch of `TorchEngine.score_batches` and the number of batches in an update."""
+def batches(work: Workload, tokens: int | None = None) -> dict[str, tuple[SiblingBatch, int]]:
+    """Per branch, the largest batch of `TorchEngine.score_batches` and the number of batches in an update.
+
+    Args:
+        tokens: number of padded tokens at once; None: `work.micro_batch_tokens`.
+    """
+    tokens = tokens or work.micro_batch_tokens
     localization = work.localize_tokens, work.num_localizations, work.max_localization_tokens
     reasoning = work.reason_tokens, work.num_reasonings, work.max_reasoning_tokens
     prompts = {"localization": work.questions, "reasoning": work.questions * work.num_localizations}
     out = {}
     for name, (prompt, siblings, longest) in {"localization": localization, "reasoning": reasoning}.items():
         batch = SiblingBatch(rows=1, prompt=prompt, siblings=siblings, longest=longest)
-        rows = max(1, min(prompts[name], work.micro_batch_tokens // batch.row_tokens))
+        rows = max(1, min(prompts[name], tokens // batch.row_tokens))
         out[name] = replace(batch, rows=rows), -(-prompts[name] // rows)
     return out
 
@@ -173,24 +210,40 @@ def kept_by_layer(shape: ModelShape, work: Workload, batch: SiblingBatch) -> int
 def memory(shape: ModelShape, work: Workload) -> Memory:
     """Bytes on one device at the moments that can be the peak."""
     trained = trained_parameters(shape, work)
-    weights = shape.text_parameters * work.weight_bytes // work.shards + shape.vision_parameters * work.weight_bytes
     resident = {
-        "weights": weights + (0 if work.rank is None else trained * 4),
-        "optimizer": 8 * trained // work.shards,
+        "weights": weights_bytes(shape, work),
+        "optimizer": round(work.state_bytes * trained) // work.shards,
         "reference models": work.references * 4 * (shape.text_parameters + shape.vision_parameters),
         "visual tokens": min(SCAN_BYTES, work.scans * work.visual_tokens * shape.hidden * work.weight_bytes),
     }
     gradients = resident | {
-        "gradients": 4 * trained // work.shards,
+        "gradients": work.trained_bytes * trained // work.shards,
         "gradients apart": 16 * trained // work.shards if work.cosine else 0,
     }
     largest = shape.largest_matrix if work.rank is None else work.rank * max(shape.hidden, shape.intermediate)
-    parts = [batch for batch, _ in batches(work).values()]
+    sampled = [batch for batch, _ in batches(work, work.sampling_tokens).values()]
+    scored = [batch for batch, _ in batches(work).values()]
+    asleep = {}
+    if work.vllm is not None:
+        rollouts = {"vLLM": work.vllm.reserved, "one weight on its way to vLLM": 4 * shape.largest_matrix}
+        asleep = {"vLLM": ASLEEP if work.vllm.sleep else work.vllm.reserved}
+    else:
+        rollouts = _largest([_sampling(shape, work, batch) for batch in sampled])
     return Memory(
-        sampling=_present(resident | _largest([_sampling(shape, work, batch) for batch in parts])),
-        update=_present(gradients | _largest([_update(shape, work, batch) for batch in parts])),
-        norm=_present(gradients | {"one gradient in float64, twice": 16 * largest // work.shards}),
+        sampling=_present(resident | rollouts),
+        update=_present(gradients | asleep | _largest([_update(shape, work, batch) for batch in scored])),
+        norm=_present(gradients | asleep | {"one gradient in float64, twice": 16 * largest // work.shards}),
     )
+
+
+def weights_bytes(shape: ModelShape, work: Workload) -> int:
+    """Bytes of all weights on one device, adapters included."""
+    frozen = work.rank is not None
+    size = float(work.weight_bytes if frozen else work.trained_bytes)
+    quantized = shape.linear_parameters if work.nf4 else 0
+    text = (shape.text_parameters - quantized) * size + quantized * NF4_BYTES
+    adapters = trained_parameters(shape, work) * work.trained_bytes if frozen else 0
+    return round(text / work.shards) + shape.vision_parameters * work.weight_bytes + adapters
 
 
 def _largest(candidates: Sequence[dict[str, int]]) -> dict[str, int]:
@@ -208,9 +261,10 @@ def _sampling(shape: ModelShape, work: Workload, batch: SiblingBatch) -> dict[st
     # As bools, then as numbers.
     mask = rows * batch.siblings * batch.row_tokens * (1 + 5 * shape.heads // shape.kv_heads)
     if not shape.shares_prompt or batch.siblings == 1:
-        rows = min(rows, max(1, work.micro_batch_tokens // batch.unshared_tokens))
+        tokens = work.sampling_tokens or work.micro_batch_tokens
+        rows = min(rows, max(1, tokens // batch.unshared_tokens))
         held, room, mask = batch.unshared_tokens, batch.siblings * cache_room(batch.prompt, 1, batch.longest), 0
-    entry = rows * _kv_bytes(shape, work)
+    entry = rows * kv_entry_bytes(shape, work)
     prefill = batch.rows * batch.prompt * (small * (4 * shape.hidden + 3 * shape.intermediate) + batch.prompt * small)
     # Per sibling: the logits, their float32 logarithms, and two float64 copies on the way to the cumulative sum.
     logits = batch.rows * batch.siblings * shape.vocab * (4 + 4 + 8 + 8)
@@ -221,7 +275,7 @@ def _sampling(shape: ModelShape, work: Workload, batch: SiblingBatch) -> dict[st
     }
 
 
-def _kv_bytes(shape: ModelShape, work: Workload) -> int:
+def kv_entry_bytes(shape: ModelShape, work: Workload) -> int:
     """Bytes of one token's key and value in one layer."""
     return 2 * shape.kv_heads * shape.head_dim * work.value_bytes
 
@@ -252,11 +306,13 @@ def _update(shape: ModelShape, work: Workload, batch: SiblingBatch) -> dict[str,
     chunk = min(HEAD_TOKENS, scored)
     head = scored * shape.hidden * small + 16 * chunk * shape.vocab
     if work.rank is None:  # the head's weight has one gradient per chunk, and they are added up
-        head += shape.largest_matrix * 4 * (1 if scored <= HEAD_TOKENS else 2)
+        head += shape.largest_matrix * work.trained_bytes * (1 if scored <= HEAD_TOKENS else 2)
     # Then layer by layer: its activations, if they were not kept, and the gradients of gate, up and their product on
     # their way through it. What the down projection kept for the last of them has been released by then.
     backward = again + tokens * 2 * shape.intermediate * small
-    backward += shape.layer_parameters * 4 if work.rank is None else 0
+    backward += shape.layer_parameters * work.trained_bytes if work.rank is None else 0
+    if work.nf4:  # one matrix in 16 bits at a time
+        backward += 2 * shape.hidden * shape.intermediate
     unsharded = 0
     if work.sharded:  # two layers and the root in the computing format, one layer's whole gradient
         unsharded = small * (2 * shape.layer_parameters + 2 * shape.largest_matrix) + 4 * shape.largest_matrix
@@ -265,54 +321,3 @@ def _update(shape: ModelShape, work: Workload, batch: SiblingBatch) -> dict[str,
         "head, or one layer's backward pass": max(head, backward),
         "weights gathered for a layer": unsharded,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Assumptions:
-    """Shares of the peaks that plain PyTorch reaches. They are guesses; replace them by a measurement of yours.
-
-    Attributes:
-        compute: share of `Device.flops` in prefill and update.
-        bandwidth: share of `Device.bandwidth` while decoding.
-        launch: least number of seconds that a layer takes per decoded token, whatever its size (Python, kernels).
-    """
-
-    compute: float = 0.35
-    bandwidth: float = 0.6
-    launch: float = 1e-3
-
-
-def forward_flops(shape: ModelShape, rows: int, tokens: int, scored: int) -> float:
-    """Number of operations in one forward pass: 2 per weight and token, plus attention over all pairs of tokens.
-
-    A block mask saves no attention, because its kernels multiply hidden pairs too.
-
-    Args:
-        rows: number of rows.
-        tokens: length of a row.
-        scored: number of tokens whose logits are computed, in all rows together.
-    """
-    attention = 4.0 * shape.layers * shape.heads * shape.head_dim * tokens**2
-    return rows * (2.0 * shape.active_parameters * tokens + attention) + 2.0 * shape.hidden * shape.vocab * scored
-
-
-def seconds(
-    shape: ModelShape, work: Workload, device: Device, assumed: Assumptions = Assumptions()
-) -> dict[str, float]:
-    """Seconds by part of one update that samples both branches and trains one of them, the more expensive one."""
-    parts: dict[str, float] = {}
-    update = 0.0
-    dropped = round(work.visual_tokens * (1 - work.kept_share))
-    passes = 3.0 if work.rank is None else 2.0  # without gradients of weights, the backward pass is half as long
-    for name, (largest, count) in batches(work).items():
-        batch = replace(largest, prompt=largest.prompt - dropped) if name == "reasoning" else largest
-        siblings = batch.rows * batch.siblings
-        prefill = count * forward_flops(shape, batch.rows, batch.prompt, batch.rows)
-        parts[f"prefill, {name}"] = prefill / (assumed.compute * device.flops)
-        cached = batch.prompt * (1 if shape.shares_prompt else batch.siblings) + batch.siblings * batch.longest / 2
-        read = shape.active_parameters * work.value_bytes + batch.rows * shape.layers * _kv_bytes(shape, work) * cached
-        token = max(read / (assumed.bandwidth * device.bandwidth), shape.layers * assumed.launch)
-        parts[f"decode, {name}"] = count * batch.longest * token
-        forward = count * forward_flops(shape, batch.rows, batch.row_tokens, siblings * batch.longest)
-        update = max(update, (passes + work.checkpointing) * forward / (assumed.compute * device.flops))
-    return parts | {"update": update}

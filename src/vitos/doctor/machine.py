@@ -37,6 +37,7 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
 # Distribution → (extra of vitos that installs it, what does not work without it).
 OPTIONAL = {
     "peft": ("lora", "low-rank adapters (model.lora)"),
+    "bitsandbytes": ("quant", "frozen weights in 4 bits (model.quantization)"),
     "vllm": ("vllm", "the vLLM engine"),
     "pydicom": ("dicom", "reading DICOM files"),
     "nibabel": ("nifti", "reading NIfTI volumes"),

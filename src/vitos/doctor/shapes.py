@@ -88,6 +88,7 @@ class ModelShape:
         text_parameters: parameters of language model, embeddings and head, which full training trains.
         vision_parameters: parameters of encoder and merger, which are frozen.
         active_parameters: parameters of the layers that a token passes (in a mixture, with the token's experts only).
+        linear_parameters: weights of the linear layers of the language model, without the head.
         layer_parameters: parameters of the largest layer.
         largest_matrix: entries of the language model's largest weight.
         adapted_widths: sum of inputs and outputs of all linear layers of the language model; adapters of rank r have
@@ -106,6 +107,7 @@ class ModelShape:
     text_parameters: int
     vision_parameters: int
     active_parameters: int
+    linear_parameters: int
     layer_parameters: int
     largest_matrix: int
     adapted_widths: int
@@ -177,6 +179,7 @@ def model_shape(config: Any, max_pixels: int | None = None) -> ModelShape:
         text_parameters=sum(p.numel() for p in own.values()),
         vision_parameters=sum(p.numel() for p in model.parameters() if id(p) not in own),
         active_parameters=active,
+        linear_parameters=sum(m.weight.numel() for m in linears),
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in inner.language_model.layers),
         largest_matrix=max(p.numel() for p in own.values()),
         adapted_widths=sum(m.in_features + m.out_features for m in linears),

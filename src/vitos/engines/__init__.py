@@ -8,6 +8,7 @@ Read in this order:
   prompt behind one copy of its cache), `packing.py` (the same for scoring, in one forward pass),
   `chunked_logprobs.py` (the output head in chunks), `prefix.py` (keys and values that several prompts share).
 - `continuous_batching.py`: sequences that join and leave while others are decoded, for the server.
+- `judge/`: a model on a server that grades answers in words.
 - `vllm/`: the engine that samples with vLLM, and the plug-in with which vLLM runs our prompts.
 
 State is in the model, in the cache and in the engine. A cache has one owner: whatever takes it over (`Siblings.of`,

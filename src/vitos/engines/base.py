@@ -116,6 +116,6 @@ def count_run(
     completions: Sequence[Sequence[Completion]],
 ) -> None:
     """Count the tokens of a sampled branch: those of the prompts that ran, and those that were written."""
-    ran = sum(len(p) - (len(x) if x else 0) for p, x in zip(prompts, prefixes, strict=True))
+    ran = sum(x.left(p) if x else len(p) for p, x in zip(prompts, prefixes, strict=True))
     watch.count(f"{branch}_prefill", ran)
     watch.count(f"{branch}_decode", sum(len(c.token_ids) for row in completions for c in row))

@@ -27,8 +27,11 @@ def chunked_head(
     targets: Tensor,
     log_softmax: Callable[[Tensor], Tensor],
     chunk: int = HEAD_TOKENS,
+    entropy: bool = False,
 ) -> Iterator[list[Tensor]]:
     """While the block runs, the head returns log-probabilities (1, N, 1) instead of logits (B, T, vocabulary).
+
+    With `entropy` it returns (1, N, 2): log-probability and entropy of the whole distribution, in nats.
 
     The head's `forward` is replaced for this time and restored at the end, also if the block raises. A replacement of
     `forward` that another library has made is kept: it computes the logits. The head still runs inside the model's
@@ -40,6 +43,7 @@ def chunked_head(
         targets: the token that each of them is to predict, shape (N,).
         log_softmax: function from logits (n, vocabulary) to log-probabilities of the same shape.
         chunk: number of hidden states at once, >= 1.
+        entropy: whether entropies are computed, too.
 
     Yields:
         A list of what the head has returned, to be compared with the model's output (see `check_untouched`).
@@ -48,7 +52,12 @@ def chunked_head(
     given: list[Tensor] = []
 
     def part(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return log_softmax(logits_of(hidden)).gather(-1, wanted[:, None])[None]
+        log_p = log_softmax(logits_of(hidden))  # (n, vocabulary)
+        chosen = log_p.gather(-1, wanted[:, None])[None]
+        if not entropy:
+            return chosen
+        finite = log_p.masked_fill(log_p.isinf(), 0.0)  # p · log p is 0 where p is 0
+        return torch.cat([chosen, -(log_p.exp() * finite).sum(-1)[None, :, None]], dim=-1)
 
     def forward(hidden: Tensor) -> Tensor:
         chosen = hidden.flatten(0, -2)[sources]  # (N, hidden)
@@ -56,7 +65,7 @@ def chunked_head(
             checkpoint(part, h, t, use_reentrant=False) if torch.is_grad_enabled() else part(h, t)
             for h, t in zip(chosen.split(chunk), targets.split(chunk), strict=True)
         ]
-        given.append(torch.cat(parts, dim=1))  # (1, N, 1), not a view: FSDP attaches its hook to it
+        given.append(torch.cat(parts, dim=1))  # (1, N, 1 or 2), not a view: FSDP attaches its hook to it
         return given[-1]
 
     with patched(head, "forward", forward):

@@ -68,10 +68,13 @@ class GrowingLayer(DynamicLayer):
         self._buffers = None
 
 
-def growing_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model with this text config; sliding-window layers remain the library's."""
+def growing_cache(config: Any, *, whole: bool = False) -> DynamicCache:
+    """An empty cache for a model with this text config.
+
+    Sliding-window layers remain the library's, unless `whole` asks that they hold every token of a prompt.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [GrowingLayer() if whole or type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 

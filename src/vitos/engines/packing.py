@@ -33,7 +33,9 @@ class PackedBatch:
         mask: True where a completion padded to L tokens has one of the N, bool, shape (R, L).
         hidden: visual tokens that no late token may see, as in `Prompt.gather`, bool, shape (B, T); None if no prompt
             hides any.
-        late: tokens after the last visual token of their prompt, bool, shape (B, T); None in the same case.
+        late: tokens that may not see the hidden ones: those after the last visual token of their prompt or, with
+            `after`, those of the completions, bool, shape (B, T); None in the same case.
+        after: number of layers for which all this holds; behind them, nothing sees a hidden token. None: all layers.
     """
 
     batch: PromptBatch
@@ -44,6 +46,18 @@ class PackedBatch:
     mask: Tensor
     hidden: Tensor | None = None
     late: Tensor | None = None
+    after: int | None = None
+
+    def behind(self) -> PackedBatch:
+        """The same rows as the layers behind `after` see them: without the hidden tokens."""
+        if self.hidden is None:
+            return self
+        return replace(self, order=self._left(self.hidden), late=torch.ones_like(self.hidden), after=None)
+
+    def _left(self, hidden: Tensor) -> Tensor:
+        """`order` among the tokens that are left, shape (B, T)."""
+        before = (hidden.long().cumsum(1) - hidden.long()) * (self.segments == 0)
+        return self.order - torch.where(self.segments > 0, hidden.sum(1, keepdim=True), before)
 
     def visible(self, window: int | None = None, visual: Tensor | None = None) -> Tensor:
         """True where the query (third axis) may see the key (fourth axis), bool, shape (B, 1, T, T).
@@ -61,7 +75,11 @@ class PackedBatch:
             run = begins.cumsum(1) * visual
             seen |= (run[:, :, None] == run[:, None, :]) & (run[:, None, :] > 0)
         if window is not None:  # has no effect on later tokens of the same image, which stay visible
-            seen &= here < there + window
+            near = here < there + window
+            if self.after is not None and self.hidden is not None and self.late is not None:
+                left = self._left(self.hidden)  # what generated tokens find in the cache
+                near = torch.where(self.late[:, :, None], left[:, :, None] < left[:, None, :] + window, near)
+            seen &= near
         seen &= ((key == 0) | (key == query)) & (key >= 0)
         if self.hidden is not None and self.late is not None:
             seen &= ~(self.late[:, :, None] & self.hidden[:, None, :])
@@ -106,7 +124,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
             sources.append(row * width + before)
             end += length
     lengths = torch.tensor([len(ids) for ids in flat], device=device)
-    hidden, late = _hiding(prompts, segments, order)
+    hidden, late, after = _hiding(prompts, segments, order)
     return PackedBatch(
         batch=batch,
         segments=segments,
@@ -116,19 +134,28 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
         mask=torch.arange(int(lengths.max()), device=device) < lengths[:, None],
         hidden=hidden,
         late=late,
+        after=after,
     )
 
 
-def _hiding(prompts: Sequence[Prompt], segments: Tensor, order: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """`PackedBatch.hidden` and `PackedBatch.late`; None for both if no prompt hides a token."""
-    if all(prompt.hidden is None for prompt in prompts):
-        return None, None
+def _hiding(
+    prompts: Sequence[Prompt], segments: Tensor, order: Tensor
+) -> tuple[Tensor | None, Tensor | None, int | None]:
+    """`hidden`, `late` and `after` of a `PackedBatch`; None for all if no prompt hides a token."""
+    hiding = [prompt for prompt in prompts if prompt.hidden is not None]
+    if not hiding:
+        return None, None, None
+    after = hiding[0].after
+    if any(prompt.after != after for prompt in hiding):
+        raise ValueError("prompts whose tokens leave at different layers cannot be scored in one batch; separate them")
     hidden = torch.zeros_like(segments, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         if prompt.hidden is not None:
             hidden[row, : len(prompt)] = prompt.hidden
+    if after is not None:
+        return hidden, segments > 0, after
     ends = torch.tensor([prompt.prefix_length for prompt in prompts], device=segments.device)
-    return hidden, (segments >= 0) & (order >= ends[:, None])
+    return hidden, (segments >= 0) & (order >= ends[:, None]), None
 
 
 def attention_masks(
@@ -180,4 +207,5 @@ def _row(prompt: Prompt, completions: Sequence[Tensor]) -> Prompt:
         position_ids=torch.cat([prompt.position_ids, *(p.expand(axes, -1) for p in after)], dim=1),
         is_visual=torch.cat([prompt.is_visual, prompt.is_visual.new_zeros(len(ids) - len(prompt))]),
         hidden=None,  # expressed by the mask
+        after=None,
     )

@@ -24,27 +24,42 @@ class Prefix:
 
     Attributes:
         head: the tokens that ran.
-        layers: keys and values of each layer, each of shape (heads, T, size of a head).
+        layers: keys and values of each layer that ran, each of shape (heads, T, size of a head).
         model: the model that computed them; its weights must not have changed since.
+        states: hidden states after the last of these layers, shape (T, hidden), if only the first layers ran (plan
+            `one_pass`); None if all did.
     """
 
     head: Prompt
     layers: tuple[tuple[Tensor, Tensor], ...]
     model: Any
+    states: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.head)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
+        states = 0 if self.states is None else self.states.nbytes
+        return states + sum(tensor.nbytes for layer in self.layers for tensor in layer)
+
+    def left(self, prompt: Prompt) -> int:
+        """Number of tokens of a prompt that run behind this prefix: the kept ones, if all have run so far."""
+        return (
+            prompt.cached_length if self.states is not None and len(self) == len(prompt) else len(prompt) - len(self)
+        )
 
     def covers(self, prompt: Prompt, model: Any) -> bool:
-        """Whether this is the prefix of `prompt`, with the same image at the same positions, under this model."""
+        """Whether this is the prefix of `prompt`, with the same image at the same positions, under this model.
+
+        If only the first layers ran, the prompt must drop its tokens behind them, and may have run as a whole.
+        """
         length = len(self)
+        lengths = (prompt.prefix_length,) if self.states is None else (prompt.prefix_length, len(prompt))
         return (
             self.model is model
-            and prompt.prefix_length == length
+            and prompt.after == (None if self.states is None else len(self.layers))
+            and length in lengths
             and torch.equal(prompt.input_ids[:length], self.head.input_ids)
             and torch.equal(prompt.position_ids[:, :length], self.head.position_ids)
             and torch.equal(prompt.embeddings, self.head.embeddings)
@@ -117,7 +132,7 @@ def join(prefixes: Sequence[Prefix], hidden: Sequence[Tensor | None], config: An
     mask = torch.stack([torch.arange(width, device=device) >= width - len(k) for k in kept]).long()
     cache = growing_cache(config)
     for index, layers in enumerate(zip(*(p.layers for p in prefixes), strict=True)):
-        keys, values = (_padded([layer[part] for layer in layers], kept, width) for part in (0, 1))
+        keys, values = (padded([layer[part] for layer in layers], kept, width) for part in (0, 1))
         cache.update(keys, values, index)
     return cache, mask
 
@@ -127,7 +142,7 @@ def cache_bytes(cache: Any) -> int:
     return sum(int(layer.keys.nbytes) + int(layer.values.nbytes) for layer in cache.layers)
 
 
-def _padded(entries: Sequence[Tensor], kept: Sequence[Tensor], width: int) -> Tensor:
+def padded(entries: Sequence[Tensor], kept: Sequence[Tensor], width: int) -> Tensor:
     """The tokens `kept` of entries (heads, T, size), with zeros before them, shape (B, heads, width, size)."""
     heads, _, size = entries[0].shape
     out = entries[0].new_zeros(len(entries), heads, width, size)

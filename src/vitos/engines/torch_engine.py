@@ -24,8 +24,11 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.core.prompt import Prompt, pad_prompts
 from vitos.engines.base import Completion, Pieces, Sampling, Span
+from vitos.engines.batches import chunk_by_tokens
 from vitos.engines.chunked_logprobs import HEAD_TOKENS, check_untouched, chunked_head
+from vitos.engines.draws import only_cells, sample_cells, score_cells
 from vitos.engines.group_decode import Siblings
+from vitos.engines.in_flight import attach_late_masks, check_late_masks, run_early, run_late
 from vitos.engines.kv_cache import caching, growing_cache
 from vitos.engines.packing import attention_masks, pack
 from vitos.engines.prefix import Prefilled, Prefix, cache_bytes, join
@@ -49,11 +52,14 @@ class Scores:
         logprobs: log-probability of each token, 0 on padding, rows in the order of the completions, float32, (R, L).
         mask: True on a completion's tokens, bool, shape (R, L).
         prompt_tokens_run: number of prompt tokens that ran through the model, for cost accounting.
+        entropies: entropy of the distribution that each token was chosen from, in nats, 0 on padding, (R, L); None
+            unless asked for.
     """
 
     logprobs: Tensor
     mask: Tensor
     prompt_tokens_run: int
+    entropies: Tensor | None = None
 
 
 class TorchEngine:
@@ -62,12 +68,13 @@ class TorchEngine:
     Args:
         backbone: the model to run.
         model: the model to call instead of `backbone.model`, such as its DDP or FSDP wrapper.
-        max_batch_tokens: number of padded tokens that `sample` runs at once. More prompts are split into batches, but
-            not the completions of one prompt; splitting changes results by rounding only. `score` runs everything
-            that it is given: see `score_batches`.
+        max_batch_tokens: number of padded tokens that run at once. More prompts are split into batches, but not the
+            completions of one prompt; splitting changes results by rounding only. `score` runs everything that it is
+            given: see `score_batches`.
         head_tokens: number of completion tokens whose logits `score` holds at once.
 
     Attributes:
+        sampling_tokens: number of padded tokens that `sample` runs at once; None: `max_batch_tokens`.
         kv_bytes: size of the cache at the end of the latest decoding, padding included, in bytes.
     """
 
@@ -85,24 +92,28 @@ class TorchEngine:
         self.head_tokens = head_tokens
         self.model = backbone.model if model is None else model
         self.max_batch_tokens = max_batch_tokens
+        self.sampling_tokens: int | None = None
         self._banned_ids: Tensor | None = None
         self.kv_bytes = 0
 
     @contextmanager
-    def using(self, model: Any, max_batch_tokens: int) -> Iterator[None]:
+    def using(self, model: Any, max_batch_tokens: int, sampling_tokens: int | None = None) -> Iterator[None]:
         """Run another module instead of the backbone's, such as its DDP or FSDP wrapper, while the block runs."""
-        before = self.model, self.max_batch_tokens
-        self.model, self.max_batch_tokens = model, max_batch_tokens
+        before = self.model, self.max_batch_tokens, self.sampling_tokens
+        self.model, self.max_batch_tokens, self.sampling_tokens = model, max_batch_tokens, sampling_tokens
         try:
             yield
         finally:
-            self.model, self.max_batch_tokens = before
+            self.model, self.max_batch_tokens, self.sampling_tokens = before
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
     def refresh(self) -> dict[str, float]:
         """Give the sampler the trained weights; returns figures for the log. Here both are the same weights."""
         return {}
+
+    def release(self) -> None:
+        """Give back the memory that only sampling needs, until the next `refresh`. Here there is none."""
 
     @torch.no_grad()
     def sample(
@@ -127,12 +138,15 @@ class TorchEngine:
             raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)} and prefixes for {len(prefixes)}")
         for prompt in prompts:
             self.backbone.check_room(max(len(prompt), prompt.next_position), sampling.max_tokens)
+        if (cells := only_cells(prompts)) is not None:
+            with span("prefill"):
+                return sample_cells(self, cells, sampling, seeds, prefixes)
         out: list[list[Completion]] = [[] for _ in prompts]
-        continued = [x is not None or p.hidden is not None for p, x in zip(prompts, prefixes, strict=True)]
-        for kind in (False, True):
-            group = [i for i, flag in enumerate(continued) if flag == kind]
+        kinds = [_kind(p, x) for p, x in zip(prompts, prefixes, strict=True)]
+        for kind in dict.fromkeys(sorted(kinds)):
+            group = [i for i, own in enumerate(kinds) if own == kind]
             sizes = [self._room(prompts[i].cached_length, len(seeds[i]), sampling.max_tokens) for i in group]
-            for chunk in chunk_by_tokens(sizes, self.max_batch_tokens):
+            for chunk in chunk_by_tokens(sizes, self.sampling_tokens or self.max_batch_tokens):
                 rows = [group[i] for i in chunk]
                 counted = [seeds[i] for i in rows]
                 with span("prefill"):
@@ -240,7 +254,11 @@ class TorchEngine:
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], temperature: float = 1.0
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Tensor]],
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> Scores:
         """Log-probabilities of completions, differentiable if gradients are enabled; each prompt runs once.
 
@@ -248,28 +266,38 @@ class TorchEngine:
             prompts: B prompts.
             completions: the token ids of each prompt's completions, each of shape (L,), R in total.
             temperature: temperature of the distribution, as in sampling.
+            entropy: whether the entropy of each token's distribution is computed, too.
 
         Raises:
             ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
         """
+        if (cells := only_cells(prompts)) is not None:
+            return Scores(*score_cells(self, cells, completions, temperature), sum(len(p) for p in prompts))
         packed = pack(prompts, completions, self.backbone.pad_token_id)
         config, family = self.backbone.model.config.get_text_config(), self.backbone.model.config.model_type
         inputs = self.backbone.model_inputs(packed.batch)
         visual = None
         if self.backbone.capabilities.bidirectional_views:
             visual = (packed.segments == 0) & (packed.batch.input_ids == self.backbone.visual_token_id)
-        inputs["attention_mask"] = attention_masks(packed, config, self.backbone.model.dtype, visual)
+        dtype, after = self.backbone.model.dtype, packed.after
+        inputs["attention_mask"] = masks = attention_masks(packed, config, dtype, visual)
+        late = []
+        if after is not None:
+            behind = attention_masks(packed.behind(), config, dtype, visual)
+            late = attach_late_masks(self.backbone, masks, behind, after)
 
         def log_softmax(logits: Tensor) -> Tensor:
             return self.log_softmax(logits, temperature)
 
         head = self.backbone.model.get_output_embeddings()
-        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens) as given:
+        with chunked_head(head, packed.sources, packed.targets, log_softmax, self.head_tokens, entropy) as given:
             out = self.model(**inputs, use_cache=False)
         check_untouched(given, out.logits, family)
+        if after is not None:
+            check_late_masks(self.backbone, late, after)
         zeros = torch.zeros(packed.mask.shape, dtype=torch.float32, device=packed.mask.device)
-        logprobs = zeros.masked_scatter(packed.mask, out.logits.float())
-        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts))
+        logprobs, *more = (zeros.masked_scatter(packed.mask, part) for part in out.logits.float().unbind(-1))
+        return Scores(logprobs, packed.mask, sum(len(p) for p in prompts), *more)
 
     def score_batches(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
         """Indices of prompts for `score` to run together: within `max_batch_tokens`, and of similar length."""
@@ -280,6 +308,8 @@ class TorchEngine:
 
     def prefill(self, prompts: Sequence[Prompt], prefixes: Sequence[Prefix | None]) -> Prefilled:
         """Run prompts of one kind: all of them in full, or all behind their prefixes, without the hidden tokens."""
+        if prompts[0].after is not None:
+            return run_late(self, prompts, run_early(self, prompts, prefixes, prompts[0].after))
         config = self.backbone.model.config.get_text_config()
         if prefixes[0] is None and prompts[0].hidden is None:
             batch, cache = pad_prompts(prompts, self.backbone.pad_token_id, side="left"), growing_cache(config)
@@ -312,6 +342,13 @@ class TorchEngine:
         return known
 
 
+def _kind(prompt: Prompt, prefix: Prefix | None) -> tuple[int, bool]:
+    """What prompts of one batch have in common: the layer behind which tokens leave, else whether a prefix has run."""
+    if prompt.after is not None:
+        return 1 + prompt.after, True
+    return 0, prefix is not None or prompt.hidden is not None
+
+
 def check_finite(logprobs: Tensor) -> None:
     """Raise a ValueError if a log-probability is not a number."""
     if bool(logprobs.isnan().any()):
@@ -319,30 +356,6 @@ def check_finite(logprobs: Tensor) -> None:
             "the model's logits are not finite: its weights are broken, or its dtype overflows; check the weights, or "
             "load the model in bfloat16 or float32"
         )
-
-
-def chunk_by_tokens(sizes: Sequence[tuple[int, int]], budget: int, narrowest: float = 0.0) -> Iterator[list[int]]:
-    """Indices of prompts, longest first, in chunks whose padded tokens stay within the budget.
-
-    Args:
-        sizes: number of rows of each prompt, and number of tokens of the longest of them.
-        budget: limit on the number of rows of a chunk times its longest row; a single prompt may exceed it.
-        narrowest: share of a chunk's longest row below which a prompt begins the next chunk, so that one long prompt
-            does not pad many short ones to its length.
-    """
-    chunk: list[int] = []
-    rows = widest = 0
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], i)):
-        own, width = sizes[i]
-        if chunk and ((rows + own) * widest > budget or width < narrowest * widest):
-            yield chunk
-            chunk, rows = [], 0
-        if not chunk:
-            widest = width
-        chunk.append(i)
-        rows += own
-    if chunk:
-        yield chunk
 
 
 def _result(steps: Generator[Any, None, list[Completion]]) -> list[Completion]:

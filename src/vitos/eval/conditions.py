@@ -9,8 +9,9 @@ on the way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from vitos.core.record import Record
 from vitos.eval.controls import CONTROLS, ORACLE, at_budget
@@ -20,8 +21,9 @@ from vitos.eval.selectors import SELECTORS
 LOCALIZE, DENSE, OWN = "localize", "dense", "own"
 OWN_BOXES = f"policy@{OWN}"
 CONTROL = "control:"
+BLANK = "blank"
 ABLATIONS = {
-    "blank": "Blank image",
+    BLANK: "Blank image",
     "shuffled": "Another question's image",
     "evidence_hidden": "Evidence painted over",
     "surroundings_hidden": "Surroundings painted over",
@@ -38,6 +40,7 @@ class Settings:
         batch_size: number of questions decoded together; questions about the same image are never separated.
         max_localization_tokens, max_reasoning_tokens: longest response of each branch.
         seed: seed of random tokens and shuffled images.
+        positions: positions of kept tokens, "keep" or "renumber" (`VitosSpec`); None: as each model was trained.
     """
 
     protocol: Protocol | None = None
@@ -45,10 +48,15 @@ class Settings:
     max_localization_tokens: int = 256
     max_reasoning_tokens: int = 256
     seed: int = 0
+    positions: Literal["keep", "renumber"] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def told(self) -> dict[str, Any]:
+        """All values as a run stores them; without positions where they are each model's, as older runs have it."""
+        return {name: value for name, value in asdict(self).items() if name != "positions" or value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +84,15 @@ def bench_conditions(
         ('localize', 'dense', 'random@own', 'random@0.25')
 
     Args:
-        selectors: names of `SELECTORS`; None: all of them.
-        budgets: shares of the first image's visual tokens, 0..1; at 1 every selector is the dense condition.
+        selectors: names of `SELECTORS`; None: all but the variants.
+        budgets: shares of the visual tokens of all images, 0..1; at 1 every selector is the dense condition.
         ablations: also answer from images that should take the answer away, or leave it.
 
     Raises:
         ValueError: for an unknown selector or a budget out of range.
     """
-    names = tuple(SELECTORS) if selectors is None else tuple(dict.fromkeys(selectors))
+    usual = (name for name, one in SELECTORS.items() if one.default)
+    names = tuple(usual if selectors is None else dict.fromkeys(selectors))
     if unknown := [name for name in names if name not in SELECTORS]:
         raise ValueError(f"there is no selector {unknown[0]!r}; known are {', '.join(SELECTORS)}")
     _check(budgets)
@@ -95,8 +104,12 @@ def bench_conditions(
     return (*([LOCALIZE] if boxed else []), DENSE, *(name for _, name in own), *fixed, *changed)
 
 
-def control_conditions(budgets: Sequence[float] = (), *, controls: bool = True) -> tuple[str, ...]:
+def control_conditions(
+    budgets: Sequence[float] = (), *, controls: bool = True, text_only: bool = False
+) -> tuple[str, ...]:
     """What `vitos eval` asks of the trained model: its own boxes, all tokens, controls, and controls at budgets.
+
+    With `text_only`, also from a blank image: how far the words of the questions alone lead.
 
     Raises:
         ValueError: for a budget out of range.
@@ -104,7 +117,7 @@ def control_conditions(budgets: Sequence[float] = (), *, controls: bool = True) 
     _check(budgets)
     names = [*CONTROLS, ORACLE] if controls else []
     names += [name for budget in dict.fromkeys(budgets) for name in at_budget(budget)]
-    return (LOCALIZE, OWN_BOXES, DENSE, *(f"{CONTROL}{name}" for name in names))
+    return (LOCALIZE, OWN_BOXES, DENSE, *(f"{CONTROL}{name}" for name in names), *([BLANK] if text_only else ()))
 
 
 def split_condition(condition: str) -> tuple[str, str]:

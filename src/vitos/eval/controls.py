@@ -72,11 +72,13 @@ def _budget_masks(
 ) -> list[BoolArray | None]:
     count = max(1, round(budget * grid.num_tokens))
     own = fit_budget(grid, boxes, count) if boxes else None
+    chance = random_mask(grid, count, rng)
+    outside = inverted_mask(grid, own, rng) if own is not None and not own.all() else None
     return [
         own,
-        random_mask(grid, count, rng),
+        chance,
         centre_mask(grid, count),
-        inverted_mask(grid, own, rng) if own is not None and not own.all() else None,
+        outside if outside is not None and outside.sum() == count else None,  # fewer would be another budget
         fit_budget(grid, gold, count) if gold else None,
     ]
 

@@ -2,38 +2,29 @@
 
 - `choice`: closed questions only, those with options and those that ask for one word. Right is the letter of the
   right option, or exactly its text; for a word, exactly that word.
-- `open`: every question. Those with options as above; a word or a free text is right if it is the same as the gold
-  answer after `normalize_answer`, and its token F1 is given too. A `Judge`, such as another model, may decide
-  instead of the exact match; there is none by default.
+- `open`: every question. Those with options as above; a word, a list or a free text is right if it is the same as an
+  accepted answer after `normalize_answer`, a number if it is within its tolerance.
+
+Each answer also has a score, 0..1, the one that training rewards (`vitos.core.answers`): partly right lists and texts
+have a part of it. What another model makes of an answer is another figure (`vitos.eval.judged`).
 
 Nothing is guessed: what cannot be read, is hedged or is taken back is NO_ANSWER, a third verdict, and not correct.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from vitos.core.answers import FORMS, is_right, score_answer_text, token_f1
 from vitos.core.choice import name_option
-from vitos.core.record import AnswerKind, Record
+from vitos.core.record import Record
 from vitos.core.response import parse_reasoning, read_answer_text
 from vitos.core.wording import normalize_answer as normalize_answer
 
 Protocol = Literal["choice", "open"]
-PROTOCOL_KINDS: Mapping[Protocol, tuple[AnswerKind, ...]] = {
-    "choice": ("letter", "word"),
-    "open": ("letter", "word", "text"),
-}
-
-Judge = Callable[[str, str, str], bool]
-"""(question, gold answer, answer given) → whether the answer means the same; asked only where both are texts."""
-
-# Chinese and Japanese are written without spaces: there, a character is a token.
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 class Verdict(StrEnum):
@@ -49,13 +40,16 @@ class ScoredAnswer:
     """What was read from one completion, and what it is worth.
 
     Attributes:
-        answer: the letter, or the word or text as written; None if none could be read.
-        token_f1: overlap with the gold text, 0..1; None for questions with options. 0 without an answer.
+        answer: the letter, or the text as written; None if none could be read.
+        token_f1: overlap with the best of the accepted texts, 0..1; None for questions with options. 0 without an
+            answer.
+        score: what the answer is worth, 0..1, as in training; 1 or 0 for letters, words and numbers.
     """
 
     answer: str | None
     verdict: Verdict
     token_f1: float | None = None
+    score: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,31 +68,27 @@ class Score:
 
 def in_protocol(record: Record, protocol: Protocol) -> bool:
     """Whether a protocol asks this question."""
-    return record.kind in PROTOCOL_KINDS[protocol]
+    return protocol == "open" or FORMS[record.kind].closed
 
 
-def score_answer(text: str, record: Record, judge: Judge | None = None) -> ScoredAnswer:
+def score_answer(text: str, record: Record) -> ScoredAnswer:
     """Read a completion's answer to a question and score it; needs no model, so stored texts can be scored again.
-
-    Args:
-        text: the completion.
-        judge: decides on words and texts that are not exactly the gold answer.
 
     Raises:
         ValueError: if the gold answer is blank.
     """
     if record.kind == "letter":
         letter = choose_option(text, record.options)
-        return ScoredAnswer(letter, score_choice(letter, record.answer))
+        verdict = score_choice(letter, record.answer)
+        return ScoredAnswer(letter, verdict, score=float(verdict is Verdict.CORRECT))
     if not record.answer.strip():
         raise ValueError(f"{record.id}: the gold answer is blank; check the `answer` field of the record")
     answer = read_answer_text(text)
     if answer is None:
         return ScoredAnswer(None, Verdict.NO_ANSWER, 0.0)
-    right = normalize_answer(answer) == normalize_answer(record.answer)
-    if not right and judge is not None:
-        right = judge(record.question, record.answer, answer)
-    return ScoredAnswer(answer, Verdict.CORRECT if right else Verdict.WRONG, token_f1(answer, record.answer))
+    verdict = Verdict.CORRECT if is_right(answer, record) else Verdict.WRONG
+    f1 = max(token_f1(answer, gold) for gold in record.golds)
+    return ScoredAnswer(answer, verdict, f1, score_answer_text(answer, record))
 
 
 def choose_option(text: str, options: Mapping[str, str]) -> str | None:
@@ -118,17 +108,6 @@ def choose_option(text: str, options: Mapping[str, str]) -> str | None:
     letter = parse_reasoning(text, options).answer
     written = read_answer_text(text)
     return letter if letter is not None or written is None else name_option(written, options)
-
-
-def token_f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall over the tokens of both normalised texts, counted with repeats; 0..1.
-
-    Tokens are words, numbers and signs, and characters of Chinese and Japanese (SQuAD's script, but for the signs and
-    the characters).
-    """
-    given, wanted = (Counter(_TOKEN.findall(normalize_answer(part))) for part in (answer, gold))
-    shared = (given & wanted).total()
-    return 2 * shared / (given.total() + wanted.total()) if shared else 0.0
 
 
 def score_choice(answer: str | None, gold: str) -> Verdict:

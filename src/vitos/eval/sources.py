@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vitos.data.check import CheckReport, Progress, check_datasets
 from vitos.data.convert import write_records
-from vitos.data.images import DataError
 from vitos.data.readers import read_records
 from vitos.eval.conditions import EvalSet
 from vitos.eval.datasets.loading import LoadedBenchmark, load_benchmark
@@ -65,20 +64,14 @@ def read_set(source: str, limit: int | None = None) -> EvalSet:
     return EvalSet(source, loaded.records, loaded.left_out)
 
 
-def convert_benchmark(source: str, target_dir: Path, limit: int | None = None) -> tuple[int, int]:
-    """Write the questions of a benchmark that are answered by a letter as records with image files.
-
-    Returns:
-        The number written, and the number of open questions, which the format of training cannot hold.
+def convert_benchmark(source: str, target_dir: Path, limit: int | None = None) -> int:
+    """Write the questions of a benchmark as records with image files; returns their number.
 
     Raises:
-        DataError: as `convert`, and if no question has options.
+        DataError: as `convert`.
     """
     loaded = open_benchmark(source, limit)
-    records = [record for record in loaded.records if record.kind == "letter"]
-    if not records:
-        raise DataError(f"{source}: all {len(loaded.records)} questions are open; records need options")
-    return write_records({loaded.split: records}, target_dir), len(loaded.records) - len(records)
+    return write_records({loaded.split: loaded.records}, target_dir)
 
 
 def check_sources(
@@ -91,5 +84,6 @@ def check_sources(
     """
     loaded = {source: open_benchmark(source).records for source in sources if is_benchmark(source)}
     files = [index for index, source in enumerate(sources) if source not in loaded]
-    known = None if splits is None else [splits[index] for index in files]
+    named = [index for index, source in enumerate(sources) if source in loaded]
+    known = None if splits is None else [splits[index] for index in (*files, *named)]
     return check_datasets([sources[index] for index in files], splits=known, loaded=loaded, progress=progress)

@@ -8,16 +8,14 @@ A server drives the same generators itself and merges the requests of several (`
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from vitos.core.response import read_answer_text
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Completion, count_run
-from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.branches import Branches
 from vitos.policy.plans.base import Limits, Outcome, Plan, Request, Steps
-from vitos.policy.types import Finding, Query, Scan
+from vitos.policy.types import Finding, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,7 @@ def start(
     for problem in (plan.refusal(branches.backbone), *map(plan.question_problem, queries)):
         if problem:
             raise ValueError(problem)
-    if plan.shares_prefix:
-        queries = with_prefixes(branches, engine, queries, watch)
-    return plan.steps(branches, queries, limits, watch)
+    return plan.steps(branches, plan.prepare(branches, engine, queries, watch), limits, watch)
 
 
 def answer(
@@ -82,7 +78,7 @@ def finding(plan: Plan, query: Query, outcome: Outcome, watch: Stopwatch) -> Fin
     """The outcome of a question as a finding."""
     response = outcome.reasoning.response
     return Finding(
-        answer=response.answer if query.kind == "letter" else read_answer_text(response.text),
+        answer=response.answer,
         thought=response.thought,
         boxes=outcome.boxes,
         kept=outcome.kept,
@@ -93,28 +89,6 @@ def finding(plan: Plan, query: Query, outcome: Outcome, watch: Stopwatch) -> Fin
         images=query.scan.images,
         plan=plan.name,
     )
-
-
-def with_prefixes(branches: Branches, engine: TorchEngine, queries: Sequence[Query], watch: Stopwatch) -> list[Query]:
-    """The same questions, with system text and image run once per scan that has not run yet (span "prefix").
-
-    Raises:
-        ValueError: for a family whose cache does not hold all tokens.
-    """
-    ran: dict[tuple[Scan, tuple[int, ...]], Prefix] = {}
-    out = []
-    for query in queries:
-        prompt, scan = branches.localize_prompt(query), query.scan
-        if scan.prefix is None or not scan.prefix.covers(prompt, branches.backbone.model):
-            head = prompt.head(prompt.prefix_length)
-            key = (scan, tuple(head.input_ids.tolist()))
-            if key not in ran:
-                with watch.span("prefix"):
-                    ran[key] = engine.prefix(head)
-                watch.count("prefix", len(head))
-            scan = replace(scan, prefix=ran[key])
-        out.append(replace(query, scan=scan))
-    return out
 
 
 def complete(engine: TorchEngine, request: Request, watch: Stopwatch) -> list[Completion]:

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
+from vitos.backbones.evidence_head import FILE_NAME as HEAD_FILE
+from vitos.backbones.evidence_head import HEADS, HeadKind
+from vitos.core.answers import FORMS
+from vitos.core.numbering import IMAGE_PLACEHOLDER, numbered
 from vitos.core.record import AnswerKind
 from vitos.core.registry import PLANS
 from vitos.core.sparsify import Fusion, KeepRule
@@ -23,16 +27,44 @@ First think inside <think></think>, then give the boxes of the evidence as \
 then {answer} as <answer></answer>."""
 REASON_PROMPT = """{question}
 First think inside <think></think>, then give {answer} as <answer></answer>."""
-ANSWER_TEXT: dict[AnswerKind, str] = {
-    "letter": "the letter of the right option",
-    "word": "the answer in one word",
-    "text": "the answer in a few words",
-}
+# How a prompt shows the form of a box, of any checkpoint; with several images it begins with the image's number.
+BOX_FORM = "[[x1, y1, x2, y2]"
+BOX_FORM_IN_IMAGE = "[[image number, x1, y1, x2, y2]"
 COORDINATE_TEXT: dict[CoordinateStyle, str] = {
     "normalized": "fractions of the image's width and height from its top left corner",
     "absolute": "pixels of the image",
     "per_mille": "from 0 to 1000 over the image's width and height",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRule:
+    """How the evidence head of a checkpoint is used (plan one_pass).
+
+    Attributes:
+        after: number of layers that see all tokens; the head reads their output.
+        keep: share of the visual tokens to keep, in (0, 1], unless a question has a budget.
+        threshold: probability of evidence, in (0, 1), above which tokens are kept instead; None to keep the share.
+        kind: what the head is: "pointer" (ours), or "glimpse", a rival.
+        file: name of the file with the head's weights.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    after: int
+    keep: float = 0.25
+    threshold: float | None = None
+    kind: HeadKind = "pointer"
+    file: str = HEAD_FILE
+
+    def __post_init__(self) -> None:
+        if self.after < 0 or not 0 < self.keep <= 1 or (self.threshold is not None and not 0 < self.threshold < 1):
+            raise ValueError(f"after must be >= 0, keep in (0, 1] and threshold in (0, 1), got {self}")
+        if self.kind not in HEADS:
+            raise ValueError(f"kind must be one of {', '.join(HEADS)}, got {self.kind!r}")
+        if Path(self.file).name != self.file:
+            raise ValueError(f"file must be a name in the checkpoint's folder, got {self.file!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +86,7 @@ class VitosSpec:
         plan: name of the plan by which questions are answered, and which decides in training how reasoning sees the
             image. Under gather nothing is fused: the kept tokens' keys and values have seen the others.
         geometry: the vision geometry of the training; None before the first save.
+        evidence_head: how the checkpoint's evidence head is used; None if it has none.
 
     Raises:
         ValueError: naming the field with a value that is not allowed.
@@ -68,6 +101,7 @@ class VitosSpec:
     positions: Literal["keep", "renumber"] = "keep"
     plan: str = "two_pass"
     geometry: VisionGeometry | None = None
+    evidence_head: HeadRule | None = None
 
     def __post_init__(self) -> None:
         for name in ("localize_prompt", "reason_prompt"):
@@ -83,17 +117,21 @@ class VitosSpec:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
-        """The user message of the localization branch."""
+        """The user message of the localization branch. Several images are numbered, and boxes begin with a number."""
         text = self.localize_prompt.replace("{coordinates}", COORDINATE_TEXT[self.coordinates])
-        return text.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
+        if question.count(IMAGE_PLACEHOLDER) > 1:
+            text = text.replace(BOX_FORM, BOX_FORM_IN_IMAGE)
+        return text.replace("{answer}", FORMS[kind].request).replace("{question}", numbered(question))
 
     def reason_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the reasoning branch."""
-        return self.reason_prompt.replace("{answer}", ANSWER_TEXT[kind]).replace("{question}", question)
+        return self.reason_prompt.replace("{answer}", FORMS[kind].request).replace("{question}", numbered(question))
 
     def save(self, folder: Path, backbone: Backbone) -> None:
         """Write `vitos.json` with the backbone's geometry."""
         data = dataclasses.asdict(dataclasses.replace(self, geometry=backbone.geometry))
+        if self.evidence_head is None:
+            del data["evidence_head"]
         write_json_atomic(folder / FILE_NAME, {"format": FORMAT, **data})
 
     @classmethod
@@ -110,9 +148,11 @@ class VitosSpec:
             data: Any = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError(f"format is not {FORMAT}; it was written by another program or version of vitos")
+            head = data.pop("evidence_head", None)
             return cls(
                 **data
                 | {
+                    "evidence_head": HeadRule(**head) if head else None,
                     "keep": KeepRule(**data["keep"]),
                     "fusion": Fusion(**data["fusion"]),
                     "geometry": VisionGeometry(**data["geometry"]) if data["geometry"] else None,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
 from vitos.backbones.companions import write_companions
+from vitos.backbones.evidence_head import load_head
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
 from vitos.core.record import IMAGE_PLACEHOLDER
@@ -25,6 +26,7 @@ from vitos.policy import run
 from vitos.policy.branches import Branches
 from vitos.policy.locate import resolve_model_path
 from vitos.policy.plans import Limits, Plan, get_plan
+from vitos.policy.prefixes import with_prefixes
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Finding, Query, Rollout, Scan
 
@@ -80,6 +82,13 @@ class SparseVLM:
         backbone = load_backbone(where, device=device, **options)
         if saved is not None:
             saved.check_geometry(backbone, str(where))
+        if saved is not None and saved.evidence_head is not None:
+            hidden = int(backbone.model.config.get_text_config().hidden_size)
+            rule = saved.evidence_head
+            head = load_head(Path(where) / rule.file, rule.kind, hidden)
+            backbone.evidence_head = head.to(backbone.device)
+            if spec is not None and spec.evidence_head is None:
+                spec = dataclasses.replace(spec, evidence_head=saved.evidence_head)
         return cls(backbone, spec or saved)
 
     def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -96,10 +105,15 @@ class SparseVLM:
         self.save_beside(folder)
 
     def save_beside(self, folder: Path) -> None:
-        """Write what belongs to a checkpoint besides model and tokenizer: all files of the base checkpoint, the image
-        processor and `vitos.json`; and let everybody read the weights whom the umask lets."""
+        """Write what belongs to a checkpoint besides model and tokenizer, and let everybody read the weights whom the
+        umask lets.
+
+        These are all files of the base checkpoint, the image processor, any evidence head, and `vitos.json`.
+        """
         self.backbone.image_processor.save_pretrained(folder)
         write_companions(self.backbone.companions, self.backbone.image_processor, folder)
+        if self.backbone.evidence_head is not None:
+            self.backbone.evidence_head.save(folder)
         self.spec.save(folder, self.backbone)
         set_default_modes(folder)
 
@@ -134,6 +148,7 @@ class SparseVLM:
         self,
         *images: Image.Image | str | Path,
         plan: str | None = None,
+        lead: str = "",
         watch: Stopwatch | None = None,
     ) -> Scan:
         """Encode the part that questions about the image(s) share.
@@ -144,6 +159,7 @@ class SparseVLM:
             images: pictures, or files as records name them.
             plan: name of the plan that `ask` will follow; None for the spec's. Plans other than coarse can use each
                 other's scans.
+            lead: text with one `<image>` per image in front of questions (see `Scan`).
             watch: a stopwatch for the spans "vision" and "prefix".
 
         Raises:
@@ -160,13 +176,14 @@ class SparseVLM:
             loaded = [load_image_facts(Path(str(image))) for image in images]
             pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
         with watch.span("vision"):
-            scan = method.scan(self.branches, pictures)
+            scan = dataclasses.replace(method.scan(self.branches, pictures), lead=lead)
         watch.count("vision", sum(v.grid.num_tokens for v in scan.visuals))
         if facts:
             scan = scan.of_files(facts)
         if images and not self.backbone.cache_refusal:
-            (query,) = self.with_prefixes([Query(scan, IMAGE_PLACEHOLDER * len(images))], watch)
-            scan = query.scan
+            query = Query.about(scan, lead or IMAGE_PLACEHOLDER * len(images))
+            layers = method.shared_layers(self.spec)
+            scan = with_prefixes(self.branches, self.engine, [query], watch, layers)[0].scan
         return scan
 
     def ask(
@@ -282,8 +299,8 @@ class SparseVLM:
         return [[branches.read_reasoning(q, c) for c in row] for q, row in zip(queries, sampled, strict=True)]
 
     def with_prefixes(self, queries: Sequence[Query], watch: Stopwatch | None = None) -> list[Query]:
-        """The same questions, with system text and image run once per scan (`vitos.policy.run.with_prefixes`)."""
-        return run.with_prefixes(self.branches, self.engine, queries, watch or Stopwatch())
+        """The same questions, with system text and image run once per scan (`vitos.policy.prefixes`)."""
+        return with_prefixes(self.branches, self.engine, queries, watch or Stopwatch())
 
     def _sample(
         self,

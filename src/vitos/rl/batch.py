@@ -34,7 +34,8 @@ class BranchBatch:
         completions: completions of each prompt.
         positive, negative: A⁺ and A⁻ of each prompt's completions (see `policy_loss`), 0 where nothing is learnt.
         repeats: number of times that each completion counts in the loss: K for localizations, 1 for reasonings.
-        mean_tokens: number of tokens that the token mean of the policy gradient runs over, repeats counted.
+        mean_tokens, mean_completions: number of tokens and of completions that the mean of the policy gradient runs
+            over, repeats counted.
         skipped: number of groups that the policy gradient leaves out because all their outcomes are equal.
     """
 
@@ -44,6 +45,7 @@ class BranchBatch:
     negative: list[FloatArray]
     repeats: int
     mean_tokens: int
+    mean_completions: int
     skipped: int
 
     @property
@@ -55,6 +57,11 @@ class BranchBatch:
     def tokens(self) -> int:
         """Number of tokens of all completions, repeats counted: what the mean of a KL term runs over."""
         return self.repeats * sum(len(c.token_ids) for siblings in self.completions for c in siblings)
+
+    @property
+    def all_completions(self) -> int:
+        """Number of all completions, repeats counted."""
+        return self.repeats * sum(map(len, self.completions))
 
     def part(self, index: Sequence[int]) -> BranchBatch:
         """The prompts of `index` only."""
@@ -182,5 +189,6 @@ def _assemble(
         negative=[negative[i] * counted[i] for i in index],
         repeats=repeats,
         mean_tokens=repeats * int(lengths[in_mean].sum()),
+        mean_completions=repeats * int(in_mean.sum()),
         skipped=skipped,
     )

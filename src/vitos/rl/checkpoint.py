@@ -20,8 +20,9 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import is_adapted, save_adapted
+from vitos.rl.adapters import is_adapted, load_sharded_adapters, merged_weights, save_adapted
 from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
+from vitos.rl.evidence_head import head_set_aside, read_head
 
 MARKER = "COMPLETE"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -161,13 +162,16 @@ class CheckpointedTrainer(Trainer):
         All processes call it together.
         """
         network = cast(torch.nn.Module, self.model)
-        weights = whole_weights_of(network) if is_sharded(network) else None
-        with self._staged(folder) as staging:
-            if self.is_world_process_zero():
-                if is_adapted(network):
-                    save_adapted(self.policy, network, staging)
-                else:
-                    self.policy.save_pretrained(staging, weights)
+        adapted, weights = is_adapted(network), None
+        with head_set_aside(self.policy.backbone):
+            if is_sharded(network) or (adapted and self.is_world_process_zero()):
+                weights = merged_weights(network) if adapted else whole_weights_of(network)
+            with self._staged(folder) as staging:
+                if self.is_world_process_zero():
+                    if adapted and weights is not None:
+                        save_adapted(self.policy, weights, staging)
+                    else:
+                        self.policy.save_pretrained(staging, weights)
 
     @contextmanager
     def _staged(self, target: Path) -> Iterator[Path]:
@@ -185,6 +189,10 @@ class CheckpointedTrainer(Trainer):
         Trainer's method is good for adapters. For whole models it takes the names in the file as those of the module.
         In many vision-language models they differ, and it would skip all weights with no more than a warning.
         """
+        read_head(self.policy.backbone, Path(resume_from_checkpoint))
+        if is_adapted(self.model) and is_sharded(cast(torch.nn.Module, self.model)):
+            load_sharded_adapters(self.model, Path(resume_from_checkpoint))
+            return
         if is_adapted(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
@@ -193,7 +201,8 @@ class CheckpointedTrainer(Trainer):
         if is_sharded(network):
             set_model_state_dict(network, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
         else:
-            network.load_state_dict(saved.state_dict())
+            with head_set_aside(self.policy.backbone):
+                network.load_state_dict(saved.state_dict())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Trainer's method; with FSDP, the gathered state in the same files, for any number of processes to resume."""
@@ -253,7 +262,8 @@ class CheckpointedTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        with head_set_aside(self.policy.backbone):
+            super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         folder = Path(output_dir) if output_dir else self.run_folder

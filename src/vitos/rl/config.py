@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from vitos.config.options import DualStreamOptions
+from vitos.rl.combinations import refusals
 
 
 @dataclass
@@ -51,11 +52,8 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
                 f"one process sees {self.n_gpu} GPUs; start one process per GPU with `accelerate launch` (see "
                 "recipes/accelerate), or make one visible (CUDA_VISIBLE_DEVICES=0)"
             )
-        if self.questions_per_step % self.world_size:
-            raise ValueError(
-                f"questions_per_step ({self.questions_per_step}) must be a multiple of the {self.world_size} "
-                "processes: each takes whole questions"
-            )
+        for _, why in refusals(self, processes=self.world_size):
+            raise ValueError(why)
         self.per_device_train_batch_size = self.questions_per_step // self.world_size
 
     @classmethod

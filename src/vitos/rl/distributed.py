@@ -62,6 +62,13 @@ def set_up_sharding(accelerator: Accelerator, backbone: Backbone) -> None:
     plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Shard all weights of an FSDP2 model again; a forward pass without a backward pass leaves the outermost whole."""
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
+
+
 @contextmanager
 def whole_weights(model: torch.nn.Module, reshard_after_forward: bool) -> Iterator[None]:
     """Let each process hold all weights of an FSDP2 model, and sample at its own pace, while the block runs.
@@ -101,13 +108,13 @@ def sums(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
     return [float(value) for value in tensor]
 
 
-def maximum(accelerator: Accelerator, value: int) -> int:
+def maximum(accelerator: Accelerator, value: float) -> float:
     """The largest of all processes' values."""
     if accelerator.num_processes == 1:
         return value
-    tensor = torch.tensor(value, device=accelerator.device)
+    tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)
+    return float(tensor)
 
 
 def gathered(accelerator: Accelerator, items: list[T]) -> list[T]:

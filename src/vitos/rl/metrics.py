@@ -26,8 +26,8 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
     metrics = {
         "reward/localization": float(np.mean([g.rewards.localization.mean() for g in groups])),
         "reward/reasoning": float(np.mean([g.rewards.reasoning.mean() for g in groups])),
-        "accuracy/localization": float(stack(groups, "accuracy").mean()),
-        "accuracy/sparse": float(stack(groups, "sparse_accuracy").mean()),
+        "accuracy/localization": _mean(stack(groups, "accuracy")),
+        "accuracy/sparse": _mean(stack(groups, "sparse_accuracy")),
         "kept_ratio": float(np.mean([k.ratio for k in kept])),
         "fallback_rate": float(np.mean([k.fallback for k in kept])),
         "parse_rate": float(np.mean([r.response.evidence_parsed for r in localizations])),
@@ -47,7 +47,33 @@ def rollout_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
             if not np.isnan(values).all():
                 metrics[f"reward/{term}"] = float(np.nanmean(values))
     metrics["iou"] = metrics.get("reward/iou", float("nan"))
-    return metrics
+    return metrics | _judge_metrics(groups)
+
+
+def _judge_metrics(groups: Sequence[QuestionGroup]) -> dict[str, float]:
+    """Figures of the questions that a judge grades; none if there are none.
+
+    `judge/one_grade_rate` is the share of the graded groups in which all answers of both branches have one grade: such
+    a group teaches nothing.
+    """
+    graded = [group.rewards for group in groups if group.rewards.graded is not None]
+    if not graded:
+        return {}
+    asked, missing = sum(r.graded or 0 for r in graded), sum(r.ungraded for r in graded)
+    whole = [r.terms for r in graded if r.ungraded == 0]
+    spread = [np.ptp(np.concatenate([t["accuracy"], t["sparse_accuracy"].ravel()])) for t in whole]
+    return {
+        "judge/answers": float(asked),
+        "judge/unavailable_rate": missing / max(1, asked),
+        "judge/abstained_groups": float(len(graded) - len(whole)),
+        "judge/one_grade_rate": float(np.mean([value < 1e-9 for value in spread])) if spread else float("nan"),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of what did not abstain; NaN if all did."""
+    known = values[~np.isnan(values)]
+    return float((values if known.size == values.size else known).mean()) if known.size else float("nan")
 
 
 def stack(groups: Sequence[QuestionGroup], term: str) -> NDArray[np.float64]:

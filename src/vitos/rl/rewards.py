@@ -8,7 +8,8 @@ For localization rollout `O_i` and its sparse rollouts `O'_ij`, i = 1..G, j = 1.
 The λ terms are the cross-feedback: each branch is rewarded for its partner's accuracy. The terms and their places are
 those of the paper; the weights are ours and come from the recipe.
 
-To add a reward, write one function in a file and name it in the recipe as `file.py:function`:
+Where a recipe names a judge, its grades are the accuracies of answers in words (`graded.py`). To add a reward, write
+one function in a file and name it in the recipe as `file.py:function` (`extra.py`):
 
     def short(response: Response, record: Record) -> float | None:   # None abstains
         return -len(response.text) / 1000
@@ -17,26 +18,23 @@ To add a reward, write one function in a file and name it in the recipe as `file
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from numbers import Real
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitos.config.recipe import RewardsSection
+from vitos.core.answers import score_answer_text
 from vitos.core.geometry import matched_iou
 from vitos.core.record import Record
 from vitos.core.response import Response
-
-FloatArray = NDArray[np.float64]
-RewardFunction = Callable[[Response, Record], float | None]
-Branch = Literal["localization", "reasoning", "both"]
-
-
-class RewardError(ValueError):
-    """A user's reward could not be loaded, failed, or returned something that is not a finite number or None."""
+from vitos.engines.judge.judge import Judge
+from vitos.rl.extra import AnsweredQuestion, FloatArray, extra_terms
+from vitos.rl.extra import Branch as Branch
+from vitos.rl.extra import ExtraReward as ExtraReward
+from vitos.rl.extra import RewardError as RewardError
+from vitos.rl.extra import RewardFunction as RewardFunction
+from vitos.rl.graded import Grades, grade_questions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,35 +67,6 @@ class RewardWeights:
                 raise ValueError(f"reward weight {field.name!r} must be finite and >= 0, got {value}")
 
 
-@dataclass(frozen=True, slots=True)
-class ExtraReward:
-    """A user's reward: `weight` × `function(response, record)`, added to the rewards of `branch`.
-
-    >>> def length(response, record):
-    ...     return len(response.text) / 1000
-    >>> penalty = ExtraReward("length", length, weight=-0.1, branch="reasoning")
-
-    Attributes:
-        name: name of the reward in the log.
-        function: the reward of a response to a record; None abstains, and the term is left out of that sum.
-        weight: weight of the reward; negative for a penalty.
-        branch: the branch that gets the reward, "localization", "reasoning" or "both".
-
-    Raises:
-        ValueError: if the weight is not finite.
-    """
-
-    name: str
-    function: RewardFunction
-    _: KW_ONLY
-    weight: float
-    branch: Branch
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"weight of reward {self.name!r} must be finite, got {self.weight}")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupRewards:
     """Rewards of the G×K pairs of one question.
@@ -108,16 +77,20 @@ class GroupRewards:
         terms: the terms before weighting, for the log; NaN where a reward abstained. `format`, `iou` and `accuracy`
             have shape (G,), `sparse_format` and `sparse_accuracy` (G, K). An extra reward has its name and shape (G,)
             for localization, and its name prefixed with `sparse_` and shape (G, K) for reasoning.
+        graded: number of answers that a judge's grade was wanted for; None if a judge has no say in the question.
+        ungraded: number of those without a grade; if there is one, all accuracies of the group are NaN.
     """
 
     localization: FloatArray
     reasoning: FloatArray
     terms: Mapping[str, FloatArray]
+    graded: int | None = None
+    ungraded: int = 0
 
 
 def accuracy(response: Response, record: Record) -> float:
-    """1 if the answer is the record's letter, else 0; 0 without an answer."""
-    return float(response.answer == record.answer)
+    """What the answer is worth, 0..1 (`vitos.core.answers`): 1 or 0 for letters, words and numbers; 0 without one."""
+    return score_answer_text(response.answer, record)
 
 
 def format_reward(response: Response) -> float:
@@ -142,92 +115,79 @@ def group_rewards(
     reasonings: Sequence[Sequence[Response]],
     weights: RewardWeights,
     extra: Sequence[ExtraReward] = (),
+    judge: Judge | None = None,
 ) -> GroupRewards:
-    """Rewards of both branches for all rollouts of one question.
+    """Rewards of both branches for all rollouts of one question; arguments and errors as in `reward_questions`."""
+    return reward_questions([AnsweredQuestion(record, localizations, reasonings)], weights, extra, judge)[0]
+
+
+def reward_questions(
+    questions: Sequence[AnsweredQuestion],
+    weights: RewardWeights,
+    extra: Sequence[ExtraReward] = (),
+    judge: Judge | None = None,
+) -> list[GroupRewards]:
+    """Rewards of both branches for all rollouts of some questions; what has to be waited for is asked for together.
 
     Args:
-        record: the question.
-        localizations: responses O_i, length G.
-        reasonings: responses O'_ij, G rows of length K; row i is conditioned on the boxes of O_i.
+        questions: the questions with their rollouts; row i of the reasonings is conditioned on the boxes of O_i.
         weights: weights of the built-in terms.
         extra: a user's rewards, added to the sums of their branch.
+        judge: grades the answers of its kinds in place of the rule.
 
     Raises:
-        ValueError: if the rollouts are not G and G×K with G, K >= 1, or two rewards have one name.
+        ValueError: if two rewards have one name.
         RewardError: if an extra reward fails; it names the reward and the record.
+        JudgeError: if the judge cannot be used at all.
     """
-    columns = {len(row) for row in reasonings}
-    if not localizations or len(localizations) != len(reasonings) or len(columns) != 1 or 0 in columns:
-        raise ValueError(
-            f"record {record.id!r}: expected G localization rollouts and G rows of K >= 1 reasoning rollouts, got "
-            f"{len(localizations)} and rows of {[len(row) for row in reasonings]}"
-        )
+    own = extra_terms(questions, extra)
+    graded = grade_questions(questions, judge) if judge is not None else [None] * len(questions)
+    return [
+        _sums(question, weights, extra, terms, grades)
+        for question, terms, grades in zip(questions, own, graded, strict=True)
+    ]
 
-    def per_localization(reward: Callable[[Response], float | None]) -> FloatArray:
-        return _array([reward(o) for o in localizations])
 
-    def per_reasoning(reward: Callable[[Response], float | None]) -> FloatArray:
-        return _array([[reward(o) for o in row] for row in reasonings])
-
+def _sums(
+    question: AnsweredQuestion,
+    weights: RewardWeights,
+    extra: Sequence[ExtraReward],
+    own: Mapping[str, FloatArray],
+    grades: Grades | None,
+) -> GroupRewards:
+    record = question.record
     terms = {
-        "format": per_localization(format_reward),
-        "iou": per_localization(lambda o: iou_reward(o, record)),
-        "accuracy": per_localization(lambda o: accuracy(o, record)),
-        "sparse_format": per_reasoning(format_reward),
-        "sparse_accuracy": per_reasoning(lambda o: accuracy(o, record)),
+        "format": _array([format_reward(o) for o in question.localizations]),
+        "iou": _array([iou_reward(o, record) for o in question.localizations]),
+        "accuracy": _array([accuracy(o, record) for o in question.localizations]),
+        "sparse_format": _array([[format_reward(o) for o in row] for row in question.reasonings]),
+        "sparse_accuracy": _array([[accuracy(o, record) for o in row] for row in question.reasonings]),
     }
+    if grades is not None:
+        terms |= {"accuracy": grades.localization, "sparse_accuracy": grades.reasoning}
+    if taken := [name for name in own if name in terms]:
+        raise ValueError(f"two rewards are called {taken[0]!r}; give the extra reward another name")
+    known = {name: np.nan_to_num(values) for name, values in (terms | dict(own)).items()}  # NaN: abstained
     # (G, 1) against (G, K): O_i is rewarded K times, once with each partner.
-    dense = {name: terms[name][:, None] for name in ("format", "iou", "accuracy")}
+    dense = {name: known[name][:, None] for name in ("format", "iou", "accuracy")}
     localization = (  # (G, K)
         weights.format * dense["format"]
-        + weights.iou * np.nan_to_num(dense["iou"])  # NaN: abstained
+        + weights.iou * dense["iou"]
         + weights.accuracy * dense["accuracy"]
-        + weights.feedback * terms["sparse_accuracy"]
+        + weights.feedback * known["sparse_accuracy"]
     )
     reasoning = (  # (G, K)
-        weights.format * terms["sparse_format"]
-        + weights.accuracy * terms["sparse_accuracy"]
+        weights.format * known["sparse_format"]
+        + weights.accuracy * known["sparse_accuracy"]
         + weights.feedback * dense["accuracy"]
     )
-
-    def log(name: str, values: FloatArray) -> FloatArray:
-        if name in terms:
-            raise ValueError(f"two rewards are called {name!r}; give the extra reward another name")
-        terms[name] = values
-        return np.nan_to_num(values)
-
     for reward in extra:
-        call = _checked(reward, record)
         if reward.branch in ("localization", "both"):
-            localization = localization + reward.weight * log(reward.name, per_localization(call))[:, None]
+            localization = localization + reward.weight * known[reward.name][:, None]
         if reward.branch in ("reasoning", "both"):
-            reasoning = reasoning + reward.weight * log(f"sparse_{reward.name}", per_reasoning(call))
-    return GroupRewards(localization, reasoning, terms)
-
-
-def _checked(reward: ExtraReward, record: Record) -> Callable[[Response], float | None]:
-    """`reward.function` for one record; errors name the reward and the record."""
-
-    def call(response: Response) -> float | None:
-        where = f"reward {reward.name!r}, record {record.id!r}"
-        try:
-            value = reward.function(response, record)
-        except Exception as exc:
-            raise RewardError(f"{where}: {type(exc).__name__}: {exc}") from exc
-        return None if value is None else _finite(value, where)
-
-    return call
-
-
-def _finite(value: object, where: str) -> float:
-    try:
-        number = float(value) if isinstance(value, Real) else math.nan
-    except OverflowError:  # an integer beyond the range of float
-        number = math.inf
-    if not math.isfinite(number):
-        shown = number if isinstance(value, Real) else type(value).__name__
-        raise RewardError(f"{where}: expected a finite number or None, got {shown}")
-    return number
+            reasoning = reasoning + reward.weight * known[f"sparse_{reward.name}"]
+    asked, missing = (None, 0) if grades is None else (grades.asked, grades.missing)
+    return GroupRewards(localization, reasoning, terms | dict(own), asked, missing)
 
 
 def _array(values: Sequence[float | None] | Sequence[Sequence[float | None]]) -> FloatArray:

@@ -12,10 +12,12 @@ from vitos.core.record import Record
 from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling, derive_seed
+from vitos.engines.judge.judge import Judge
 from vitos.policy.plans.dense import Dense
 from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.rewards import ExtraReward, GroupRewards, RewardWeights, group_rewards
+from vitos.rl.extra import AnsweredQuestion, ExtraReward
+from vitos.rl.rewards import GroupRewards, RewardWeights, reward_questions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,21 @@ class RolloutBatch:
     localize_prompts: list[Prompt]
     reason_prompts: list[Prompt]
 
+    def parts(self, count: int) -> list[RolloutBatch]:
+        """The batch in `count` parts of whole questions: part m has the questions m, m + count, m + 2·count, …"""
+        if count == 1:
+            return [self]
+        size = len(self.reason_prompts) // max(1, len(self.groups))
+        prompts = [self.reason_prompts[p * size : (p + 1) * size] for p in range(len(self.groups))]
+        return [
+            RolloutBatch(
+                self.groups[m::count],
+                self.localize_prompts[m::count],
+                [prompt for row in prompts[m::count] for prompt in row],
+            )
+            for m in range(count)
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutOptions:
@@ -93,6 +110,7 @@ def roll_out(
     extra_rewards: Sequence[ExtraReward] = (),
     localizer: SparseVLM | None = None,
     watch: Stopwatch | None = None,
+    judge: Judge | None = None,
 ) -> RolloutBatch:
     """Sample both branches and reward them.
 
@@ -105,25 +123,29 @@ def roll_out(
         weights: weights of the built-in rewards.
         extra_rewards: a user's rewards.
         localizer: another policy that writes the boxes (the frozen stage-1 weights); None for `policy`.
-        watch: a stopwatch for the spans of both branches.
+        watch: a stopwatch for the spans of both branches, and "reward".
+        judge: grades answers in words in place of the rule; None: the rule scores all.
     """
     watch = watch or Stopwatch()
-    queries = [Query(scan, record.question) for record, scan in zip(records, scans, strict=True)]
+    queries = [Query(scan, record.question, record.kind) for record, scan in zip(records, scans, strict=True)]
 
     def seeds(record: Record, branch: str, *index: int) -> int:
         return derive_seed(options.seed, step, record.id, branch, *index)
 
     first = [[seeds(r, "localization", i) for i in range(options.num_localizations)] for r in records]  # (P, G)
     branches, plan = policy.branches, Dense("dense") if options.dense else policy.plan
-    localize_prompts = [branches.localize_prompt(query) for query in queries]
-    # Both branches go on behind one dense pass over the image. A frozen localizer does not: it did not make the keys.
-    shared = policy.with_prefixes(queries, watch) if policy.plan.shares_prefix else queries
-    localizations = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
+    localize_prompts = [policy.plan.evidence_prompt(branches, query) for query in queries]
+    # Both branches go on behind what they share. A frozen localizer does not: it did not make the keys.
+    shared = policy.plan.prepare(branches, policy.engine, queries, watch)
+    written = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
+    localizations = [
+        [policy.plan.read_evidence(branches, query, rollout) for rollout in row]
+        for query, row in zip(shared, written, strict=True)
+    ]
 
     with watch.span(plan.timed_as):
         rows = [  # (P, G)
-            plan.reason(branches, query, [rollout.response.boxes for rollout in row], watch)
-            for query, row in zip(shared, localizations, strict=True)
+            plan.reason_after(branches, query, row, watch) for query, row in zip(shared, localizations, strict=True)
         ]
     reason_prompts = [one.prompt for row in rows for one in row]  # (P·G,)
     flat_queries = [query for query in shared for _ in range(options.num_localizations)]
@@ -134,37 +156,22 @@ def roll_out(
     ]
     flat = policy.reason(flat_queries, reason_prompts, options.reason, second, watch)  # (P·G, K)
     size = options.num_localizations
+    reasonings = [flat[p * size : (p + 1) * size] for p in range(len(records))]  # (P, G, K)
+    with watch.span("reward"):
+        answered = [
+            AnsweredQuestion(record, [r.response for r in found], [[r.response for r in row] for row in second_row])
+            for record, found, second_row in zip(records, localizations, reasonings, strict=True)
+        ]
+        rewards = reward_questions(answered, weights, extra_rewards, judge)
     groups = [
-        _reward_group(
-            record, query, found, [one.kept for one in row], flat[p * size : (p + 1) * size], weights, extra_rewards
+        QuestionGroup(
+            record=records[p],
+            query=queries[p],
+            localizations=localizations[p],
+            kept=[one.kept for one in rows[p]],
+            reasonings=reasonings[p],
+            rewards=rewards[p],
         )
-        for p, (record, query, found, row) in enumerate(zip(records, queries, localizations, rows, strict=True))
+        for p in range(len(records))
     ]
     return RolloutBatch(groups, localize_prompts, reason_prompts)
-
-
-def _reward_group(
-    record: Record,
-    query: Query,
-    localizations: list[Rollout],
-    kept: list[Kept],
-    reasonings: list[list[Rollout]],
-    weights: RewardWeights,
-    extra_rewards: Sequence[ExtraReward],
-) -> QuestionGroup:
-    """One question's rollouts with their rewards."""
-    rewards = group_rewards(
-        record,
-        [rollout.response for rollout in localizations],
-        [[rollout.response for rollout in row] for row in reasonings],
-        weights,
-        extra_rewards,
-    )
-    return QuestionGroup(
-        record=record,
-        query=query,
-        localizations=localizations,
-        kept=kept,
-        reasonings=reasonings,
-        rewards=rewards,
-    )

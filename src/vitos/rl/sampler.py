@@ -7,22 +7,22 @@ import torch
 from vitos.backbones.base import Backbone
 from vitos.engines.vllm.engine import VllmEngine
 from vitos.engines.vllm.sampler import VllmSampler
-from vitos.rl.adapters import is_adapted
 from vitos.rl.config import DualStreamConfig
 
 
-def vllm_engine(backbone: Backbone, network: torch.nn.Module, args: DualStreamConfig) -> VllmEngine:
+def vllm_engine(backbone: Backbone, args: DualStreamConfig) -> VllmEngine:
     """vLLM in this process, in the number format of the training.
 
     Raises:
-        ValueError: for adapters, and for several processes: their weights would have to be merged or gathered first.
+        ValueError: for engines that share weights among a number of processes that does not fit.
     """
-    if is_adapted(network):
-        raise ValueError("train.sampler: vllm takes no adapters yet; leave out model.lora, or sample with torch")
-    if args.world_size > 1:
+    siblings = int(args.sampler_options.get("tensor_parallel_size", 1))
+    if args.world_size % siblings:
         raise ValueError(
-            f"train.sampler: vllm runs in one training process, but there are {args.world_size}; sample with torch"
+            f"train.sampler_options: tensor_parallel_size {siblings} does not divide the {args.world_size} processes "
+            "of the run, which share the engines; choose a divisor"
         )
     dtype = torch.bfloat16 if args.bf16 else backbone.model.dtype
-    sampler = VllmSampler(backbone, str(dtype).removeprefix("torch."), **args.sampler_options)
+    name = str(dtype).removeprefix("torch.")
+    sampler = VllmSampler(backbone, name, sleep_level=args.sampler_sleep, **args.sampler_options)
     return VllmEngine(backbone, sampler, tolerance=1e-3 if dtype == torch.float32 else 0.1)

@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 
+from vitos.backbones.quantized import is_quantized
 from vitos.core.record import Record
+from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import add_adapters, is_adapted
+from vitos.rl.adapters import add_adapters, is_adapted, load_adapters
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
+from vitos.rl.combinations import refusals
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
+from vitos.rl.evidence_head import join_head, leave_head
 from vitos.rl.freezing import freeze_others
-from vitos.rl.guards import CollapseWarning, UpdateGuard
+from vitos.rl.guards import CollapseWarning, UpdateGuard, warn_of_small_dtype
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup
 from vitos.rl.sampler import vllm_engine
@@ -72,10 +76,12 @@ class DualStreamTrainer(CheckpointedTrainer):
         reward_weights: weights of the built-in terms.
         reward_funcs: further rewards.
         lora: adapters to train on the language model instead of its weights; merged into the final checkpoint.
+        adapters: a folder with adapters of that kind to go on with; None for fresh ones.
         callbacks: further callbacks of `transformers.Trainer`.
         cache: visual tokens of the questions' images; None to compute them.
         draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
             texts alone.
+        judge: grades answers in words in place of the rule (`rl/graded.py`); None: the rule scores all.
 
     Raises:
         ValueError: if the plan cannot be trained under, or the options, the data and the model contradict each other.
@@ -92,9 +98,11 @@ class DualStreamTrainer(CheckpointedTrainer):
         reward_weights: RewardWeights = RewardWeights(),
         reward_funcs: Sequence[ExtraReward] = (),
         lora: LoraConfig | None = None,
+        adapters: Path | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
         draw: Callable[[QuestionGroup], Image.Image] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if problem := too_few_questions(len(train_dataset), args.questions_per_step):
             raise ValueError(problem)
@@ -102,10 +110,17 @@ class DualStreamTrainer(CheckpointedTrainer):
             raise ValueError(refusal)
         self.policy = model
         self.stages = make_stages(args)
-        if args.unfrozen_parameters is not None and lora is not None:
-            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        for _, why in refusals(args, adapters=lora is not None, quantized=is_quantized(model.backbone.model)):
+            raise ValueError(why)
+        if lora is None:
+            join_head(model, sharded=bool(args.fsdp))
         freeze_others(model.backbone, args.unfrozen_parameters)
+        set_seed(args.seed)  # of the adapters' first weights; Trainer sets it again
         network = model.backbone.model if lora is None else add_adapters(model, lora)
+        if lora is not None:  # not before: the head gets no adapters, and they freeze what is there
+            join_head(model, sharded=bool(args.fsdp))
+        if adapters is not None:
+            load_adapters(network, adapters)
         super().__init__(
             model=network,
             args=args,
@@ -119,12 +134,10 @@ class DualStreamTrainer(CheckpointedTrainer):
         if not args.disable_tqdm:
             self.add_callback(FiguresCallback())
         if self.is_fsdp_enabled:
-            if is_adapted(network):
-                raise ValueError("adapters cannot be trained with FSDP yet; use DDP, or leave out model.lora")
             set_up_sharding(self.accelerator, model.backbone)
-        self._warn_of_small_dtype(network)
+        warn_of_small_dtype(network, self.accelerator, args.learning_rate)
         if args.sampler == "vllm":
-            model.engine = vllm_engine(model.backbone, network, args)
+            model.engine = vllm_engine(model.backbone, args)
         self.draw = draw
         self.update_guard = UpdateGuard(args.max_skipped_updates)
         self.update = DualStreamUpdate(
@@ -136,6 +149,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             reward_weights=reward_weights,
             reward_funcs=tuple(reward_funcs),
             initial=_frozen_copy(model, args.device) if args.kl_beta > 0 else None,
+            judge=judge,
         )
         self._pending: list[dict[str, float]] = []
 
@@ -143,17 +157,6 @@ class DualStreamTrainer(CheckpointedTrainer):
     def _sharding(self) -> Any:
         """Accelerate's FSDP plugin."""
         return self.accelerator.state.fsdp_plugin
-
-    def _warn_of_small_dtype(self, network: torch.nn.Module) -> None:
-        small = {p.dtype for p in network.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
-        upcast = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
-        if small and not upcast and self.args.learning_rate < 1e-4:
-            logger.warning(
-                "the trained weights are %s: most steps of learning_rate %g round to nothing on them. Load the model "
-                "in float32 (model.dtype: float32; train.bf16 computes in bfloat16 all the same), or train adapters",
-                ", ".join(str(dtype).removeprefix("torch.") for dtype in small),
-                self.args.learning_rate,
-            )
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
@@ -165,15 +168,31 @@ class DualStreamTrainer(CheckpointedTrainer):
         number, stage = stage_at(self.stages, step)
         if number > 0:
             self._enter_stage(number, first_step=step == stage.start)
-        done = self.update.run(model, inputs["records"], stage, step)
-        admitted = self.update_guard.admits(step + 1, done.loss, done.norm, [group.record.id for group in done.groups])
-        if not admitted:
-            model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
-        self._pending.append(done.metrics | {"stage": float(number + 1), "skipped_update": float(not admitted)})
+        skipped = 0.0
+
+        def descend(loss: float, norm: float, groups: Sequence[QuestionGroup]) -> None:
+            nonlocal skipped
+            skipped += not self._admit(model, loss, norm, groups)
+            if self.args.max_grad_norm > 0:
+                self._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+            self.optimizer.step()  # type: ignore[union-attr]
+            model.zero_grad()
+
+        done = self.update.run(model, inputs["records"], stage, step, descend)
+        admitted = self._admit(model, done.loss, done.norm, done.groups)
+        counts = {"stage": float(number + 1), "skipped_update": skipped + (not admitted)}
+        self._pending.append(done.metrics | counts)
         every = self.args.log_samples_steps
         if every and (step + 1) % every == 0 and self.is_world_process_zero():
             write_samples(self.run_folder, step + 1, done.groups[: self.args.log_samples], self.draw)
-        return torch.tensor(done.loss if admitted else 0.0, device=self.args.device)
+        return torch.tensor(done.metrics["loss/policy"] if admitted else 0.0, device=self.args.device)
+
+    def _admit(self, model: torch.nn.Module, loss: float, norm: float, groups: Sequence[QuestionGroup]) -> bool:
+        """Whether the gradients in the model may change the weights; if not, they are cleared."""
+        admitted = self.update_guard.admits(self.state.global_step + 1, loss, norm, [g.record.id for g in groups])
+        if not admitted:
+            model.zero_grad()  # no gradient at all: the optimizer touches neither weights nor moments
+        return admitted
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -185,7 +204,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             self._inner_optimizer.state.clear()
         if self.update.stage_one is None and (self.args.localization_kl > 0 or self.args.frozen_boxes):
             stage_one = SparseVLM.from_pretrained(folder, device=self.args.device, dtype=torch.float32)
-            stage_one.engine.max_batch_tokens = self.args.micro_batch_tokens
+            stage_one.engine.max_batch_tokens = self.args.sampling_batch_tokens or self.args.micro_batch_tokens
             self.update.stage_one = stage_one
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -253,6 +272,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         self._write_policy(run / FINAL)
         self._merge_in_place()
+        leave_head(self.policy.backbone)
         return result
 
     def _merge_in_place(self) -> None:
@@ -290,6 +310,8 @@ def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:
     if plan.needs_pictures and (args.schedule == "dense" or args.sampler == "vllm"):
         wrong = "schedule: dense" if args.schedule == "dense" else "sampler: vllm"
         return f"{wrong} does not go with plan {plan.name}, which encodes the image twice; set plan two_pass"
+    if plan.no_vllm and args.sampler == "vllm":
+        return f"sampler: vllm {plan.no_vllm}; use torch"
     return plan.refusal(model.backbone)
 
 
@@ -300,4 +322,7 @@ def _collate(records: Sequence[Record]) -> dict[str, Any]:
 def _frozen_copy(policy: SparseVLM, device: torch.device) -> SparseVLM:
     backbone = copy.copy(policy.backbone)
     backbone.model = copy.deepcopy(policy.backbone.model).to(device).eval().requires_grad_(False)
+    if policy.backbone.evidence_head is not None:
+        head = copy.deepcopy(policy.backbone.evidence_head)
+        backbone.evidence_head = head.to(device).requires_grad_(False)
     return SparseVLM(backbone, policy.spec)

@@ -8,7 +8,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from vitos.rl.rewards import RewardError, RewardFunction
+from vitos.rl.extra import RewardError, RewardFunction
 
 
 def load_reward(spec: str) -> RewardFunction:

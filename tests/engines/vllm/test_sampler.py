@@ -55,7 +55,7 @@ def converted(monkeypatch):
 @pytest.fixture
 def sampler():
     made = VllmSampler.__new__(VllmSampler)  # vLLM itself starts in __init__
-    made.stop_token_ids, made._numbered = [2], 0
+    made.stop_token_ids, made._numbered, made.siblings = [2], 0, 1
     made.llm = SimpleNamespace(llm_engine=FakeEngine())
     return made
 

@@ -1,11 +1,14 @@
 """Plans against what they promise, recomputed by hand; shared scans against scans of their own."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from tests.backbones.families import FAMILIES, FAMILIES_BY_NAME
 from tests.driven import told, up_to
 
+from vitos.backbones.evidence_head import EvidenceHead
 from vitos.core.geometry import Rect, TokenGrid, out_of_crop
 from vitos.core.prompt import pad_prompts
 from vitos.core.registry import PLANS as REGISTRY
@@ -14,7 +17,7 @@ from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
 from vitos.policy.plans import Limits, get_plan
 from vitos.policy.run import Piece
-from vitos.policy.spec import VitosSpec
+from vitos.policy.spec import HeadRule, VitosSpec
 from vitos.policy.types import Finding, Query, Scan
 from vitos.policy.vlm import SparseVLM
 
@@ -28,8 +31,11 @@ SMALL = "<evidence>[[0.5, 0.5, 0.7, 0.9]]</evidence>"
 
 @pytest.fixture(scope="module")
 def vlm():
-    """The shape of nano, random, in float64."""
-    return SparseVLM(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
+    """The shape of nano, random, in float64, with a random evidence head behind its second layer."""
+    backbone = copy.copy(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
+    torch.manual_seed(0)
+    backbone.evidence_head = EvidenceHead(backbone.model.config.get_text_config().hidden_size, 16)
+    return SparseVLM(backbone, VitosSpec(evidence_head=HeadRule(after=2)))
 
 
 def ask(vlm, image, plan, text=TEXT, tokens=6):
@@ -194,14 +200,14 @@ def test_plans_that_a_family_or_a_scan_cannot_follow_are_refused(vlm, picture):
         vlm.with_spec(localize_prompt="Locate. {question}", plan="gather")
     with pytest.raises(ValueError, match="renumber has no effect"):
         SparseVLM(vlm.backbone, VitosSpec(positions="renumber", plan="gather"))
-    with pytest.raises(ValueError, match="plan must be one of coarse, crop, dense, gather, two_pass"):
+    with pytest.raises(ValueError, match="plan must be one of coarse, crop, dense, gather, one_pass, two_pass"):
         VitosSpec(plan="fast")
 
 
 # --- many questions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["two_pass", "gather", "coarse", "dense"])
+@pytest.mark.parametrize("plan", ["two_pass", "gather", "coarse", "dense", "one_pass"])
 def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypatch):
     """Outputs of ten questions about one scan are those of ten scans; tokens are counted where the model is called."""
     image, questions = picture(128, 128), [f"Is it number {k}?\nA. yes\nB. no" for k in range(10)]
@@ -223,9 +229,9 @@ def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypat
         costs.append(processed())
         tokens = shared[-1].tokens
         # The last token of a completion is written, not run.
-        branches = 1 if plan == "dense" else 2
+        branches = 1 if plan in ("dense", "one_pass") else 2
         assert costs[-1] == sum(n for stage, n in tokens.items() if stage != "vision") - branches
-    kept = 20 if plan in ("two_pass", "coarse") else 0
+    kept = {"two_pass": 20, "coarse": 20, "one_pass": 16}.get(plan, 0)
     assert max(costs) < 2 * (len(vlm.backbone.tokenizer(vlm.spec.localize_text(questions[0])).input_ids) + 30) + kept
     for question, found in zip(questions, shared, strict=True):
         unshared = Scan(scan.visuals, pictures=scan.pictures, reduced=scan.reduced)

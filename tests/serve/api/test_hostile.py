@@ -177,6 +177,26 @@ def test_slow_openings_end_and_free_their_slots(vlm, serving, asker, image_part,
         assert httpx.get(f"{address}/health").json()["running"] == 0
 
 
+def test_pictures_do_not_wait_for_volumes(vlm, serving, asker, image_part, tmp_path, monkeypatch):
+    (tmp_path / "slow_volumes.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(app_module, "open_all", __import__("slow_volumes").open_all)
+    question = {"type": "text", "text": "What is it?\nA. cyst\nB. mass"}
+    volume = [image_part(nifti((8, 8, 4)), "application/x-nifti", select="axis=2&slice=3"), question]
+    with serving(vlm, token=TOKEN, open_seconds=8.0) as address:
+        ask, late = asker(address), []
+        send = lambda: late.append(ask([{"role": "user", "content": volume}]).status_code)  # noqa: E731
+        threads = [threading.Thread(target=send) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        assert ask([{"role": "user", "content": [image_part(png(64, 64)), question]}]).status_code == 200
+        assert late == []
+        for thread in threads:
+            thread.join(40)
+        assert late == [504, 504]
+
+
 HALF_EMOJI = "\ud83d"
 
 

@@ -1,8 +1,11 @@
 """The engine `vllm`: rollouts are sampled by vLLM and scored by the model that is trained.
 
-vLLM holds a copy of the weights. `refresh` writes the trained weights into it in place, counts them, empties its
-caches and compares one log-probability, so that no update is sampled with the weights of the update before. The
-remaining difference between the two engines (kernels, number formats) is corrected in the loss by the sampler's
+vLLM holds a copy of the weights. `refresh` wakes it, writes the trained weights into it in place, one tensor at a time
+(`engines/weights.py`: adapters added, shards gathered), counts them, empties its caches and compares one
+log-probability, so that no update is sampled with the weights of the update before. `release` gives its memory back
+until then. In several processes each has its own vLLM, and all call `refresh` together, since it gathers shards.
+
+The remaining difference between the two engines (kernels, number formats) is corrected in the loss by the sampler's
 log-probabilities, which every completion carries, and logged as `mismatch_kl`.
 
 `Sampler` is the interface to vLLM; `sampler.py` implements it.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from vitos.core.prompt import Prompt
 from vitos.engines.base import Completion, Sampling, Span
 from vitos.engines.prefix import Prefix
 from vitos.engines.torch_engine import TorchEngine, untimed
+from vitos.engines.weights import effective_weights
 
 PROBE = "Which weights are these?"
 """Text of the prompt whose next token is compared each time weights have been pushed."""
@@ -69,12 +73,20 @@ class Sampler(Protocol):
         """Write weights in place, named as in the Hugging Face model, and empty all caches."""
         ...
 
+    def sleep(self) -> None:
+        """Give back the memory of weights and caches, whose content may be lost; all of it is written again later."""
+        ...
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Take the memory of one part again: of the weights before `load`, of the cache after it."""
+        ...
+
 
 class VllmEngine(TorchEngine):
     """Samples with a `Sampler`, scores as `TorchEngine` does.
 
     Args:
-        backbone: the model that is trained; adapters must be merged.
+        backbone: the model that is trained, whole or sharded, with or without adapters.
         sampler: the sampler, which holds a copy of the model.
         tolerance: largest allowed difference of the compared log-probability. The default is for the same number
             format in both; bfloat16 needs about 0.1.
@@ -86,11 +98,11 @@ class VllmEngine(TorchEngine):
         super().__init__(backbone)
         self.sampler = sampler
         self.tolerance = tolerance
-        self._pushed = False
+        self._pushed = self._asleep = False
 
     @torch.no_grad()
     def refresh(self) -> dict[str, float]:
-        """Push all weights.
+        """Wake the sampler and push all weights; processes that hold shards call it together.
 
         Returns:
             Figures for the log: number of tensors, and difference of the compared log-probability.
@@ -99,15 +111,18 @@ class VllmEngine(TorchEngine):
             WeightsError: if a tensor did not arrive, a parameter of the sampler was not written, or the two models
                 disagree.
         """
-        # Tied weights are listed once, and buffers are not listed.
-        weights = {name: weight.detach() for name, weight in self.backbone.model.named_parameters()}
-        received = self.sampler.load(weights.items())
+        weights = effective_weights(self.backbone.model)
+        if self._asleep:
+            self.sampler.wake("weights")
+        received = self.sampler.load((name, make()) for name, make in weights.items())
         if received.tensors != len(weights) or received.untouched:
             raise WeightsError(
                 f"{received.tensors} of {len(weights)} tensors reached the sampler, and {len(received.untouched)} of "
                 f"its parameters were not written: {', '.join(received.untouched[:5])}"
             )
-        self._pushed = True
+        if self._asleep:
+            self.sampler.wake("kv_cache")  # only now, so that pushing needs no memory besides that of the weights
+        self._asleep, self._pushed = False, True
         gap = self._gap()
         if not gap <= self.tolerance:
             raise WeightsError(
@@ -115,6 +130,11 @@ class VllmEngine(TorchEngine):
                 f"sampler and the trained model; rounding explains at most {self.tolerance:g}"
             )
         return {"sampler/tensors": float(len(weights)), "sampler/logprob_gap": gap}
+
+    def release(self) -> None:
+        """Put the sampler to sleep; the next `refresh`, or `sample`, wakes it and pushes all weights."""
+        self.sampler.sleep()
+        self._asleep, self._pushed = True, False
 
     def _gap(self) -> float:
         """Difference between the log-probabilities of the sampler's greedy next token of a fixed text."""

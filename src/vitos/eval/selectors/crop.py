@@ -23,11 +23,15 @@ def crop(task: Task, count: int) -> Choice:
     """
     piece = cut_out(task.image(), enclosing(task.boxes or [WHOLE_IMAGE]), task.grid.shown)
     geometry = task.policy.backbone.geometry
-    piece = scaled(piece, count, geometry.patch_size * geometry.merge_size)
+    return encoded(task, scaled(piece, count, geometry.patch_size * geometry.merge_size), fallback=not task.boxes)
+
+
+def encoded(task: Task, picture: Image.Image, *, fallback: bool = False) -> Choice:
+    """All tokens of a picture that replaces the image."""
     with torch.no_grad():
-        (visual,) = task.policy.backbone.encode([piece])
+        (visual,) = task.policy.backbone.encode([picture])
     everything = np.ones(visual.grid.num_tokens, dtype=bool)
-    return Choice(everything, visual=visual, fusion=NO_FUSION, fallback=not task.boxes)
+    return Choice(everything, visual=visual, fusion=NO_FUSION, fallback=fallback)
 
 
 def scaled(piece: Image.Image, count: int, side: int) -> Image.Image:

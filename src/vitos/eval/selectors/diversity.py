@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitos.eval.selectors.base import NO_FUSION, Choice, Task, highest, mask_of, selector
-from vitos.eval.selectors.spread import FloatArray, determinant_order, max_min_order
+from vitos.eval.selectors.spread import FloatArray, IntArray, determinant_order, max_min_order
 
 
 @selector(title="DivPrune", rank=90)
@@ -19,7 +19,7 @@ def divprune(task: Task, count: int) -> Choice:
 
     The first token is the one farthest from its nearest neighbour; each next one is the farthest from those chosen.
     """
-    order = task.once_per_scan("divprune", lambda: max_min_order(1.0 - _cosines(task.visual.embeddings)))
+    order = task.once_per_scan("divprune", lambda: max_min_order(1.0 - cosines(task.tokens)))
     return Choice(mask_of(order[:count], task.grid.num_tokens), fusion=NO_FUSION)
 
 
@@ -37,13 +37,28 @@ def cdpruner(task: Task, count: int) -> Choice:
     The subset with the largest determinant is approximated greedily. The relevance uses the language model's own
     embeddings, as the paper does for models without a paired text encoder.
     """
+    return Choice(mask_of(conditional_order(task, 1)[:count], task.grid.num_tokens), fusion=NO_FUSION)
 
-    def order() -> np.ndarray:
-        similar = task.once_per_scan("cosines", lambda: _cosines(task.visual.embeddings))
+
+@selector(title="CDPruner, sign turned", rank=101, default=False)
+def cdpruner_negated(task: Task, count: int) -> Choice:
+    """CDPruner with the sign of its authors' LLaVA code: tokens *least* similar to the question are relevant.
+
+    There the similarity is that of CLIP's two encoders, whose patch embeddings point away from fitting words. The
+    language model's embeddings have no such rule, so this is for comparison.
+    """
+    return Choice(mask_of(conditional_order(task, -1)[:count], task.grid.num_tokens), fusion=NO_FUSION)
+
+
+def conditional_order(task: Task, sign: int) -> IntArray:
+    """All tokens in CDPruner's greedy order; the sign is that of the relevance."""
+
+    def order() -> IntArray:
+        similar = task.once_per_scan("cosines", lambda: cosines(task.tokens))
         scores = task.once("relevance", lambda: relevance(task)).double().cpu().numpy()
-        return determinant_order(conditional_kernel(similar, scores))
+        return determinant_order(conditional_kernel(similar, sign * scores))
 
-    return Choice(mask_of(task.once("cdpruner", order)[:count], task.grid.num_tokens), fusion=NO_FUSION)
+    return task.once(f"cdpruner {sign}", order)
 
 
 def conditional_kernel(similar: FloatArray, scores: FloatArray) -> FloatArray:
@@ -60,6 +75,7 @@ def relevance(task: Task) -> Tensor:
     return visual @ words.mean(0)
 
 
-def _cosines(embeddings: Tensor) -> FloatArray:
-    unit = torch.nn.functional.normalize(embeddings.double(), dim=-1)
+def cosines(tokens: Tensor) -> FloatArray:
+    """Cosine similarity of all tokens (N, hidden), shape (N, N)."""
+    unit = torch.nn.functional.normalize(tokens.double(), dim=-1)
     return np.asarray((unit @ unit.T).clamp(-1, 1).cpu().numpy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitos.core.geometry import BoolArray
 from vitos.eval.selectors.base import NO_FUSION, Choice, Task, mask_of, mixed, selector
 
 
@@ -15,38 +14,53 @@ def tome(task: Task, count: int) -> Choice:
 
     The paper merges in the encoder, by the keys of each layer; here the embeddings behind a frozen encoder are merged.
     """
+    return _merged(task, count, in_order=False)
 
+
+@selector(title="ToMe, in order", rank=121, default=False)
+def tome_in_order(task: Task, count: int) -> Choice:
+    """ToMe with the tokens in the order of the image in every round, as PACT's version has them."""
+    return _merged(task, count, in_order=True)
+
+
+def _merged(task: Task, count: int, *, in_order: bool) -> Choice:
     def choose() -> Choice:
-        mask, matrix = bipartite_merge(task.visual.embeddings.float().cpu(), count)
-        return Choice(mask, visual=mixed(task.visual, mask, matrix), fusion=NO_FUSION)
+        places, matrix = bipartite_merge(task.visual.embeddings.float().cpu(), count, in_order=in_order)
+        mask = mask_of(places, task.grid.num_tokens)
+        return Choice(mask, visual=mixed(task.visual, mask, matrix[places.argsort()]), fusion=NO_FUSION)
 
-    return task.once_per_scan(f"tome {count}", choose)
+    return task.once_per_scan(f"tome {in_order} {count}", choose)
 
 
-def bipartite_merge(tokens: Tensor, count: int) -> tuple[BoolArray, Tensor]:
+def bipartite_merge(tokens: Tensor, count: int, *, in_order: bool = False) -> tuple[Tensor, Tensor]:
     """Merge tokens (N, hidden) down to `count`.
 
     In one round, tokens alternate between the sets A and B, and each token of A finds the most similar one of B
-    (cosine). The r most similar pairs are merged, weighted by the number of tokens that each side already holds. r is
-    at most |A|, so a round at most halves the tokens.
+    (cosine). The r most similar pairs are merged, weighted by the number of tokens that each side already holds. A
+    round at most halves the tokens. As in the original without a class token, r is at most half of the tokens,
+    rounded down, and the next round has the rest of A by falling similarity, then B.
+
+    Args:
+        in_order: r is rounded up, and the next round has the tokens in the order of the image.
 
     Returns:
-        The places of the merged tokens (those of B), bool (N,), and their weights over all tokens, shape (count, N).
+        The places of the merged tokens (those of B), shape (count,), and their weights over all tokens, (count, N).
     """
     total = len(tokens)
     if not 1 <= count <= total:
         raise ValueError(f"count must be in 1..{total}, the number of visual tokens, got {count}")
     members = torch.eye(total)  # row: which tokens a group holds
     places = torch.arange(total)
-    while len(members) > count:
+    while (left := len(members)) > count:
         sizes = members.sum(-1, keepdim=True)
         unit = torch.nn.functional.normalize(members @ tokens / sizes, dim=-1)
-        first, second = torch.arange(0, len(members), 2), torch.arange(1, len(members), 2)
+        first, second = torch.arange(0, left, 2), torch.arange(1, left, 2)
         likeness, partner = (unit[first] @ unit[second].T).max(-1)
-        merged = torch.sort(likeness, descending=True, stable=True).indices[: len(members) - count]
-        joined = members.clone()
-        joined.index_add_(0, second[partner[merged]], members[first[merged]])
-        stays = torch.ones(len(members), dtype=torch.bool)
-        stays[first[merged]] = False
+        falling = torch.sort(likeness, descending=True, stable=True).indices
+        pairs = min(left - count, (left + 1) // 2 if in_order else left // 2)
+        merged, rest = first[falling[:pairs]], first[falling[pairs:]]
+        joined = members.index_add(0, second[partner[falling[:pairs]]], members[merged])
+        stays = torch.cat([rest, second])
+        stays = stays.sort().values if in_order else stays
         members, places = joined[stays], places[stays]
-    return mask_of(places, total), members / members.sum(-1, keepdim=True)
+    return places, members / members.sum(-1, keepdim=True)

@@ -22,7 +22,9 @@ from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.prefix import Prefix
+from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.branches import Branches
+from vitos.policy.prefixes import with_prefixes
 from vitos.policy.spec import VitosSpec
 from vitos.policy.types import Query, Rollout, Scan
 
@@ -77,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """The input of the reasoning branch: a prompt, and the visual tokens of the first image that it contains."""
+    """The input of the reasoning branch: a prompt, and the visual tokens that it contains."""
 
     prompt: Prompt
     kept: Kept
@@ -91,7 +93,7 @@ class Outcome:
         localization: the rollout of the localization branch; None if there was none.
         reasoning: the rollout of the reasoning branch.
         boxes: the evidence, written by the model or given with the question.
-        kept: visual tokens of the first image that the answer was given from.
+        kept: visual tokens that the answer was given from.
     """
 
     localization: Rollout | None
@@ -130,6 +132,8 @@ class Plan(ABC):
     by `vlm.ask(…, plan="upper_half")` and `vitos ask … --plan upper_half`.
     """
 
+    drops: ClassVar[bool] = True
+    """Whether visual tokens are left out of the answer."""
     localizes: ClassVar[bool] = True
     """Whether the model writes boxes, unless they are given with the question."""
     reduced: ClassVar[bool] = False
@@ -138,6 +142,8 @@ class Plan(ABC):
     """Whether the image is encoded a second time, so that a scan must contain the picture."""
     shares_prefix: ClassVar[bool] = False
     """Whether both branches go on behind one dense pass over system text and image."""
+    no_vllm: ClassVar[str] = ""
+    """Reason why vLLM cannot write the rollouts of training, behind "vllm"; empty if it can."""
     trainable: ClassVar[bool] = False
     """Whether a model can be trained under the plan."""
     takes_masks: ClassVar[bool] = False
@@ -151,6 +157,16 @@ class Plan(ABC):
     def refusal(self, backbone: Backbone) -> str:
         """Reason why a family cannot follow the plan, with the plans that it can follow; empty if it can."""
         return ""
+
+    def shared_layers(self, spec: VitosSpec) -> int | None:
+        """Number of layers that questions about one image share in `Scan.prefix`; None for all of them."""
+        return None
+
+    def prepare(
+        self, branches: Branches, engine: TorchEngine, queries: Sequence[Query], watch: Stopwatch
+    ) -> Sequence[Query]:
+        """What must have run before `steps`, put into the questions' scans."""
+        return with_prefixes(branches, engine, queries, watch) if self.shares_prefix else queries
 
     def spec_problem(self, spec: VitosSpec) -> str:
         """The setting of a checkpoint that contradicts the plan; empty if there is none."""
@@ -168,6 +184,8 @@ class Plan(ABC):
                 yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
             if recipe.train.sampler == "vllm":
                 yield "train.sampler", f"vllm gets whole images, but {why}; use torch"
+        if self.no_vllm and recipe.train.sampler == "vllm":
+            yield "train.sampler", f"vllm {self.no_vllm}; use torch"
         if recipe.evaluate.budgets and not self.takes_masks:
             yield "evaluate.budgets", f"choose among the tokens of one image, but {why}; set them to []"
 
@@ -196,6 +214,24 @@ class Plan(ABC):
         """The scan that this plan begins with."""
         return Scan(self.visuals(branches, pictures), pictures=tuple(pictures), reduced=self.reduced)
 
+    # --- in training: the evidence of several rollouts -------------------------------------------------------------
+
+    def evidence_prompt(self, branches: Branches, query: Query) -> Prompt:
+        """The prompt whose completions say what the evidence is."""
+        return branches.localize_prompt(query)
+
+    def read_evidence(self, branches: Branches, query: Query, rollout: Rollout) -> Rollout:
+        """A rollout of that prompt, as rewards and figures see it."""
+        return rollout
+
+    def reason_after(
+        self, branches: Branches, query: Query, rollouts: Sequence[Rollout], watch: Stopwatch
+    ) -> list[Reasoning]:
+        """The input of the reasoning branch after each of these rollouts; as `reason`."""
+        return self.reason(branches, query, [rollout.response.boxes for rollout in rollouts], watch)
+
+    # --- in both -----------------------------------------------------------------------------------------------------
+
     @abstractmethod
     def reason(
         self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch
@@ -218,7 +254,7 @@ class Plan(ABC):
         Args:
             branches: the prompts and parsers of the model.
             query: the question.
-            kept: the visual tokens of the first image to keep.
+            kept: the visual tokens to keep.
             dense: the question's `Branches.reason_prompt`, if the caller has it already.
 
         Raises:

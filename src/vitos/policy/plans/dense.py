@@ -15,6 +15,7 @@ from vitos.policy.types import Query
 class Dense(Plan):
     """In training this is RL without pruning: localizations are written and rewarded, but no token is left out."""
 
+    drops = False
     localizes = False
 
     def reason(

@@ -21,6 +21,7 @@ class Gather(TwoPass):
     """`two_pass` on prompts that hide the dropped tokens from everything behind the image."""
 
     shares_prefix = True
+    no_vllm = "cannot hide tokens that have run, as sparsify.plan: gather does"
 
     def refusal(self, backbone: Backbone) -> str:
         return backbone.cache_refusal

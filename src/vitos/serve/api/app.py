@@ -91,7 +91,8 @@ class Server:
         self.started = int(time.time())
         self._source = Source(settings.images)
         self._places = settings.max_running + settings.max_waiting
-        self._opening = anyio.CapacityLimiter(2)  # decoded pictures are large
+        # Decoded pictures are large, so few at once; a volume takes seconds, and pictures do not wait for it.
+        self._opening_volumes, self._opening_pictures = anyio.CapacityLimiter(1), anyio.CapacityLimiter(2)
 
     @property
     def places(self) -> int:
@@ -184,9 +185,10 @@ class Server:
         """The images of a request, opened in another process, which is ended if it takes too long."""
         settings = self.settings
         late = ApiError(504, "timeout", "opening the images took too long; send smaller ones, and slices, not volumes")
+        turn = self._opening_volumes if any(file.volume for file in files) else self._opening_pictures
         try:
             with anyio.fail_after(max(0.0, deadline - time.monotonic())):
-                async with self._opening:
+                async with turn:
                     with (
                         tempfile.TemporaryDirectory(prefix="vitos-") as folder,
                         anyio.fail_after(settings.open_seconds),

@@ -168,7 +168,8 @@ class Scheduler:
 
     def _scan(self, job: Job) -> Scan:
         """The question's images encoded for its plan, unless the same images were encoded shortly before."""
-        key = (get_plan(job.plan).reduced, *(image.digest for image in job.images))
+        plan = get_plan(job.plan)
+        key = (plan.reduced, plan.shared_layers(self._policy.spec), *(image.digest for image in job.images))
         scan = self._scans.get(key)
         if scan is None:
             scan = self._policy.encode(*(image.picture for image in job.images), plan=job.plan, watch=job.watch)

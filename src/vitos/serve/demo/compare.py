@@ -97,7 +97,7 @@ def compare(
     Args:
         image: a file with its selector, as `load_image_facts` takes it; no crop.
         question: the question with its options, if it has any.
-        plan: any plan that localizes.
+        plan: any plan that leaves visual tokens out.
         budget: share of the visual tokens, 0..1; 0: the cells of the boxes as the checkpoint's keep rule says.
         boxes: a person's evidence instead of the model's.
         seed: seed of the random tokens.
@@ -107,7 +107,7 @@ def compare(
             family cannot follow, or a file that cannot be read (`ImageError`).
     """
     session = _Session(vlm, image, question, limits)
-    if not get_plan(plan).localizes:
+    if not get_plan(plan).drops:
         raise ValueError(f"{plan} is always shown; choose another plan to compare it with")
     dense, sparse = session.dense(), session.sparse(plan, boxes, budget)
     notes = _notes([sparse], boxes)
@@ -148,7 +148,7 @@ class _Session:
         self._question = checked_question(question)
         self._picture, self._facts = open_image(image)
         self._shown = fitting(self._picture)
-        self._scans: dict[bool, tuple[Scan, Stopwatch]] = {}
+        self._scans: dict[tuple[bool, int | None], tuple[Scan, Stopwatch]] = {}
 
     def dense(self) -> ComparedAnswer:
         return self._answer("Dense", "dense", Query.about(self._scan("dense")[0], self._question))
@@ -170,12 +170,12 @@ class _Session:
 
     def _scan(self, plan: str) -> tuple[Scan, Stopwatch]:
         """The image encoded for a plan, and what that cost."""
-        reduced = get_plan(plan).reduced
-        if reduced not in self._scans:
+        key = (get_plan(plan).reduced, get_plan(plan).shared_layers(self._vlm.spec))
+        if key not in self._scans:
             watch = Stopwatch()
             scan = self._vlm.encode(self._picture, plan=plan, watch=watch).of_files([self._facts])
-            self._scans[reduced] = scan, watch
-        return self._scans[reduced]
+            self._scans[key] = scan, watch
+        return self._scans[key]
 
 
 def _notes(answers: Sequence[ComparedAnswer], boxes: Sequence[Box]) -> list[str]:
@@ -185,8 +185,8 @@ def _notes(answers: Sequence[ComparedAnswer], boxes: Sequence[Box]) -> list[str]
 
 
 def plans_of(vlm: SparseVLM) -> tuple[list[str], list[str]]:
-    """The plans with a localization that a model can follow, its own first, and why it cannot follow the others."""
+    """The plans that leave tokens out and that a model can follow, its own first; why it cannot follow others."""
     known = [get_plan(name) for name in PLANS.names()]
-    plans = sorted((plan for plan in known if plan.localizes), key=lambda plan: plan.name != vlm.spec.plan)
+    plans = sorted((plan for plan in known if plan.drops), key=lambda plan: plan.name != vlm.spec.plan)
     refusals = {plan.name: plan.refusal(vlm.backbone) for plan in plans}
     return [name for name, why in refusals.items() if not why], [f"{n}: {why}" for n, why in refusals.items() if why]

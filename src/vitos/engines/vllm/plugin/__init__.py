@@ -6,8 +6,8 @@ changed: the models have their own names, and a user chooses one with `hf_overri
 Read in this order:
 
 - `request.py`: what a client may ask for (which tokens to keep, what becomes of the others). Without vLLM.
-- `sparse.py`: what the models of all families share; `qwen2_5_vl.py` and `llava.py`: two families. `positions.py` and
-  `rope.py` place the kept tokens.
+- `sparse.py`: what the models of all families share; `llava.py`, `internvl.py`, `qwen2_5_vl.py`, `qwen3_vl.py` (both
+  with `qwen.py`): the families. `positions.py` and `rope.py` place the kept tokens.
 - `prompts.py`: a `Prompt` of ours as vLLM takes it, past its processors; this is how training samples.
 - `bans.py` and `images.py`: tokens that are never sampled, and images that are encoded once.
 
@@ -61,7 +61,11 @@ def architecture(model_type: str) -> str:
     """
     from vitos.backbones import families
 
-    models = {name: family.vllm_model for name, family in families().items() if family.vllm_model is not None}
+    models = {
+        name: family.vllm_model
+        for name, family in families().items()
+        if family.vllm_model is not None and family.vllm_model.runs(name)
+    }
     if model_type not in models:
         raise ValueError(
             f"no vLLM model for {model_type!r}; the plug-in has {', '.join(sorted(models))}; use the torch engine"

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
@@ -48,6 +47,3 @@ class VitosLlava(SparseModelMixin, LlavaForConditionalGeneration):
     def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         pixels = inputs["pixel_values"]
         return [{"pixel_values": pixels[i : i + 1]} for i in range(len(pixels))]
-
-    def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
-        return torch.arange(length).expand(3, -1)

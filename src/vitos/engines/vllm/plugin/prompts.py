@@ -29,11 +29,8 @@ def engine_input(prompt: Prompt) -> Any:
     """The input for `LLMEngine.add_request`.
 
     Raises:
-        ValueError: for extra visual streams (DeepStack), and for prompts without images whose positions do not simply
-            count from 0.
+        ValueError: for prompts without images whose positions do not simply count from 0.
     """
-    if prompt.streams:
-        raise ValueError("the vLLM plug-in does not carry extra visual streams (DeepStack); use the torch engine")
     ids = prompt.input_ids.tolist()
     behind = torch.full((prompt.position_ids.shape[0], 1), prompt.next_position)
     positions = torch.cat([prompt.position_ids.cpu(), behind], dim=1).expand(3, -1).contiguous()
@@ -43,7 +40,8 @@ def engine_input(prompt: Prompt) -> Any:
                 "vLLM counts the positions of a prompt without images itself, from 0; use the torch engine"
             )
         return tokens_input(ids)
-    embeddings = prompt.embeddings.detach().cpu()
+    # Extra visual streams (DeepStack) of a token go over behind its embedding.
+    embeddings = torch.cat([prompt.embeddings, *prompt.streams], dim=-1).detach().cpu()
     items, hashes, places, used = [], [], [], 0
     for first, length in _runs(prompt.is_visual):
         tokens = embeddings[used : (used := used + length)].contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vitos.engines.vllm.plugin.qwen import QwenModelMixin, QwenProcessorMixin
 from vitos.engines.vllm.plugin.sparse import SparseInfoMixin, SparseModelMixin, SparseProcessorMixin
 
 
@@ -21,29 +22,15 @@ class SparseQwen25VLInfo(SparseInfoMixin, Qwen2_5_VLProcessingInfo):
     """Processing info of Qwen2.5-VL."""
 
 
-class SparseQwen25VLProcessor(SparseProcessorMixin, Qwen2_5_VLMultiModalProcessor):
+class SparseQwen25VLProcessor(QwenProcessorMixin, SparseProcessorMixin, Qwen2_5_VLMultiModalProcessor):
     """Makes the model's inputs from a request."""
-
-    def whole_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
-        merged = self.info.get_hf_config().vision_config.spatial_merge_size ** 2
-        return [int(grid.prod()) // merged for grid in inputs["image_grid_thw"]]
-
-    def contents(self, inputs: Mapping[str, Any]) -> Sequence[tuple[Tensor, ...]]:
-        grids = inputs["image_grid_thw"]
-        # The grid belongs to the content: the same patches in another grid are another image.
-        return list(zip(inputs["pixel_values"].split([int(grid.prod()) for grid in grids]), grids, strict=True))
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     SparseQwen25VLProcessor, info=SparseQwen25VLInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
-class VitosQwen25VL(SparseModelMixin, Qwen2_5_VLForConditionalGeneration):
+class VitosQwen25VL(QwenModelMixin, SparseModelMixin, Qwen2_5_VLForConditionalGeneration):
     """The model."""
-
-    def single_images(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        grids = inputs["image_grid_thw"]
-        patches = inputs["pixel_values"].split([int(grid.prod()) for grid in grids])
-        return [{"pixel_values": p, "image_grid_thw": grids[i : i + 1]} for i, p in enumerate(patches)]
 
     def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
         # Only the number of token ids matters there, so zeros will do.

@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_backends import PilBackend
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.processing import PromptReplacement
+from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from vitos.core.sparsify import fuse
 from vitos.engines.vllm.plugin.images import EncodedImages, content_key
@@ -99,13 +99,24 @@ class SparseProcessorMixin:
     ) -> list[Any]:
         options = without_option(hf_processor_mm_kwargs)
         image, *others = super()._get_prompt_updates(mm_items, options, out_mm_kwargs)  # type: ignore[misc]
-        (token,) = image.target
+        token = self._placeholder(image)
 
         def kept(index: int) -> Any:
-            item = out_mm_kwargs["image"][index]
-            return [token] * int(item[MASK].data.sum()) if MASK in item else image.replacement(index)
+            item, whole = out_mm_kwargs["image"][index], image.replacement(index)
+            if MASK not in item:
+                return whole
+            ids, drawn = getattr(whole, "full", whole), iter(item[MASK].data.tolist())
+            # Marks around the tokens stay.
+            return PromptUpdateDetails.select_token_id([i for i in ids if i != token or next(drawn)], token)
 
-        return [PromptReplacement("image", [token], kept), *others]
+        return [PromptReplacement("image", image.target, kept), *others]
+
+    def _placeholder(self, image: Any) -> int:
+        """The id of one visual token, from what vLLM puts in an image's place."""
+        if isinstance(image.target, str):
+            return int(self.info.get_tokenizer().convert_tokens_to_ids(image.target))
+        (token,) = image.target
+        return int(token)
 
     # With vLLM's hash, [A, B] and [B, A] with the same option would share entries, although the lists are swapped.
     def _get_mm_hashes(self, inputs: Any) -> Mapping[str, list[str]]:
@@ -153,8 +164,15 @@ class SparseModelMixin:
         raise NotImplementedError
 
     def dense_positions(self, length: int, features: Sequence[Any]) -> Tensor:
-        """Positions (3, length) of the whole prompt; `features` are its images, at their places in it."""
-        raise NotImplementedError
+        """Positions (3, length) of the whole prompt; `features` are its images, at their places in it.
+
+        Here those of a family that counts its tokens, on three equal axes; see `rope.py`.
+        """
+        return torch.arange(length).expand(3, -1)
+
+    def streams(self, tokens: Tensor) -> Sequence[Tensor]:
+        """The visual streams (N, hidden) in the encoder's output, the embeddings first; most families have no more."""
+        return [tokens]
 
     def embed_multimodal(self, **inputs: Any) -> Any:
         """Visual tokens of each image: the given ones, or those of the encoder after selection and fusion."""
@@ -169,7 +187,7 @@ class SparseModelMixin:
         for single, fusion, key in zip(self.single_images(inputs), fusions, keys, strict=True):
             whole = self.encoded_images.get(key, partial(self._encode, single))
             mask = masks[start : (start := start + len(whole))].to(whole.device)
-            out.append(fuse([whole], mask, fusion_of(fusion))[0])
+            out.append(torch.cat(fuse(self.streams(whole), mask, fusion_of(fusion)), dim=-1))
         return tuple(out)
 
     def _encode(self, single: dict[str, Any]) -> Tensor:
@@ -190,7 +208,7 @@ class SparseModelMixin:
             ]
             return self.dense_positions(whole, moved)
 
-        images = [(f.mm_position.offset, _mask(f)) for f in features]
+        images = [(_first_token(f.mm_position), _mask(f)) for f in features]
         return with_gaps(length, images, dense)
 
     def load_weights(self, weights: Any) -> set[str]:
@@ -199,7 +217,14 @@ class SparseModelMixin:
         return super().load_weights(weights)  # type: ignore[misc, no-any-return]
 
 
+def _first_token(place: Any) -> int:
+    """Index of an image's first visual token; a mark may stand in front of it at the image's place in the prompt."""
+    marks = 0 if place.is_embed is None else int(place.is_embed.int().argmax())
+    return int(place.offset) + marks
+
+
 def _mask(feature: Any) -> Tensor:
     if MASK in feature.data:
         return feature.data[MASK].data  # type: ignore[no-any-return]
-    return torch.ones(feature.mm_position.length, dtype=torch.bool)  # a video, or an image that is sent whole
+    place = feature.mm_position  # of a video, or of an image that is sent whole
+    return torch.ones(place.length if place.is_embed is None else int(place.is_embed.sum()), dtype=torch.bool)

@@ -1,0 +1,54 @@
+"""Combinations of options that training refuses: one list for the trainer, which raises, and for `vitos doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitos.config.options import DualStreamOptions, Problem
+
+
+def refusals(
+    options: DualStreamOptions,
+    *,
+    adapters: bool = False,
+    quantized: bool = False,
+    sharded: bool = False,
+    processes: int = 1,
+) -> Iterator[Problem]:
+    """Contradictions between options and what they meet, as (key of the recipe, what is wrong and what to do).
+
+    A recipe's own contradictions are found when it is loaded, those with its plan by `Plan.recipe_problems`.
+
+    Args:
+        options: the `train` section.
+        adapters: whether low-rank adapters are trained.
+        quantized: whether the frozen weights are kept in 4 bits.
+        sharded: whether FSDP shards the model.
+        processes: number of training processes.
+    """
+    if adapters and options.unfrozen_parameters is not None:
+        yield (
+            "train.unfrozen_parameters",
+            "adapters freeze all weights; leave out unfrozen_parameters, or the adapters",
+        )
+    if quantized and not adapters:
+        yield (
+            "model.quantization",
+            "weights in 4 bits cannot be trained; add model.lora, or leave out the quantization",
+        )
+    if quantized and sharded:
+        yield "trainer.fsdp", "weights in 4 bits are not sharded; leave out fsdp (DDP), or the quantization"
+    if quantized and options.sampler == "vllm":
+        yield "train.sampler", "vllm takes no weights in 4 bits; sample with torch, or leave out model.quantization"
+    if options.questions_per_step % processes:
+        yield (
+            "train.questions_per_step",
+            f"questions_per_step ({options.questions_per_step}) must be a multiple of the {processes} processes: each "
+            "takes whole questions",
+        )
+    elif options.minibatches > (share := options.questions_per_step // processes):
+        yield (
+            "train.minibatches",
+            f"minibatches ({options.minibatches}) must not exceed the {share} questions of each process: each takes "
+            "part in every optimizer step",
+        )
