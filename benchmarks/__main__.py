@@ -73,6 +73,33 @@ def questions(
     console.print(markdown(results), markup=False, soft_wrap=True)
 
 
+@app.command("volume")
+def volume(
+    out: Annotated[Path, typer.Option(help="Folder for volume.json and .md.")],
+    model: Annotated[str, typer.Option(help="As in infer.")] = "nano",
+    parts: Annotated[int, typer.Option(help="As in infer.")] = 4,
+    slices: Annotated[int, typer.Option(min=1, help="Slices of the volume.")] = 40,
+    size: Annotated[int, typer.Option(help="Pixels a side of a slice.")] = 256,
+    evidence: Annotated[int, typer.Option(min=1, help="Slices with a box.")] = 3,
+    kept: Annotated[float, typer.Option(help="Share of such a slice that its box covers.")] = 0.1,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 16,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="As PyTorch names it.")] = "cpu",
+) -> None:
+    """Memory of a question about a volume after localization, compared with a question about one slice."""
+    quiet()
+    from benchmarks.volume import VolumeSettings, markdown, run_volume, write
+
+    settings = VolumeSettings(
+        model=model, parts=parts, dtype=dtype, device=device, slices=slices, size=size, evidence=evidence, kept=kept,
+        tokens=tokens,
+    )  # fmt: skip
+    with console.status("building the model") as status:
+        results = run_volume(settings, progress=status.update)
+    write(results, out)
+    console.print(markdown(results), markup=False, soft_wrap=True)
+
+
 @app.command("shapes")
 def shapes(
     out: Annotated[Path, typer.Option(help="Folder of results.json and table.md.")] = Path("studies/true_shapes"),

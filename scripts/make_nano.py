@@ -32,6 +32,7 @@ import torch
 from muon import make_optimizers
 from nano_model import NANO_SPEC, build_nano
 from PIL import Image
+from plain_loop import train_supervised
 from progress import reporter
 from torch import nn
 from torch.nn import functional as F
@@ -47,7 +48,7 @@ from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import is_complete, staged_folder
-from vitos.rl.sft import Exercise, Lesson, train_supervised
+from vitos.rl.lessons import Exercise, Lesson
 
 SIDE = 8  # rows and columns of the token grid
 SCENES, SHORT, LONG = 10, 4, 3  # scenes of a batch; short questions and questions of the templates about each

@@ -33,6 +33,7 @@ from nano_real.learn import Teacher
 from nano_real.projector import PlacePath, hold_places, train_projector
 from nano_real.scenes import SETS, Source, read_sources
 from nano_real.start import hold_circuit
+from plain_loop import train_supervised
 from progress import reporter
 
 from vitos.data.files import atomic_folder, write_json_atomic
@@ -43,7 +44,7 @@ from vitos.eval.results import summarize
 from vitos.nano.real import save_decoder
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import is_complete, staged_folder
-from vitos.rl.sft import Lesson, train_supervised
+from vitos.rl.lessons import Lesson
 
 
 @dataclass(frozen=True)

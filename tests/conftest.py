@@ -87,10 +87,11 @@ def warm_policy(phantom_records):
     import itertools
 
     from scripts.nano_model import NANO_SPEC, build_nano
+    from scripts.plain_loop import train_supervised
 
     from vitos.data.images import load_image
     from vitos.policy.vlm import SparseVLM
-    from vitos.rl.sft import record_lesson, train_supervised
+    from vitos.rl.lessons import record_lesson
 
     backbone = build_nano()
     lessons = [record_lesson(r, [load_image(r.image_paths[0])], backbone, NANO_SPEC) for r in phantom_records]

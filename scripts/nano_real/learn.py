@@ -18,7 +18,7 @@ from vitos.core.geometry import Box
 from vitos.core.prompt import VisualTokens
 from vitos.core.response import format_box_list, format_localization, format_reasoning
 from vitos.policy.spec import VitosSpec
-from vitos.rl.sft import Exercise, Lesson
+from vitos.rl.lessons import Exercise, Lesson
 
 LISTED = 6  # boxes that a short answer lists at most
 ASKED = 3  # questions of the templates about a scene, each for one branch

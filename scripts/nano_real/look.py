@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vitos.backbones.llava import Llava
 from vitos.core.prompt import VisualTokens
-from vitos.rl.sft import Exercise, Lesson
+from vitos.rl.lessons import Exercise, Lesson
 
 NOTHING = "nothing"
 NAMES = (*KINDS, NOTHING)

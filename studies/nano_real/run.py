@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from vitos.core.geometry import Box, Rect, TokenGrid
 from vitos.core.record import parse_options
 from vitos.data.images import load_image
-from vitos.eval.statistics import bootstrap_mean
+from vitos.eval.seeds import nested_bootstrap
 from vitos.reports.curves import training_curves
 from vitos.reports.overlay import draw_overlay
 
@@ -84,9 +84,9 @@ def read_cases(seed: int) -> list[Case]:
 
 
 def values(runs: Sequence[Sequence[Case]], condition: str, key: str, chosen: Sequence[int]) -> np.ndarray:
-    """A figure of the chosen questions, mean over the seeds; NaN where a condition is not defined in all of them."""
+    """A figure of the chosen questions, shape (seeds, questions); NaN where a condition is not defined."""
     rows = [[run[i]["conditions"].get(condition, {}).get(key) for i in chosen] for run in runs]
-    return np.array(rows, dtype=float).mean(0)
+    return np.array(rows, dtype=float)
 
 
 def table(runs: Sequence[Sequence[Case]]) -> str:
@@ -107,17 +107,17 @@ def table(runs: Sequence[Sequence[Case]]) -> str:
 
 
 def differences(runs: Sequence[Sequence[Case]]) -> str:
-    """Paired differences in points over questions, seeds averaged first, with 95 % bootstrap intervals."""
-    lines = ["| accuracy of | minus | questions | points | 95 % interval |", "| --- | --- | --- | --- | --- |"]
+    """Paired differences in points with 95 % intervals over seeds and questions, and what could have been seen."""
+    head = ("accuracy of", "minus", "questions", "points", "95 % interval", "visible")
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     every = list(range(len(runs[0])))
     needing = [i for i in every if runs[0][i]["template"] in PLACES]
     for name, chosen in (("", every), (", templates that need the place", needing)):
         for a, b in COMPARED:
             gained = 100 * (values(runs, a, "correct", chosen) - values(runs, b, "correct", chosen))
-            gained = gained[~np.isnan(gained)]
-            mean = bootstrap_mean(gained)
-            told = f"{mean.estimate:+.1f} | {mean.low:+.1f} to {mean.high:+.1f}"
-            lines.append(f"| {a}{name} | {b} | {len(gained)} | {told} |")
+            mean = nested_bootstrap(gained)
+            told = f"{mean.estimate:+.1f} | {mean.low:+.1f} to {mean.high:+.1f} | {mean.visible:.1f}"
+            lines.append(f"| {a}{name} | {b} | {int((~np.isnan(gained)).any(0).sum())} | {told} |")
     return "\n".join(lines) + "\n"
 
 

@@ -173,6 +173,21 @@ def test_sparse_is_dense_with_the_dropped_tokens_hidden(family, backbone, librar
         assert (other[-1] - expected[-1]).abs().max() > 1e-3
 
 
+def test_an_image_may_keep_no_token_at_all(family, backbone, library, picture):
+    """Its number and its marks stay; the logits are those of the dense model that does not see its tokens."""
+    needs(backbone, 2)
+    text, images = "Image 1: <image> Image 2: <image> Which?", [picture(*size) for size in family.sizes[:2]]
+    visuals = encode(backbone, images)
+    dense = backbone.build_prompt(text, visuals)
+    for empty in (0, 1):
+        masks = [torch.zeros(v.grid.num_tokens, dtype=torch.bool) for v in visuals]
+        masks[1 - empty] = torch.from_numpy(select(visuals[1 - empty].grid, BOXES, KeepRule()).mask)
+        keep = torch.ones(len(dense), dtype=torch.bool)
+        keep[dense.is_visual] = torch.cat(masks)
+        expected = hidden_run(backbone, library(text, images), keep)
+        same(run(backbone, [dense.sparse(masks, NONE)])[0], expected)
+
+
 def hidden_run(backbone, inputs, keep):
     """Logits of the unmodified model from pixels, at its own positions, with the dropped tokens hidden from all."""
     _, positions = library_run(backbone, inputs)

@@ -78,7 +78,7 @@ def test_masks_must_fit():
     with pytest.raises(ValueError, match="keep masks for 4 visual tokens do not fit a prompt with 6"):
         make().sparse(masks("1111"))
     with pytest.raises(ValueError, match="no visual token is kept"):
-        make().sparse(masks("1111", "00"), Fusion("none"))
+        make().sparse(masks("0000", "00"), Fusion("none"))
 
 
 def test_head_goes_on_where_the_rest_began():

@@ -137,9 +137,9 @@ def test_wrong_fusion(wrong):
         Fusion(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"margin": -1}, {"min_tokens": 0}])
+@pytest.mark.parametrize("wrong", [{"margin": -1}, {"min_tokens": 0}, {"other_images": -1}])
 def test_wrong_keep_rule(wrong):
-    with pytest.raises(ValueError, match="margin must be"):
+    with pytest.raises(ValueError, match="must be >= 0"):
         KeepRule(**wrong)
 
 

@@ -23,7 +23,7 @@ from vitos.data.readers import read_records
 from vitos.policy.spec import VitosSpec
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.overlay import draw_overlay
-from vitos.rl.sft import record_lesson
+from vitos.rl.lessons import record_lesson
 from vitos.scans.build import build_cache
 from vitos.scans.cache import EmbeddingCache, image_key
 from vitos.scans.store import ScanStore

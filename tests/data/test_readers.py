@@ -72,7 +72,7 @@ BAD = [
     ("image_path", [], "not a path"),
     ("image_path", 3, "not a path"),
     ("image_path", ["images/none.png"], "no file"),
-    ("image_path", ["images"], "no file"),
+    ("image_path", ["images"], "is a folder"),
     ("image_path", ["x" * 5000], "cannot be read"),
     ("image_path", ["../a.png"], "no path below"),
     ("image_path", ["../a.png#window=1,2"], "no path below"),

@@ -90,6 +90,8 @@ def test_conditions_come_in_the_order_of_the_ranks():
     """The order of tables and figures. Whoever adds a selector gives it a rank; these stay where they are."""
     names = [
         "policy",
+        "one_pass",
+        "evidence_head",
         "oracle",
         "inverted",
         "random",

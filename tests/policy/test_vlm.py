@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from tests.driven import up_to
 
+from vitos.core.geometry import Box
 from vitos.core.response import parse_localization, parse_reasoning
-from vitos.core.sparsify import Fusion, Kept, select
+from vitos.core.sparsify import Fusion, Kept, fuse, select
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import Sampling
 from vitos.policy.locate import resolve_model_path
@@ -74,18 +75,36 @@ def test_a_question_without_placeholder_gets_one_for_each_image(warm_policy, pha
     assert a.localization.completion.text == b.localization.completion.text
 
 
-def test_of_several_images_only_the_first_is_sparse(warm_policy, phantom_records):
+def test_of_several_images_each_keeps_its_own_tokens(warm_policy, phantom_records):
     scan = warm_policy.encode(*(record.image_paths[0] for record in phantom_records[:2]))
-    found = warm_policy.ask(scan, "What differs?\nA. nothing\nB. all", limits=up_to(3))
-    assert found.kept.mask.shape == (64,)
-    query = Query(scan, "<image><image>What differs?\nA. nothing\nB. all")
+    text = "What differs?\nA. nothing\nB. all"
+    found = warm_policy.ask(scan, text, boxes=[Box(0, 0, 0.5, 0.5, 2)], limits=up_to(3))
+    none, quarter = found.kept.images
+    assert (none.count, quarter.count, found.kept_ratio) == (0, 16, 0.125)
+    query = Query(scan, f"<image><image>{text}")
     assert query.options == {"A": "nothing", "B": "all"}
-    mask = np.arange(64) < 10
-    prompt = sparse_prompt(warm_policy.with_spec(fusion=Fusion("none")), query, mask)
+    mask = np.arange(128) % 64 < 10
     first, second = (visual.embeddings for visual in scan.visuals)
-    assert torch.equal(prompt.embeddings, torch.cat([first[:10], second]))
+    plain, mean = (warm_policy.with_spec(fusion=Fusion(mode)) for mode in ("none", "mean"))
+    assert torch.equal(sparse_prompt(plain, query, mask).embeddings, torch.cat([first[:10], second[:10]]))
+    # Fused within an image: the same as each image alone.
+    alone = [fuse([tokens], torch.arange(64) < 10, Fusion("mean"))[0] for tokens in (first, second)]
+    assert torch.equal(sparse_prompt(mean, query, mask).embeddings, torch.cat(alone))
     whole = warm_policy.branches.reason_prompt(query)
     assert torch.equal(whole.embeddings, torch.cat([first, second]))
+    # An image without tokens leaves its number, and the text keeps its places.
+    one = sparse_prompt(plain, query, np.arange(128) < 10)
+    words = warm_policy.backbone.tokenizer.decode(one.input_ids)
+    assert "Image 1:" in words
+    assert "Image 2:" in words
+    assert one.next_position == whole.next_position
+    assert len(one) == len(whole) - 118
+
+
+def test_boxes_in_an_image_that_is_not_there_are_refused(warm_policy, phantom_records):
+    scan = warm_policy.encode(phantom_records[0].image_paths[0])
+    with pytest.raises(ValueError, match="a box lies in image 2, but the question has 1"):
+        warm_policy.ask(scan, "What is it?", boxes=[Box(0, 0, 1, 1, 2)])
 
 
 def test_outside_tokens_are_fused_and_positions_follow_the_spec(warm_policy, phantom_records, scans):

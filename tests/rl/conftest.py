@@ -37,6 +37,7 @@ def make_trainer(phantom_records):
         records=phantom_records,
         weights=RewardWeights(),
         judge=None,
+        adapters=None,
         **options,
     ):
         defaults = {
@@ -59,7 +60,14 @@ def make_trainer(phantom_records):
         }
         config = DualStreamConfig(output_dir=str(folder), **defaults | options)
         return DualStreamTrainer(
-            policy, config, records, reward_weights=weights, lora=lora, callbacks=callbacks, judge=judge
+            policy,
+            config,
+            records,
+            reward_weights=weights,
+            lora=lora,
+            adapters=adapters,
+            callbacks=callbacks,
+            judge=judge,
         )
 
     return make

@@ -64,8 +64,8 @@ def test_the_loss_is_the_formula(nano_policy, phantoms):
     head = EvidenceHead(nano_policy.backbone.model.config.get_text_config().hidden_size, 8)
     lessons = [HeadLesson(record, (torch.arange(64) % (5 + i) == 0).float()) for i, record in enumerate(records)]
     expected = []
-    for lesson, (visual, question) in zip(lessons, states.of(records), strict=True):
-        p = torch.sigmoid(head(visual, question))
+    for lesson, (visual, text) in zip(lessons, states.of(records), strict=True):
+        p = torch.sigmoid(head(visual, text))
         y = lesson.target
         expected.append(-(3 * y * p.log() + (1 - y) * (1 - p).log()).mean())
     torch.testing.assert_close(head_loss(head, lessons, states, 3.0), sum(expected) / 2, rtol=1e-5, atol=1e-6)

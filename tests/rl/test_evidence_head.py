@@ -68,7 +68,7 @@ def test_scores_of_draws_and_their_gradients_are_those_of_the_whole_model(policy
         )
         model(**policy.backbone.model_inputs(pad_prompts([replace(prompt, after=None)], 0)))
         hook.remove()
-        scores = head(seen[0][prompt.is_visual], seen[0][-1]) / temperature
+        scores = head(seen[0][prompt.is_visual], seen[0][~prompt.is_visual]) / temperature
         for completion in row:
             left, steps = list(range(len(scores))), []
             for index in completion.token_ids.tolist():

@@ -96,6 +96,27 @@ def cache_data(
     console.print(render_build(report))
 
 
+@data_app.command("export")
+def export_data(
+    model: Annotated[str, typer.Argument(help="A recipe (.yaml or a name), or a checkpoint (folder, hub id, nano).")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[str, typer.Option("--format", help="llamafactory or ms-swift.")] = "llamafactory",
+    data: Annotated[list[str] | None, typer.Option("--data", help="Record file; by default the recipe's.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
+) -> None:
+    """Write the targets of `vitos sft` (boxes, thoughts, answers) as chat JSON with pictures, for other programs."""
+    quiet()
+    from vitos.eval.sources import read_set
+    from vitos.rl.export import export_chat
+
+    policy, sources = export_inputs(model, data or [], set_ or [])
+    records = [record for source in sources for record in read_set(source).records]
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("writing", total=None)
+        count = export_chat(policy, records, out, to, partial(advance, bar, task))
+    console.print(f"{count} conversations about {len(records)} questions in {out}")
+
+
 @data_app.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder for images and one JSON per split.")],
@@ -105,6 +126,7 @@ def phantom(
     seed: Annotated[int, typer.Option(help="0..999; splits and seeds share no scene.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Pixels per side; nano was made for 128.")] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace splits made with other settings.")] = False,
+    in_words: Annotated[bool, typer.Option("--in-words", help="The same questions without options.")] = False,
 ) -> None:
     """Make synthetic slices with boxed questions."""
     from vitos.data.phantom import write_phantoms
@@ -115,7 +137,7 @@ def phantom(
         refuse_others(folder, {split: PhantomSettings(count, seed, size) for split, count in counts.items()})
     for split, count in counts.items():
         with console.status(f"drawing {count} {split} questions"):
-            path = write_phantoms(folder, split, count, seed, size, overwrite=overwrite)
+            path = write_phantoms(folder, split, count, seed, size, overwrite=overwrite, in_words=in_words)
         console.print(f"{count} questions in {path}")
 
 
@@ -161,6 +183,24 @@ def cache_inputs(
     if out is None:
         raise ValueError("no folder; name one with --out, or as data.cache in the recipe")
     return policy, list(dict.fromkeys(images)), out
+
+
+def export_inputs(model: str, data: Sequence[str], overrides: Sequence[str]) -> tuple[SparseVLM, list[str]]:
+    """Model and record files of `vitos data export`, from a recipe or from the options.
+
+    Raises:
+        ValueError: if the files are named in neither.
+    """
+    from vitos.cli.run import load_policy
+    from vitos.config.recipe import load_recipe
+    from vitos.policy.vlm import SparseVLM
+
+    if is_recipe(model):
+        recipe = load_recipe(model, overrides)
+        return load_policy(recipe), [*(data or recipe.data.train)]
+    if not data:
+        raise ValueError("no questions; name record files with --data")
+    return SparseVLM.from_pretrained(model), [*data]
 
 
 def is_recipe(text: str) -> bool:

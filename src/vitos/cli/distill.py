@@ -23,6 +23,9 @@ def distill(
     teacher: Annotated[
         Literal["own", "gold", "both"], typer.Option(help="Boxes to learn from: the policy's own, gold ones, or both.")
     ] = "own",
+    head: Annotated[
+        Literal["pointer", "glimpse"], typer.Option(help="Ours, or a rival: a learned token whose attention chooses.")
+    ] = "pointer",
     layers: Annotated[
         int | None, typer.Option(min=0, help="Layers that see all tokens; by default a quarter of the model's.")
     ] = None,
@@ -40,6 +43,7 @@ def distill(
 
     options = DistillOptions(
         teacher=teacher,
+        kind=head,
         layers=layers,
         keep=keep,
         steps=steps,

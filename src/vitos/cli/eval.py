@@ -87,3 +87,20 @@ def bench_rescore(
 
     rescore(out, base)
     console.print(f"Report: {out / 'report.html'}")
+
+
+@bench_app.command("leaderboard")
+def bench_leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `vitos bench run`.")],
+    out: Annotated[Path, typer.Option(help="Folder for leaderboard.md and leaderboard.html.")],
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the visual tokens; may be repeated; by default 0.1, 0.25, 0.5 and 0.77."),
+    ] = None,
+    seeds: Annotated[bool, typer.Option("--seeds", help="The models of a folder are seeds of one model.")] = False,
+) -> None:
+    """Rank token selectors by their stored answers, without a model."""
+    from vitos.eval.leaderboard import BUDGETS, TEXT, boards, write_leaderboard
+
+    write_leaderboard(out, boards(folders, budget or BUDGETS, seeds=seeds))
+    console.print(f"Leaderboard: {out / TEXT}")

@@ -1,13 +1,14 @@
 """The command line: verbs that call the library and print; an error is one line.
 
     vitos train RECIPE [--set train.learning_rate=2e-6] [--dry-run] [--resume]
+    vitos sft RECIPE [--dry-run] [--resume]
     vitos recipes [show NAME | copy NAME]
     vitos eval CHECKPOINT --data test.json [--budget 0.25] [--base nano]
     vitos distill CHECKPOINT --data train.json --out FOLDER
     vitos ask CHECKPOINT IMAGE "question" [--overlay out.png]
     vitos serve [CHECKPOINT] [--port 8000]
     vitos demo [CHECKPOINT] [--port 7860]
-    vitos data check|convert|cache|phantom …
+    vitos data check|convert|cache|export|phantom …
     vitos bench run|rescore …
     vitos doctor [--recipe RECIPE]
 
@@ -27,27 +28,43 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from vitos.cli.data import data_app
 from vitos.cli.distill import distill
 from vitos.cli.eval import bench_app
 from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
+from vitos.cli.training import load_training, stopped_by_hand
+from vitos.config.judge import JudgeSection
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
+from vitos.core.version import __version__
 from vitos.serve import NOTICE
 
 app = typer.Typer(
-    help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(recipes_app, name="recipes")
 app.command()(distill)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitos {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Dual-stream reinforcement learning for medical vision-language models. Research use only."""
 
 
 def _plan(name: str | None) -> str | None:
@@ -67,42 +84,48 @@ PlanOption = Annotated[
 Checkpoint = Annotated[str, typer.Argument(help='Folder, hub id, or "nano" for the embedded model.')]
 
 
+RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print all values, stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of processes that share an update's questions.")]
+
+
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="YAML file, or a name from `vitos recipes`.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print all values, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Number of processes that share an update's questions.")] = 1,
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    processes: Processes = 1,
 ) -> None:
     """Train all stages of a recipe, evaluate the result and write the report."""
-    from vitos.config.recipe import dump_recipe, load_recipe
-
-    loaded = load_recipe(recipe, set_ or [])
-    if dry_run:
-        from vitos.policy.plans import check_recipe
-
-        check_recipe(loaded)
-        typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
-        return
-    if processes > 1:
-        from vitos.cli import launch
-
-        if not launch.launched():
-            launch.relaunch(processes)
-    quiet()
+    loaded = load_training(recipe, set_ or [], dry_run=dry_run, resume=resume, processes=processes)
     from vitos.cli import run
 
-    try:
+    with stopped_by_hand(Path(loaded.output_dir)):
         folder = run.train(loaded, resume=resume, console=console)
-    except KeyboardInterrupt:
-        from vitos.rl.checkpoint import complete_checkpoints
-
-        found = complete_checkpoints(Path(loaded.output_dir))
-        where = f"{found[-1].name} in {loaded.output_dir} is complete" if found else "there is no checkpoint yet"
-        console.print(f"\nStopped; {where}. Go on with --resume.")
-        raise typer.Exit(130) from None
     console.print(f"Model:  {folder / 'model'}")
+
+
+@app.command()
+def sft(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    processes: Processes = 1,
+) -> None:
+    """Train a recipe's warm start alone: boxes, thoughts and answers, supervised. `train --resume` goes on from it."""
+    loaded = load_training(recipe, set_ or [], dry_run=dry_run, resume=resume, processes=processes)
+    from vitos.cli import run
+    from vitos.cli.resume import SFT, WARM_START
+    from vitos.cli.sft import render_start
+
+    with stopped_by_hand(Path(loaded.output_dir) / SFT):
+        folder = run.start(loaded, resume=resume, console=console)
+    console.print(render_start(folder))
+    console.print(f"Model:  {folder / WARM_START}")
 
 
 @app.command("eval")
@@ -126,6 +149,18 @@ def evaluate(
     ] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of an embedding cache that fits all models.")] = None,
     plan: PlanOption = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible server that also grades answers in words.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Its model; by default the only one that it lists.")] = "",
+    judge_prompt: Annotated[Path | None, typer.Option(help="File with another prompt for it.")] = None,
+    judge_requests: Annotated[int | None, typer.Option(min=1, help="Largest number of requests to it.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measure of answers in words: bleu, rouge or a plug-in; may be repeated.")
+    ] = None,
+    text_only: Annotated[
+        bool | None, typer.Option(help="Also ask with a blank image; by default where answers are in words.")
+    ] = None,
 ) -> None:
     """Answer a test set densely, sparsely and from control tokens; write results.json, cases and the HTML report."""
     if bad := [b for b in budget or () if not 0 < b <= 1]:
@@ -150,72 +185,95 @@ def evaluate(
             limit=limit,
             cache=cache,
             plan=plan,
+            text_only=text_only,
+            judge=_judge(judge, judge_model, judge_prompt, judge_requests),
+            metrics=tuple(metric or ()),
         ),
         out or (Path(checkpoint) / "eval" if Path(checkpoint).is_dir() else Path("runs") / "eval"),
         console=console,
     )
 
 
+def _judge(url: str | None, model: str, prompt: Path | None, most: int | None) -> JudgeSection | None:
+    """The judge of `vitos eval`; its key is in the environment."""
+    if url is None:
+        return None
+    text = None if prompt is None else prompt.read_text(encoding="utf-8")
+    return JudgeSection(url, model, prompt=text, max_requests=most)
+
+
 @app.command()
 def ask(
     checkpoint: Checkpoint,
     image: Annotated[
-        Path, typer.Argument(help="Image file, with an optional frame, slice, window or crop: scan.dcm#frame=3.")
+        Path,
+        typer.Argument(
+            help="Image file, with an optional frame, slice, window or crop: scan.dcm#frame=3. With --slices the "
+            "folder of a DICOM series, or a volume: ct.nii.gz#axis=2."
+        ),
     ],
     question: Annotated[str, typer.Argument(help='Question with its options: "…\\nA. nodule\\nB. cyst".')],
     overlay: Annotated[
         Path | None, typer.Option(help="File for a picture of the image with boxes and kept tokens.")
     ] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option(help="A further image, or a further file of a series; may be repeated.")
+    ] = None,
+    slices: Annotated[
+        str | None, typer.Option(help="Slices of a series or volume: 'every 4th', '12 evenly', 10-40 or all.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens of each branch's response.")] = 256,
     plan: PlanOption = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(help="Evidence instead of the model's: x1,y1,x2,y2 in fractions of the image; may be repeated."),
+        typer.Option(
+            help="Evidence instead of the model's: x1,y1,x2,y2 in fractions of the image, with several images "
+            "NUMBER:x1,y1,x2,y2; may be repeated."
+        ),
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, 0..1.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")] = False,
 ) -> None:
-    """Answer one question about one image from the tokens of its evidence."""
+    """Answer one question about an image, several, or the slices of a series, from the tokens of its evidence."""
     boxes = [_box(text) for text in box or ()] or None
     if budget is not None and not 0 < budget <= 1:
         raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {budget}", param_hint="--budget")
     quiet()
+    from vitos.cli.answer import answer_json, answer_table
+    from vitos.cli.pictures import open_asked
     from vitos.core.stopwatch import Stopwatch
-    from vitos.data.images import load_image, load_image_facts
-    from vitos.data.picture import without_crop
     from vitos.policy.plans import Limits
     from vitos.policy.vlm import SparseVLM
-    from vitos.reports.overlay import draw_overlay
+    from vitos.reports.sheet import draw_sheet
 
-    picture, facts = load_image_facts(image)
-    for warning in facts.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+    asked = open_asked([image, *(also or ())], slices)
+    warnings = tuple(dict.fromkeys(warning for facts in asked.facts for warning in facts.warnings))
+    for warning in warnings:
+        Console(stderr=True).print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    boxes = boxes and [asked.placed(one) for one in boxes]
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
-    scan = vlm.encode(picture, plan=plan, watch=watch).of_files([facts])
+    scan = vlm.encode(*asked.pictures, plan=plan, lead=asked.lead, watch=watch).of_files(asked.facts)
     limits = Limits(max_tokens=max_tokens, max_evidence_tokens=max_tokens)
     text = question.replace("\\n", "\n")
     finding = vlm.ask(scan, text, boxes=boxes, budget=budget, plan=plan, limits=limits).with_encoding(watch)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("image", facts.summary())
-    table.add_row("answer", finding.answer or "no answer could be read")
-    table.add_row("reasoning", finding.thought or "–")
-    table.add_row("evidence", ", ".join(str([round(v, 3) for v in b.as_tuple()]) for b in finding.boxes) or "–")
-    kept = f"{finding.kept.count} of {finding.grid.num_tokens} ({finding.kept_ratio:.0%})"
-    table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
-    table.add_row("tokens kept", kept)
-    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
-    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in finding.tokens.items()))
-    console.print(table)
+    if overlay is not None:
+        sheet = draw_sheet(asked.whole(), finding.grid, finding.kept.mask, finding.boxes, numbers=asked.numbers)
+        sheet.save(overlay)
+    if as_json:
+        typer.echo(answer_json(finding, text, asked.summary(), asked.numbers, warnings))
+        return
+    console.print(answer_table(finding, text, asked.summary(), ", ".join(map(asked.named, finding.boxes))))
     console.print(f"[dim]{NOTICE}[/dim]")
     if overlay is not None:
-        whole = load_image(without_crop(image))
-        draw_overlay(whole, finding.grid, finding.kept.mask, finding.boxes).save(overlay)
         console.print(f"Overlay: {overlay}")
 
 
 def _box(text: str) -> Box:
-    """`x1,y1,x2,y2` as a box."""
+    """`x1,y1,x2,y2`, or `2:x1,y1,x2,y2`, as a box."""
+    from vitos.cli.pictures import read_box
+
     try:
-        return Box(*(float(edge) for edge in text.split(",")))
+        return read_box(text)
     except (TypeError, ValueError) as error:
         wanted = f"write x1,y1,x2,y2 in fractions of the image, such as 0.1,0.2,0.4,0.5; got {text!r} ({error})"
         raise typer.BadParameter(wanted, param_hint="--box") from None
@@ -304,12 +362,21 @@ def doctor(
     recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
     device: Annotated[
-        str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
+        str | None, typer.Option(help='Device of the recipe: H100, L40S, …, or figures: "80GB 989TFLOPS 3.35TB/s".')
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="results.json of scripts/gpu_check.py, for its speeds instead of assumed ones.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
+    probe: Annotated[
+        int | None,
+        typer.Option(min=1, help="Roll out this many of the recipe's questions: is the model ready for RL?"),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
     """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
+    if probe and recipe is None:
+        raise typer.BadParameter("is asked of a recipe; name one with --recipe", param_hint="--probe")
     from vitos.doctor.machine import checks_table, diagnose, is_ready
 
     if recipe is None:
@@ -320,11 +387,18 @@ def doctor(
         from vitos.config.recipe import load_recipe
         from vitos.doctor.devices import find_device
         from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
+        from vitos.doctor.speed import Assumptions, measured_assumptions
 
         on = find_device(device) if device else None
-        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        speeds = measured_assumptions(measured) if measured else Assumptions()
+        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images, speeds)
         checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
+        if probe:
+            from vitos.cli.run import probe_recipe
+            from vitos.doctor.probe import render_probe
+
+            console.print(render_probe(probe_recipe(load_recipe(recipe, set_ or []), probe)))
     if not is_ready(checks):
         raise typer.Exit(1)
 

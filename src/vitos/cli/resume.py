@@ -23,6 +23,7 @@ from vitos.rl.schedule import make_stages
 from vitos.rl.trainer import FINAL
 
 RECIPE, TRAINING_DATA, WARM_START = "recipe.yaml", "training_data.json", "warm_start"
+WARM_START_ADAPTER, SFT = "warm_start_adapter", "sft"
 # Keys that change nothing about what is trained; a section stands for all of its keys.
 FREE = (
     "name",
@@ -32,6 +33,7 @@ FREE = (
     "evaluate",
     *(f"judge.{name}" for name in ("url", "key_variable", "parallel", "seconds", "retries", "pause", "longest_pause")),
     *(f"judge.{name}" for name in ("max_requests", "max_total_tokens", "cache")),
+    "warm_start.save_steps",
     "train.logging_steps",
     "train.save_steps",
     "train.save_total_limit",
@@ -76,7 +78,8 @@ def is_trained(run: Path, recipe: Recipe) -> bool:
 
 
 def _anything_trained(run: Path) -> bool:
-    return bool(all_checkpoints(run)) or any((run / name).exists() for name in (WARM_START, FINAL))
+    begun = all_checkpoints(run) or all_checkpoints(run / SFT)
+    return bool(begun) or any((run / name).exists() for name in (WARM_START, FINAL))
 
 
 def _problems(old: Recipe, new: Recipe) -> Iterator[str]:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
+from transformers import TrainingArguments
 
 from vitos.cli.resume import WARM_START, begin_run, check_resumed, is_trained
+from vitos.cli.sft import lora_config, section_of, started, supervised_config, supervised_start
 from vitos.config.recipe import ModelSection, Recipe
 from vitos.config.shipped import origin_of
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion, KeepRule
 from vitos.data.readers import record_files
+from vitos.doctor.probe import Probe, probe
 from vitos.engines.judge.judge import Judge
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import Evaluation, evaluate
@@ -31,10 +33,9 @@ from vitos.policy.plans import check_recipe
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.samples import draw_sample
 from vitos.rl.callbacks import METRICS_FILE, read_metrics
-from vitos.rl.checkpoint import complete_checkpoints, is_complete, staged_folder
+from vitos.rl.checkpoint import complete_checkpoints, is_complete
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.rewards import ExtraReward, RewardWeights
-from vitos.rl.sft import warm_start
 from vitos.rl.trainer import FINAL, DualStreamTrainer
 from vitos.rl.user_rewards import load_reward
 from vitos.scans.cache import EmbeddingCache
@@ -45,8 +46,7 @@ from vitos.scans.cache import EmbeddingCache
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
     """Check the data, run the warm start if the recipe has one, train, evaluate; returns the run folder.
 
-    In several processes (`accelerate launch`) all of them train; only the first one runs the warm start, evaluates and
-    writes.
+    In several processes (`accelerate launch`) all of them train; only the first one evaluates and writes.
 
     Args:
         recipe: the recipe.
@@ -56,47 +56,30 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     Raises:
         DataError, ConfigError, CheckpointError, CacheError: before anything is trained, if it can be known then.
     """
-    check_recipe(recipe)
     run = Path(recipe.output_dir)
     config = DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer)
-    processes = PartialState()
-    console = console or Console(quiet=not processes.is_main_process)
-    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
-        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
-    _check_data(recipe, console)
-    read = _read(recipe.data.train, recipe.data.limit_train)
-    if resume:
-        check_resumed(run, recipe, read)
-    # A model that is to be sharded need not fit on one device.
-    device = torch.device("cpu") if config.fsdp else config.device
-    policy = load_policy(recipe, device)
-    records = _fitting(policy, read, recipe, console)
-    cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
-    if processes.is_main_process:
-        begin_run(run, recipe, read)
-    base = recipe.model.path
+    refuse_other_run(run, resume)
+    console = console or _first_console()
+    ready = _prepare(recipe, config, resume, console)
+    policy, base, adapters, processes = ready.policy, recipe.model.path, None, PartialState()
     if recipe.warm_start is not None:
+        _start(recipe, ready, resume, console)
         base = str(run / WARM_START)
-        with processes.main_process_first():
-            if processes.is_main_process and not (resume and is_complete(run / WARM_START)):
-                console.print(f"[bold]Warm start[/bold]: {recipe.warm_start.steps} supervised updates")
-                warm_start(policy, records, recipe.warm_start, recipe.train.unfrozen_parameters)
-                with staged_folder(run / WARM_START) as staging:
-                    policy.save_pretrained(staging)
-            else:
-                started = dataclasses.replace(recipe.model, path=base)
-                policy = load_policy(dataclasses.replace(recipe, model=started), device)
+        path, adapters = started(recipe)
+        model = dataclasses.replace(recipe.model, path=path)
+        policy = load_policy(dataclasses.replace(recipe, model=model), ready.device)
 
     if not (resume and is_trained(run, recipe)):
         console.print(f"[bold]Dual stream[/bold]: {recipe.train.schedule}, {recipe.train.total_steps} updates")
         trainer = DualStreamTrainer(
             policy,
             config,
-            records,
+            ready.records,
             reward_weights=reward_weights(recipe),
             reward_funcs=extra_rewards(recipe),
-            lora=_lora(recipe),
-            cache=cache,
+            lora=lora_config(recipe.model.lora),
+            adapters=adapters,
+            cache=ready.cache,
             draw=draw_sample,
             judge=Judge(recipe.judge) if recipe.judge is not None else None,
         )
@@ -112,6 +95,77 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             console=console,
         )
     return run
+
+
+def start(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> Path:
+    """The supervised start of a recipe alone, the work of `vitos sft`; returns the run folder.
+
+    Arguments and errors as in `train`, which goes on from it with `resume`.
+    """
+    run, console = Path(recipe.output_dir), console or _first_console()
+    config = supervised_config(recipe)
+    if not resume and (is_complete(run / WARM_START) or complete_checkpoints(run)):
+        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
+    _start(recipe, _prepare(recipe, config, resume, console), resume, console)
+    return run
+
+
+def probe_recipe(recipe: Recipe, questions: int) -> Probe:
+    """Roll out some of a recipe's training questions with its model, before anything is trained."""
+    check_recipe(recipe)
+    for source in recipe.data.train:
+        require_file(source)
+    policy = load_policy(recipe)
+    return probe(
+        policy,
+        read_training_records(recipe),
+        recipe.train,
+        reward_weights(recipe),
+        extra_rewards(recipe),
+        questions=questions,
+        cache=EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None,
+    )
+
+
+def _first_console() -> Console:
+    """A console that prints in the first process only."""
+    return Console(quiet=not PartialState().is_main_process)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a training begins with."""
+
+    policy: SparseVLM
+    records: list[Record]
+    cache: EmbeddingCache | None
+    device: torch.device
+
+
+def _prepare(recipe: Recipe, config: TrainingArguments, resume: bool, console: Console) -> _Ready:
+    """Check the recipe and its data, and load the model; the first process writes what is about to be done."""
+    check_recipe(recipe)
+    run = Path(recipe.output_dir)
+    _check_data(recipe, console)
+    read = read_training_records(recipe)
+    if resume:
+        check_resumed(run, recipe, read)
+    # A model that is to be sharded need not fit on one device.
+    device = torch.device("cpu") if config.fsdp else config.device
+    policy = load_policy(recipe, device)
+    records = _fitting(policy, read, recipe, console)
+    cache = EmbeddingCache.open(recipe.data.cache, policy.backbone) if recipe.data.cache else None
+    if PartialState().is_main_process:
+        begin_run(run, recipe, read)
+    return _Ready(policy, records, cache, device)
+
+
+def _start(recipe: Recipe, ready: _Ready, resume: bool, console: Console) -> None:
+    """Run the supervised start, unless it is done and the run is resumed."""
+    if not (resume and is_complete(Path(recipe.output_dir) / WARM_START)):
+        console.print(f"[bold]Warm start[/bold]: {section_of(recipe).steps} supervised updates")
+        supervised_start(recipe, ready.policy, ready.records, ready.cache, resume=resume)
+    PartialState().wait_for_everyone()
 
 
 def _evaluation(recipe: Recipe, base: str) -> Evaluation:
@@ -134,6 +188,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         # Adapters were merged in float32, onto what the 4 bits stood for.
         load=load_options(recipe.model) | ({"dtype": "auto", "quantization": None} if recipe.model.lora else {}),
         cache=recipe.data.cache,
+        judge=recipe.judge,
+        metrics=recipe.evaluate.metrics,
     )
 
 
@@ -152,7 +208,7 @@ def load_policy(recipe: Recipe, device: torch.device | None = None) -> SparseVLM
     model, sparse = recipe.model, recipe.sparsify
     policy = SparseVLM.from_pretrained(model.path, device=device, **load_options(model))
     return policy.with_spec(
-        keep=KeepRule(sparse.margin, sparse.min_tokens),
+        keep=KeepRule(sparse.margin, sparse.min_tokens, sparse.other_images),
         fusion=Fusion(sparse.fusion, sparse.beta),
         positions=sparse.positions,
         plan=sparse.plan,
@@ -194,7 +250,7 @@ def recipe_images(recipe: Recipe) -> list[Path]:
     """All images that training and evaluation of a recipe open, each once, in the order of the files."""
     for source in (*recipe.data.train, *recipe.data.eval):
         require_file(source)
-    records = _read(recipe.data.train, recipe.data.limit_train)
+    records = read_training_records(recipe)
     for source in recipe.data.eval:
         records += read_set(source, recipe.data.limit_eval).records
     return list(dict.fromkeys(path for record in records for path in record.image_paths))
@@ -214,25 +270,22 @@ def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
     ]
 
 
-def _lora(recipe: Recipe) -> Any:
-    if recipe.model.lora is None:
-        return None
-    from peft import LoraConfig
-
-    section = recipe.model.lora
-    return LoraConfig(
-        r=section.r,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]  # a float is fine
-        lora_dropout=section.dropout,
-        target_modules=section.target_modules,
-    )
-
-
-def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
+def read_training_records(recipe: Recipe) -> list[Record]:
     """Records of several files or benchmarks; each id is prefixed with its source: two may use the same ids."""
+    sources = recipe.data.train
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources
         for record in read_set(source).records
     ]
-    return records[:limit]
+    return records[: recipe.data.limit_train]
+
+
+def refuse_other_run(run: Path, resume: bool) -> None:
+    """Refuse the folder of another run, unless it is to be gone on with.
+
+    Raises:
+        FileExistsError: if it holds a checkpoint or a final model.
+    """
+    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
+        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")

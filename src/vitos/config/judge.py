@@ -34,8 +34,8 @@ class JudgeSection:
         url: base URL of the server, such as http://127.0.0.1:8001/v1.
         model: name of the model; empty: the only one that the server lists.
         kinds: kinds of answers that it grades in training; an answer that the rule calls exactly right is not asked.
-        prompt: template with `{question}`, `{gold}` and `{answer}`, which are put in as JSON. The reply must end with
-            a line that is right, partly or wrong, yes or no, or a number in 0..1.
+        prompt: template with `{question}`, `{gold}` and `{answer}`, put in as JSON; None: `JUDGE_PROMPT`.
+            The reply must end with a line that is right, partly or wrong, yes or no, or a number in 0..1.
         key_variable: name of the environment variable with the API key, if the server needs one.
 
         parallel: largest number of requests at a time.
@@ -57,7 +57,7 @@ class JudgeSection:
     url: Annotated[str, Field(min_length=1)]
     model: str = ""
     kinds: tuple[Literal["word", "number", "list", "text"], ...] = ("text",)
-    prompt: str = JUDGE_PROMPT
+    prompt: str | None = None
     key_variable: str = "VITOS_JUDGE_KEY"
 
     parallel: Count = 16
@@ -72,6 +72,11 @@ class JudgeSection:
     options: Mapping[str, Any] = field(default_factory=dict)
     cache: Annotated[str, Field(min_length=1)] | None = None
 
+    @property
+    def template(self) -> str:
+        """The prompt, or vitos's own."""
+        return JUDGE_PROMPT if self.prompt is None else self.prompt
+
     def problems(self) -> Iterator[Problem]:
         yield from judge_problems(self)
 
@@ -84,7 +89,7 @@ def judge_problems(section: JudgeSection) -> Iterator[Problem]:
     elif parts.username or parts.password or parts.query or parts.fragment:
         yield "url", f"must hold no name, key or query; set the key as {section.key_variable} in the environment"
     try:
-        named = {name for _, name, _, _ in string.Formatter().parse(section.prompt) if name is not None}
+        named = {name for _, name, _, _ in string.Formatter().parse(section.template) if name is not None}
     except ValueError as error:
         yield "prompt", f"is no template ({error}); double other braces"
         return

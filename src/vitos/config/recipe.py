@@ -35,6 +35,7 @@ from vitos.config.options import (
     Problem,
 )
 from vitos.config.shipped import find_recipe
+from vitos.config.warm_start import WarmStartSection
 from vitos.config.yaml_file import RULES, ConfigError, dump_yaml, explain, override, parse_yaml
 from vitos.core.registry import PLANS
 
@@ -136,7 +137,9 @@ class SparsifySection:
 
     Attributes:
         margin: number of cells by which each box is widened, >= 0.
-        min_tokens: least number of kept tokens, >= 1.
+        min_tokens: least number of kept tokens, >= 1; of several images, in each with a box.
+        other_images: number of kept tokens, >= 0, in an image without a box where another image has one; with 0 only
+            its number in the prompt remains.
         fusion: the way in which tokens outside the boxes are merged into kept ones.
         beta: share of the outside tokens in a kept token under `fusion: weighted`, 0..1.
         positions: "keep" the position ids of the dense prompt; "renumber" is an ablation that destroys grounding.
@@ -149,6 +152,7 @@ class SparsifySection:
 
     margin: CountOrZero = 0
     min_tokens: Count = 1
+    other_images: CountOrZero = 0
     fusion: Literal["none", "mean", "weighted"] = "weighted"
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.15
     positions: Literal["keep", "renumber"] = "keep"
@@ -192,31 +196,6 @@ class DataSection:
             paths = getattr(self, name)
             for path in sorted({p for p in paths if paths.count(p) > 1}):
                 yield name, f"lists {path} more than once; list each file once"
-
-
-@dataclass(frozen=True)
-class WarmStartSection:
-    """Supervised start on the training records, before RL: gold boxes and answers (docs/method.md, section 5).
-
-    Attributes:
-        steps: number of updates, >= 1 (no warm start: `warm_start: null`).
-        batch_size: number of examples per update.
-        learning_rate: peak learning rate.
-        weight_decay: weight decay of AdamW.
-        warmup_share: share of the steps with a rising learning rate, 0 <= share < 1.
-        seed: seed of the order of the examples.
-        train_encoder: also train the vision encoder, which the training itself leaves as it is.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
-
-    steps: Count
-    batch_size: Count = 32
-    learning_rate: Positive = 1e-3
-    weight_decay: NotNegative = 0.01
-    warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.06
-    seed: CountOrZero = 0
-    train_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,6 +260,7 @@ class EvaluateSection:
             same number.
         batch_size: number of questions that are decoded together.
         bootstrap_samples: number of resamples of the paired intervals.
+        metrics: names of measures of text for answers in words (docs/metrics.md), such as bleu and rouge.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
@@ -289,6 +269,7 @@ class EvaluateSection:
     controls: Bool = True
     batch_size: Count = 64
     bootstrap_samples: Count = 10_000
+    metrics: tuple[str, ...] = ()
 
 
 # Fields of TrainingArguments that follow from other keys of the recipe, with the key to set instead.
@@ -343,6 +324,8 @@ class Recipe:
     evaluate: EvaluateSection = EvaluateSection()
 
     def problems(self) -> Iterator[Problem]:
+        if self.model.lora is not None and self.warm_start is not None and self.warm_start.train_encoder:
+            yield "warm_start.train_encoder", "does not go with model.lora, which adapts the language model alone"
         if self.model.lora is not None and self.train.unfrozen_parameters is not None:
             yield (
                 "train.unfrozen_parameters",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,39 +56,50 @@ class Rect:
 
 @dataclass(frozen=True, slots=True)
 class Box(Rect):
-    """Evidence: a rectangle inside the original image, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1.
+    """Evidence: a rectangle inside an image, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, and which image that is.
 
     >>> left, middle = Box(0, 0, 0.5, 1), Box(0.25, 0, 0.75, 1)
     >>> left.area, round(left.iou(middle), 3)
     (0.5, 0.333)
+    >>> left.iou(Box(0, 0, 0.5, 1, image=2))
+    0.0
+
+    Attributes:
+        image: place of its image among those of the question, from 1.
 
     Raises:
-        ValueError: if it is inverted, empty, not finite or reaches outside 0..1.
+        ValueError: if it is inverted, empty, not finite or reaches outside 0..1, or `image` is below 1.
     """
+
+    image: int = 1
 
     def __post_init__(self) -> None:
         # Not super().__post_init__(): slots=True makes a new class, for which zero-argument super() fails.
         Rect.__post_init__(self)
         if min(self.as_tuple()) < 0 or max(self.as_tuple()) > 1:
             raise ValueError(f"a box must lie in 0..1 of the image, got {self.as_tuple()}")
+        if self.image < 1:
+            raise ValueError(f"images are counted from 1, got a box in image {self.image}")
 
     @classmethod
-    def snapped(cls, x1: float, y1: float, x2: float, y2: float) -> Box:
+    def snapped(cls, x1: float, y1: float, x2: float, y2: float, image: int = 1) -> Box:
         """A box whose edges may miss 0..1 by what rounding does to a fraction (1e-5), put onto the image's edge.
 
         Raises:
             ValueError: as for `Box`.
 
         >>> Box.snapped(-1e-9, 0, 1.0000001, 0.5)
-        Box(x1=0.0, y1=0, x2=1.0, y2=0.5)
+        Box(x1=0.0, y1=0, x2=1.0, y2=0.5, image=1)
         """
-        edges = (
+        x1, y1, x2, y2 = (
             0.0 if -EDGE_TOLERANCE <= v < 0 else 1.0 if 1 < v <= 1 + EDGE_TOLERANCE else v for v in (x1, y1, x2, y2)
         )
-        return cls(*edges)
+        return cls(x1, y1, x2, y2, image)
 
     def iou(self, other: Box) -> float:
-        """Intersection over union with another box, 0..1."""
+        """Intersection over union with another box, 0..1; 0 for a box in another image."""
+        if self.image != other.image:
+            return 0.0
         width = min(self.x2, other.x2) - max(self.x1, other.x1)
         height = min(self.y2, other.y2) - max(self.y1, other.y1)
         if width <= 0 or height <= 0:
@@ -95,6 +107,21 @@ class Box(Rect):
         intersection = width * height
         union = self.area + other.area - intersection
         return intersection / union if union > 0 else 0.0
+
+    def to_json(self) -> Any:
+        """`[x1, y1, x2, y2]` in the first image, otherwise `{"image": 2, "box": [x1, y1, x2, y2]}`, as in records."""
+        edges = list(self.as_tuple())
+        return edges if self.image == 1 else {"image": self.image, "box": edges}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Box:
+        """The inverse of `to_json`.
+
+        >>> Box.from_json(Box(0, 0, 0.5, 1, image=2).to_json())
+        Box(x1=0, y1=0, x2=0.5, y2=1, image=2)
+        """
+        (x1, y1, x2, y2), image = (value["box"], value["image"]) if isinstance(value, dict) else (value, 1)
+        return cls(x1, y1, x2, y2, image)
 
 
 WHOLE_IMAGE = Rect(0.0, 0.0, 1.0, 1.0)
@@ -139,21 +166,51 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """All visual tokens of one image.
+    """All visual tokens of one image, or of all images of a question.
 
     Attributes:
         views: the views, in the order of the tokens.
         shown: the part of the image that the encoder was given, smaller than the whole if the image was cropped. Cells
-            outside of it look at padding, even where the image goes on.
+            outside of it look at padding, even where the image goes on. Of several images, that of the first.
+        parts: the grids of several images; empty for the grid of one image.
     """
 
     views: tuple[View, ...]
     shown: Rect = WHOLE_IMAGE
+    parts: tuple[TokenGrid, ...] = ()
 
     @classmethod
     def single(cls, rows: int, cols: int, rect: Rect = WHOLE_IMAGE) -> TokenGrid:
         """A grid of one view, by default of the whole image."""
         return cls((View(rect, rows, cols),))
+
+    @classmethod
+    def joined(cls, grids: Sequence[TokenGrid]) -> TokenGrid:
+        """The tokens of several images, image by image; of one image its own grid.
+
+        >>> pair = TokenGrid.joined([TokenGrid.single(1, 2), TokenGrid.single(2, 2)])
+        >>> pair.overlapping([Box(0, 0, 0.5, 0.5, image=2)]).nonzero()[0]
+        array([2])
+        """
+        if len(grids) == 1:
+            return grids[0]
+        return cls(tuple(view for grid in grids for view in grid.views), grids[0].shown, tuple(grids))
+
+    @property
+    def images(self) -> tuple[TokenGrid, ...]:
+        """The grid of each image."""
+        return self.parts or (self,)
+
+    def split(self, mask: NDArray[Any]) -> list[NDArray[Any]]:
+        """Values of all tokens, shape (num_tokens, ...), image by image."""
+        return np.split(mask, np.cumsum([grid.num_tokens for grid in self.images])[:-1])
+
+    def by_image(self, boxes: Iterable[Box]) -> list[tuple[TokenGrid, list[Box]]]:
+        """The grid of each image with the boxes in it; the grid of one image gets all boxes."""
+        boxes = list(boxes)
+        if not self.parts:
+            return [(self, boxes)]
+        return [(grid, [box for box in boxes if box.image == n]) for n, grid in enumerate(self.parts, start=1)]
 
     def within(self, crop: Rect) -> TokenGrid:
         """The grid of a cropped picture, laid over the image that it was cut from; `crop` is the cropped rectangle."""
@@ -169,6 +226,8 @@ class TokenGrid:
 
         A box that only touches a cell's edge does not keep it. `margin` widens each box by that many cells.
         """
+        if self.parts:
+            return np.concatenate([grid.overlapping(own, margin) for grid, own in self.by_image(boxes)])
         mask = np.zeros(self.num_tokens, dtype=bool)
         for box in boxes:
             if (visible := cut(box, self.shown)) is not None:
@@ -202,7 +261,7 @@ def cut(box: Box, part: Rect) -> Box | None:
     """The part of a box that lies inside `part` of the image; None if it has no area."""
     x1, y1, x2, y2 = box.as_tuple()
     corners = max(x1, part.x1), max(y1, part.y1), min(x2, part.x2), min(y2, part.y2)
-    return Box(*corners) if corners[0] < corners[2] and corners[1] < corners[3] else None
+    return Box(*corners, image=box.image) if corners[0] < corners[2] and corners[1] < corners[3] else None
 
 
 def out_of_crop(rect: Rect, crop: Rect) -> Box:
@@ -227,7 +286,7 @@ def into_crop(box: Box, crop: Rect) -> Box:
         raise ValueError(f"the box {box.as_tuple()} lies outside the crop {crop.as_tuple()}")
     width, height = crop.x2 - crop.x1, crop.y2 - crop.y1
     x1, y1 = (seen.x1 - crop.x1) / width, (seen.y1 - crop.y1) / height
-    return Box(x1, y1, min(1.0, (seen.x2 - crop.x1) / width), min(1.0, (seen.y2 - crop.y1) / height))
+    return Box(x1, y1, min(1.0, (seen.x2 - crop.x1) / width), min(1.0, (seen.y2 - crop.y1) / height), box.image)
 
 
 def _placed(rect: Rect, crop: Rect) -> tuple[float, float, float, float]:
@@ -244,7 +303,7 @@ def _placed(rect: Rect, crop: Rect) -> tuple[float, float, float, float]:
 def matched_iou(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
     """Mean IoU over the optimal one-to-one matching, 0..1 (docs/method.md, section 7).
 
-    Unmatched boxes on either side count 0.
+    Unmatched boxes on either side count 0, and so do pairs in different images.
     The mean runs over max(len(predicted), len(gold)) pairs, so neither a spray of boxes nor one box over the whole
     image earns a high reward. 0 if either side is empty.
     """

@@ -6,7 +6,7 @@ least one token.
 
 Distances are in image fractions, between cell centres, over the tokens of all views. Cells that see only padding
 (LLaVA's padded square) are chosen last: a control that spends its budget on padding would make the evidence look
-better than it is.
+better than it is. Several images share one budget, and distances are within an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitos.core.geometry import BoolArray, Box, TokenGrid
-from vitos.core.sparsify import distance_to_boxes
+from vitos.core.sparsify import distance_to_boxes, distance_to_centre
 
 
 def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolArray:
@@ -30,13 +30,12 @@ def random_mask(grid: TokenGrid, count: int, rng: np.random.Generator) -> BoolAr
 
 
 def centre_mask(grid: TokenGrid, count: int) -> BoolArray:
-    """The `count` tokens nearest to the centre of the part of the image that is shown; of equally near ones the first.
+    """The `count` tokens nearest to the centre of what is shown of their image; of equally near ones the first.
 
     Raises:
         ValueError: if `count` is not in 1..num_tokens.
     """
-    x1, y1, x2, y2 = grid.shown.as_tuple()
-    return _first(count, padding(grid), _distance(grid, np.array([[(x1 + x2) / 2, (y1 + y2) / 2]])))
+    return _first(count, padding(grid), distance_to_centre(grid))
 
 
 def inverted_mask(
@@ -115,14 +114,13 @@ def fit_budget(grid: TokenGrid, boxes: Sequence[Box], count: int) -> BoolArray:
     """
     _require_boxes(boxes)
     outside = ~grid.overlapping(boxes)
-    centres = np.array([((b.x1 + b.x2) / 2, (b.y1 + b.y2) / 2) for b in boxes])
-    distance = np.where(outside, _rounded(distance_to_boxes(grid, boxes)), _distance(grid, centres))
+    distance = np.where(outside, _rounded(distance_to_boxes(grid, boxes)), _distance_to_box_centres(grid, boxes))
     return _first(count, outside, padding(grid), distance)
 
 
 def padding(grid: TokenGrid) -> BoolArray:
     """Tokens whose cell lies outside the image, or the part of it that is shown."""
-    return ~grid.overlapping([Box(*grid.shown.as_tuple())])
+    return np.concatenate([~one.overlapping([Box(*one.shown.as_tuple())]) for one in grid.images])
 
 
 def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:
@@ -135,10 +133,14 @@ def _first(count: int, *keys: NDArray[np.generic]) -> BoolArray:
     return mask
 
 
-def _distance(grid: TokenGrid, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from each cell's centre to the nearest of `points`, shape (k, 2)."""
-    offsets = grid.centres()[:, None] - points[None]
-    return _rounded(np.hypot(offsets[..., 0], offsets[..., 1]).min(axis=1))
+def _distance_to_box_centres(grid: TokenGrid, boxes: Sequence[Box]) -> NDArray[np.float64]:
+    """Distance from each cell's centre to the nearest centre of a box in its image; inf where that has no box."""
+    parts = []
+    for one, own in grid.by_image(boxes):
+        points = np.array([((b.x1 + b.x2) / 2, (b.y1 + b.y2) / 2) for b in own]).reshape(1, -1, 2)
+        offsets = one.centres()[:, None] - points  # (N, boxes, 2)
+        parts.append(np.hypot(offsets[..., 0], offsets[..., 1]).min(axis=1, initial=np.inf))
+    return _rounded(np.concatenate(parts))
 
 
 def _rounded(distance: NDArray[np.float64]) -> NDArray[np.float64]:

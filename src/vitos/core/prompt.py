@@ -124,17 +124,23 @@ class Prompt:
         """This prompt with only the visual tokens of `masks`, the others fused into them.
 
         Kept tokens, later text and generated tokens stay at their dense positions (docs/method.md, section 4).
+        Tokens are fused within their image; those of an image that keeps none are dropped.
 
         Args:
             masks: one bool mask for each image in the prompt, each (N_k,), together V.
             fusion: how the dropped tokens enter the kept ones.
             renumber: an ablation: consecutive positions as in text; destroys grounding.
+
+        Raises:
+            ValueError: if the masks do not fit the prompt, or keep no token at all.
         """
         keep = self._keep(masks)  # (T,)
         sources, start, parts = (self.embeddings, *self.streams), 0, []
         for mask in masks:
-            part = slice(start, start := start + len(mask))
-            parts.append(fuse([source[part] for source in sources], mask.to(keep.device), fusion))  # (n_k, hidden)
+            own = [source[start : start + len(mask)] for source in sources]  # (N_k, hidden) each
+            start += len(mask)
+            none = tuple(source[:0] for source in own)
+            parts.append(fuse(own, mask.to(keep.device), fusion) if bool(mask.any()) else none)  # (n_k, hidden)
         embeddings, *streams = (torch.cat(pieces) for pieces in zip(*parts, strict=True))  # (n, hidden)
         dropped = int((~keep).sum())
         positions = self.position_ids[:, keep]  # (axes, T - dropped)
@@ -180,6 +186,8 @@ class Prompt:
                 f"keep masks for {sum(len(m) for m in masks)} visual tokens do not fit a prompt with "
                 f"{len(self.embeddings)}; pass one mask for each image of the dense prompt"
             )
+        if not any(bool(mask.any()) for mask in masks):
+            raise ValueError("no visual token is kept; use the dense prompt instead")
         keep = torch.ones_like(self.is_visual)
         keep[self.is_visual] = torch.cat(list(masks)).to(keep.device)
         return keep

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from vitos.core.geometry import Box
+from vitos.core.numbering import IMAGE_PLACEHOLDER as IMAGE_PLACEHOLDER
 from vitos.core.options import option_lines as option_lines
 from vitos.core.options import read_choices, same_texts
-
-IMAGE_PLACEHOLDER = "<image>"
 
 AnswerKind = Literal["letter", "word", "number", "list", "text"]
 """What an answer is: the letter of an inline option, the word of a closed question without options, a number with its
@@ -31,7 +30,7 @@ class Record:
     Attributes:
         id: unique within its data set; named in every error about the record.
         image_paths: absolute paths, all below the data set's root, with a selector (`scan.dcm#frame=3`) where the
-            file holds more than one picture. Evidence boxes refer to the first image.
+            file holds more than one picture. `Box.image` is a place in this list, from 1.
         question: text with one `<image>` for each image, options inline.
         answer: the letter of the right option, or as `kind` says.
         boxes: gold evidence, or None where the data set has none (then the IoU reward abstains).

@@ -3,6 +3,8 @@
     localization   <think>…</think><evidence>[[x1, y1, x2, y2], …]</evidence><answer>B</answer>
     reasoning      <think>…</think><answer>B</answer>
 
+In a prompt of several images a box begins with the number of its image: `[[2, x1, y1, x2, y2], …]`.
+
 Parsing is total and never guesses: any string gives boxes or none, an answer or None, in linear time, and no
 exception. Where a question has options, an answer is an option's letter, its letter with its text, or, word for word,
 its text (`vitos.core.choice`); elsewhere it is the text as it was written.
@@ -16,8 +18,8 @@ policy under reward finds every such leniency. What could not be read stays visi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vitos.core.choice import read_choice, text_of_one
 from vitos.core.geometry import Box
@@ -27,6 +29,8 @@ CoordinateReader = Callable[[tuple[float, float, float, float]], Box | None]
 
 Each backbone has its own: `read_normalized` for 0..1, others for pixels of the resized image or 0..1000.
 """
+ImageReader = tuple[int, CoordinateReader]
+"""The place of an image among those of the question, from 1, and the reader of its coordinates."""
 
 # A tag is exactly these characters: lower case, no white space, no attributes.
 _TAG = re.compile(r"(</?(?:think|evidence|answer)>)")
@@ -37,9 +41,19 @@ _REASONING = ["<think>", "</think>", "<answer>", "</answer>"]
 # these or for a sign. Possessive quantifiers ("*+") never go back, so megabytes of hostile text cost linear time.
 _NUMBER = r"(?:0|[1-9][0-9]{0,19}+)(?:\.[0-9]{1,20}+)?+"
 _BOX = rf"\[\s*+{_NUMBER}(?:\s*+,\s*+{_NUMBER}){{3}}\s*+\]"
+_BOX_IN_IMAGE = rf"\[\s*+[1-9][0-9]{{0,4}}+(?:\s*+,\s*+{_NUMBER}){{4}}\s*+\]"
 _NUMBERS = re.compile(_NUMBER)
-_BOX_ROW = re.compile(_BOX, re.ASCII)
-_BOX_LIST = re.compile(rf"\[\s*+{_BOX}(?:\s*+,\s*+{_BOX})*+\s*+\]", re.ASCII)
+
+
+def _list_of(box: str) -> re.Pattern[str]:
+    return re.compile(rf"\[\s*+{box}(?:\s*+,\s*+{box})*+\s*+\]", re.ASCII)
+
+
+# Numbers of a box → one box, and a list of such boxes.
+_FORMS = {
+    4: (re.compile(_BOX, re.ASCII), _list_of(_BOX)),
+    5: (re.compile(_BOX_IN_IMAGE, re.ASCII), _list_of(_BOX_IN_IMAGE)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,7 @@ def read_normalized(numbers: tuple[float, float, float, float]) -> Box | None:
 def parse_localization(
     text: str,
     options: Collection[str] | None = None,
-    read_box: CoordinateReader = read_normalized,
+    read_box: CoordinateReader | Mapping[int, ImageReader] = read_normalized,
     max_boxes: int = 32,
     *,
     written: bool = False,
@@ -87,21 +101,23 @@ def parse_localization(
     """Read a completion of the localization branch. Never raises, whatever the text.
 
     Evidence: one block, strictly a list of boxes. One bad box (inverted, out of range, not four numbers), more than
-    `max_boxes` boxes, or a second block, and there are none: the caller falls back to the dense image and counts it.
-    A single box without the outer brackets is read, but is not `well_formed`.
+    `max_boxes` boxes per image, or a second block, and there are none: the caller falls back to the dense image and
+    counts it. A single box without the outer brackets is read, but is not `well_formed`.
 
     Answer: see `_read_answer`.
 
     Args:
         options: the letters that may be chosen, or letter → text, such as `record.options`, whose texts are then
             answers as well; None or empty (not known): any letter of A-Z.
-        read_box: the backbone's coordinate convention.
+        read_box: the backbone's coordinate convention; for a prompt of several images that of each one, by the number
+            that the prompt gives it (`vitos.core.numbering`). Then a box is five numbers, the first of them that.
+        max_boxes: largest number of boxes in an image.
         written: whether the answer is a text in the model's own words, as `read_answer_text` reads it, not a letter.
     """
     parts = _TAG.split(text)
     blocks = _blocks(parts, "evidence")
     boxes = _read_boxes(blocks[0], read_box, max_boxes) if len(blocks) == 1 else ()
-    listed = bool(boxes) and _BOX_ROW.fullmatch(blocks[0].strip()) is None
+    listed = bool(boxes) and not any(one.fullmatch(blocks[0].strip()) for one, _ in _FORMS.values())
     return _response(text, parts, boxes, options, written, well_formed=listed and _has_format(parts, _LOCALIZATION))
 
 
@@ -130,12 +146,17 @@ def format_box_list(numbers: Sequence[Sequence[str]]) -> str:
     """Boxes as text, `[[0.10, 0.20, 0.30, 0.40], …]`, from numbers already written in the backbone's convention.
 
     Raises:
-        ValueError: if there is no box, or a box is not four plain decimals; such text would not parse.
+        ValueError: if there is no box, or a box is not four plain decimals, in all boxes alike with the number of an
+            image in front or without; such text would not parse.
     """
     rows = ["[" + ", ".join(row) + "]" for row in numbers]
+    box, _ = _FORMS[5 if any(len(row) == 5 for row in numbers) else 4]
     for row in rows:
-        if not _BOX_ROW.fullmatch(row):
-            raise ValueError(f"a box needs four plain decimal numbers such as 0.25, got {row[:80]!r}")
+        if not box.fullmatch(row):
+            raise ValueError(
+                "a box needs four plain decimal numbers such as 0.25, in a prompt of several images with the image's "
+                f"number in front in every box; got {row[:80]!r}"
+            )
     if not rows:
         raise ValueError("an evidence list needs at least one box; leave questions without boxes out")
     return "[" + ", ".join(rows) + "]"
@@ -147,7 +168,7 @@ def format_localization(thought: str, boxes_text: str, answer: str) -> str:
     Raises:
         ValueError: if a part would not be read back.
     """
-    if not _BOX_LIST.fullmatch(boxes_text):
+    if not any(boxes.fullmatch(boxes_text) for _, boxes in _FORMS.values()):
         raise ValueError(f"boxes must be written by format_box_list, got {boxes_text[:80]!r}")
     return f"{_format_thought(thought)}<evidence>{boxes_text}</evidence>{_format_answer(answer)}"
 
@@ -203,21 +224,33 @@ def _has_format(parts: list[str], tags: list[str]) -> bool:
     return parts[1::2] == tags and not any(between.strip() for between in parts[::4])
 
 
-def _read_boxes(block: str, read_box: CoordinateReader, max_boxes: int) -> tuple[Box, ...]:
+def _read_boxes(block: str, read_box: CoordinateReader | Mapping[int, ImageReader], max_boxes: int) -> tuple[Box, ...]:
     """All boxes of a strict list, or of one flat box; () if anything in the block is not valid."""
+    several = isinstance(read_box, Mapping)
+    width = 5 if several else 4
     block = block.strip()
-    if not (_BOX_LIST.fullmatch(block) or _BOX_ROW.fullmatch(block)):
+    if not any(form.fullmatch(block) for form in _FORMS[width]):
         return ()
     values = [float(number) for number in _NUMBERS.findall(block)]
-    if len(values) > 4 * max_boxes:
+    if len(values) > width * max_boxes * (len(read_box) if isinstance(read_box, Mapping) else 1):
         return ()
     boxes = []
-    for x1, y1, x2, y2 in zip(*(values[axis::4] for axis in range(4)), strict=True):
-        box = read_box((x1, y1, x2, y2))
+    for row in zip(*(values[axis::width] for axis in range(width)), strict=True):
+        box = _read_box_in_image(row, read_box) if isinstance(read_box, Mapping) else read_box(row)
         if box is None:
             return ()
         boxes.append(box)
     return tuple(boxes)
+
+
+def _read_box_in_image(row: tuple[float, ...], readers: Mapping[int, ImageReader]) -> Box | None:
+    """Five numbers → a box in the image that the first one names; None if there is no such image."""
+    number, x1, y1, x2, y2 = row
+    if number not in readers:
+        return None
+    place, read_box = readers[int(number)]
+    box = read_box((x1, y1, x2, y2))
+    return None if box is None else replace(box, image=place)
 
 
 def _read_answer(text: str, parts: list[str], options: Collection[str] | None) -> str | None:

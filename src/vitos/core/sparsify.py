@@ -6,7 +6,7 @@ docs/method.md, sections 2 and 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,15 +26,20 @@ class KeepRule:
 
     Attributes:
         margin: number of cells by which each box is widened on all sides.
-        min_tokens: smallest number of tokens to keep; the cells nearest to the boxes make it up.
+        min_tokens: smallest number of tokens to keep of an image with a box; the cells nearest to it make it up.
+        other_images: number of tokens to keep of an image without a box, if another image has one: those nearest to
+            its centre. With 0 only the image's number in the prompt remains.
     """
 
     margin: int = 0
     min_tokens: int = 1
+    other_images: int = 0
 
     def __post_init__(self) -> None:
         if self.margin < 0 or self.min_tokens < 1:
             raise ValueError(f"margin must be >= 0 and min_tokens >= 1, got {self}")
+        if self.other_images < 0:
+            raise ValueError(f"other_images must be >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +58,10 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The visual tokens of one image that the reasoning branch answers from.
+    """The visual tokens of a question's images that the reasoning branch answers from.
 
     Attributes:
-        grid: the cell that each token looks at.
+        grid: the cell that each token looks at, image by image.
         mask: True at kept tokens, bool, shape (num_tokens,), at least one True.
         why_not: reason why the boxes could not be followed, and what was done instead; always counted, never hidden.
             Empty if the boxes were followed.
@@ -70,7 +75,7 @@ class Kept:
 
     @classmethod
     def everything(cls, grid: TokenGrid, why_not: str = "") -> Kept:
-        """The whole image."""
+        """All tokens."""
         return cls(grid, np.ones(grid.num_tokens, dtype=bool), why_not)
 
     @property
@@ -93,6 +98,11 @@ class Kept:
         """Share of the visual tokens that are kept, in (0, 1]."""
         return float(self.mask.mean())
 
+    @property
+    def images(self) -> list[Kept]:
+        """The kept tokens of each image; an image may have none."""
+        return [Kept(grid, mask) for grid, mask in zip(self.grid.images, self.grid.split(self.mask), strict=True)]
+
 
 NO_BOX = "no box could be read; the whole image was used"
 
@@ -104,25 +114,48 @@ def select(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule = KeepRule()) -
     array([False,  True, False, False])
 
     A box that overlaps no cell, as on the seam of a tiled model that drops a border, keeps the nearest `min_tokens`.
+    Of several images each keeps tokens by its own boxes; one without a box keeps `other_images`.
     """
     if not boxes:
         return Kept.everything(grid, NO_BOX)
+    return Kept(grid, np.concatenate([_selected(one, own, rule) for one, own in grid.by_image(boxes)]))
+
+
+def _selected(grid: TokenGrid, boxes: Sequence[Box], rule: KeepRule) -> BoolArray:
+    """The kept tokens of one image."""
     mask = grid.overlapping(boxes, rule.margin)
-    missing = min(rule.min_tokens, grid.num_tokens) - int(mask.sum())
+    missing = min(rule.min_tokens if boxes else rule.other_images, grid.num_tokens) - int(mask.sum())
     if missing > 0:
-        distance = np.where(mask, np.inf, distance_to_boxes(grid, boxes))
+        distance = np.where(mask, np.inf, distance_to_boxes(grid, boxes) if boxes else distance_to_centre(grid))
         mask[np.argsort(distance, kind="stable")[:missing]] = True
-    return Kept(grid, mask)
+    return mask
 
 
 def distance_to_boxes(grid: TokenGrid, boxes: Sequence[Box]) -> np.ndarray:
-    """Distance from each cell's centre to the nearest box, in image fractions, shape (num_tokens,); 0 inside a box."""
+    """Distance from each cell's centre to the nearest box, in image fractions, shape (num_tokens,); 0 inside a box.
+
+    Of several images, only boxes in the cell's own image count; inf where that has none.
+    """
+    if grid.parts:
+        return np.concatenate([distance_to_boxes(one, own) for one, own in grid.by_image(boxes)])
+    if not boxes:
+        return np.full(grid.num_tokens, np.inf)
     centres = grid.centres()
     low = np.array([(b.x1, b.y1) for b in boxes])[:, None]
     high = np.array([(b.x2, b.y2) for b in boxes])[:, None]
     outside = np.maximum(np.maximum(low - centres, centres - high), 0)
     nearest: np.ndarray = np.hypot(outside[..., 0], outside[..., 1]).min(0)
     return nearest
+
+
+def distance_to_centre(grid: TokenGrid) -> np.ndarray:
+    """Distance from each cell's centre to that of what is shown of its image, shape (num_tokens,), to nine digits."""
+    parts = []
+    for one in grid.images:
+        x1, y1, x2, y2 = one.shown.as_tuple()
+        offsets = one.centres() - np.array([(x1 + x2) / 2, (y1 + y2) / 2])
+        parts.append(np.round(np.hypot(offsets[:, 0], offsets[:, 1]), 9))
+    return np.concatenate(parts)
 
 
 def cell_rectangles(grid: TokenGrid, mask: BoolArray) -> list[tuple[int, int, int, int]]:
@@ -171,8 +204,11 @@ def rectangles(kept: Kept) -> tuple[Box, ...]:
     """Boxes around the kept cells, view by view: the fewest cells that make separate rectangles; in the shown image.
 
     >>> rectangles(best_cells(TokenGrid.single(2, 2), np.array([0, 2, 0, 1], dtype=np.float32), 2))
-    (Box(x1=0.5, y1=0.0, x2=1.0, y2=1.0),)
+    (Box(x1=0.5, y1=0.0, x2=1.0, y2=1.0, image=1),)
     """
+    if kept.grid.parts:
+        found = enumerate(map(rectangles, kept.images), start=1)
+        return tuple(replace(box, image=place) for place, boxes in found for box in boxes)
     out, start, shown = [], 0, kept.grid.shown
     for view in kept.grid.views:
         cells = kept.mask[start : start + view.num_tokens]

@@ -304,7 +304,7 @@ def _row_of(record: Record) -> Row:
         "id": record.id,
         "question": record.question,
         "answer": record.answer,
-        "bbox": None if record.boxes is None else [list(box.as_tuple()) for box in record.boxes],
+        "bbox": None if record.boxes is None else [box.to_json() for box in record.boxes],
         **_open_fields(record),
     }
 

@@ -106,7 +106,7 @@ def read_frame(path: Path, selector: PictureSelector, check_size: Callable[[int,
         from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
     except ImportError:
         raise VolumeError("reading DICOM needs pydicom 3; install it with pip install 'vitos[dicom]'") from None
-    with _silenced():
+    with silenced():
         try:
             # Deferred: that there are pixels is seen without reading them.
             header: Any = pydicom.dcmread(path, specific_tags=list(TAGS), defer_size=1024)
@@ -135,7 +135,7 @@ def read_frame(path: Path, selector: PictureSelector, check_size: Callable[[int,
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Hold back warnings and log lines of pydicom, which quote values; one file at a time, because both are global."""
     logger = logging.getLogger("pydicom")  # its own handler writes nothing
     with _LOCK, warnings.catch_warnings():

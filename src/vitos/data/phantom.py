@@ -20,13 +20,21 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from vitos.core.geometry import Box
-from vitos.core.record import IMAGE_PLACEHOLDER, option_lines
+from vitos.core.record import IMAGE_PLACEHOLDER, AnswerKind, option_lines
 from vitos.data.files import write_json_atomic
 from vitos.data.phantom_files import IMAGES, PhantomSettings, image_name, refuse_changed, refuse_others, remove_orphans
 
 KINDS = ("nodule", "cyst", "calcification", "mass")
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 SIZE = 128
+# What the answer is where a question is asked without its options.
+IN_WORDS: dict[str, AnswerKind] = {
+    "kind_at_point": "text",
+    "kind_in_region": "text",
+    "which_quadrant": "text",
+    "how_many": "number",
+    "larger_of_two": "word",
+}
 # Seeds of the splits start this far apart: no two splits can share a scene.
 SPLIT_OFFSET = {"train": 0, "val": 10**9, "test": 2 * 10**9}
 
@@ -321,7 +329,14 @@ def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[str, Scene,
 
 
 def write_phantoms(
-    folder: Path, split: str, count: int, seed: int = 0, size: int = SIZE, *, overwrite: bool = False
+    folder: Path,
+    split: str,
+    count: int,
+    seed: int = 0,
+    size: int = SIZE,
+    *,
+    overwrite: bool = False,
+    in_words: bool = False,
 ) -> Path:
     """Write a split as PNG images and `{split}.json` in the record format; return the JSON file's path.
 
@@ -331,6 +346,7 @@ def write_phantoms(
     Args:
         size: pixels per side; scenes, questions and boxes are the same for all.
         overwrite: replace a split that was made with other settings, or changed since.
+        in_words: ask the same questions without options, for a text, a word or a number.
 
     Raises:
         FileExistsError: if there is such a split and `overwrite` is False; nothing was written then.
@@ -340,7 +356,8 @@ def write_phantoms(
     if not overwrite:
         refuse_others(folder, {split: PhantomSettings(count, seed, size)})
     drawn = list(samples(split, count, seed))
-    rows = [_row(ident, question) for ident, _, question in drawn]
+    row = _row_in_words if in_words else _row
+    rows = [row(ident, question) for ident, _, question in drawn]
     if not overwrite:
         refuse_changed(path, rows)
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
@@ -361,3 +378,8 @@ def _row(ident: str, question: PhantomQuestion) -> dict[str, object]:
         "bbox": [list(f.box.as_tuple()) for f in question.evidence],
         "meta": {"template": question.template, "thought": question.thought},
     }
+
+
+def _row_in_words(ident: str, question: PhantomQuestion) -> dict[str, object]:
+    asked = {"question": f"{IMAGE_PLACEHOLDER}{question.text}", "answer": question.truth}
+    return _row(ident, question) | asked | {"kind": IN_WORDS[question.template]}

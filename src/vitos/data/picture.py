@@ -59,8 +59,12 @@ def without_crop(name: str | Path) -> Path:
     return file.with_name(f"{file.name}#{'&'.join(pairs)}") if pairs else file
 
 
-def parse_selector(text: str) -> PictureSelector:
+def parse_selector(text: str, *, volume: bool = False) -> PictureSelector:
     """Read what follows the `#`.
+
+    Args:
+        text: the pairs.
+        volume: whether a whole volume is named, with its axis and without a slice (`data/series.py`).
 
     Raises:
         ValueError: for an unknown or repeated key or a value out of its range; says what to write.
@@ -73,7 +77,7 @@ def parse_selector(text: str) -> PictureSelector:
         if key in found:
             raise ValueError(f"{key} is given twice; write it once")
         found[key] = value
-    if ("axis" in found) != ("slice" in found):
+    if ("axis" in found) != ("slice" in found) and not (volume and "axis" in found):
         raise ValueError("axis and slice belong together; write #axis=2&slice=40")
     return PictureSelector(
         frame=_whole("frame", found, 1, None),

@@ -5,12 +5,13 @@ A file is a JSON array (`.json`) or has one object per line (`.jsonl`). Fields o
 | field | value |
 | --- | --- |
 | `image_path` | path, or list of paths, relative to the file's folder and staying below it |
-| `question` | text with inline options and one `<image>` for each image (a single one may be left out) |
+| `slices` | optional: `image_path` is a series or a volume, of which these slices are used (`data/slices.py`) |
+| `question` | text with inline options and one `<image>` for each image (may be left out for one image and a series) |
 | `answer` | the letter of the right option, or as `kind` says; a list of texts for `kind: list` |
 | `kind` | optional: `letter` (default), `word`, `number`, `list` or `text` (`vitos.core.answers`) |
 | `accepted` | optional: a list of further answers that are as right; not for letters |
 | `tolerance` | optional, for numbers: how far an answer may be off, `"2 mm"` or `"10 %"` |
-| `bbox` | optional: evidence in the first image, a list of [x1, y1, x2, y2] in 0..1; null and [] mean unknown |
+| `bbox` | optional: evidence, a list of boxes in 0..1 (`data/evidence.py`); null and [] mean unknown |
 | `id` | optional: unique text; otherwise `<file stem>/<index>` |
 | `meta`, `template` | optional: an object of text fields; `template` is short for `meta.template` |
 
@@ -30,20 +31,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitos.core.geometry import Box, cut
 from vitos.core.record import IMAGE_PLACEHOLDER, Record
-from vitos.data.fields import Report, is_broken, show
+from vitos.data.evidence import parse_evidence
+from vitos.data.fields import Report, is_broken
+from vitos.data.fields import show as show
 from vitos.data.gold import parse_gold
-from vitos.data.images import DataError, resolve_under
+from vitos.data.images import DataError, ImageError, resolve_under
 from vitos.data.names import half_character, same_name
 from vitos.data.picture import parse_selector, split_name
+from vitos.data.series import Series, open_series
+from vitos.data.slices import FORMS
 
 META_FILE = "meta.json"
 HUB_PREFIX = "hub:"
 Severity = Literal["error", "warning", "note"]
 
 _REQUIRED = ("image_path", "question", "answer")
-_FIELDS = (*_REQUIRED, "kind", "accepted", "tolerance", "bbox", "id", "meta", "template")
+_FIELDS = (*_REQUIRED, "slices", "kind", "accepted", "tolerance", "bbox", "id", "meta", "template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +219,16 @@ def parse_entry(
         if name not in _FIELDS:
             report(show(name), "is no field of a record", f"remove it, move it into meta, or spell it as in {_FIELDS}")
 
-    names, images = _parse_images(raw.get("image_path"), root, report) if "image_path" in raw else ([], ())
-    question = _parse_question(raw["question"], len(names), report) if "question" in raw else ""
+    volume, series = "slices" in raw, None
+    names, images = _parse_images(raw.get("image_path"), root, report, volume) if "image_path" in raw else ([], ())
+    if volume:
+        series = _parse_series(raw["slices"], images, root, report) if images else None
+        images = series.paths if series else ()
+    placed = _with_slices(raw.get("question"), series, report) if volume else raw.get("question")
+    count = len(images) if volume else len(names)
+    question = _parse_question(placed, count, report) if "question" in raw else ""
     gold = parse_gold(raw, question, report)
-    boxes = _parse_boxes(raw.get("bbox"), _crop_of(images), report)
+    boxes = None if volume and series is None else parse_evidence(raw.get("bbox"), images, series, report)
     meta = _parse_meta(raw.get("meta", {}), raw.get("template"), template, report)
 
     identity = raw.get("id", default_id)
@@ -234,8 +244,8 @@ def parse_entry(
     return Entry(sample, record, images, tuple(problems))
 
 
-def _parse_images(raw: object, root: Path, report: Report) -> tuple[list[str], tuple[Path, ...]]:
-    """The names in `image_path`, and the paths of those that exist below `root`."""
+def _parse_images(raw: object, root: Path, report: Report, volume: bool) -> tuple[list[str], tuple[Path, ...]]:
+    """The names in `image_path`, and the paths of those that exist below `root`; of a volume a folder as well."""
     names = [raw] if isinstance(raw, str) else raw
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         report("image_path", f"is {show(raw)}, not a path or a list of paths", 'write ["images/name.png"]')
@@ -247,9 +257,11 @@ def _parse_images(raw: object, root: Path, report: Report) -> tuple[list[str], t
         try:
             path = resolve_under(root, name)
             file, selector = split_name(path)
-            parse_selector(selector)
-            if file.is_file():
+            parse_selector(selector, volume=volume)
+            if file.is_file() or (volume and file.is_dir()):
                 images.append(path)
+            elif file.is_dir():
+                report("image_path", f"{show(name)} is a folder", f'name a file, or add "slices": {FORMS}')
             else:
                 report("image_path", f"there is no file {show(name)}", f"put it below {root} or correct the path")
         except DataError as error:
@@ -259,6 +271,34 @@ def _parse_images(raw: object, root: Path, report: Report) -> tuple[list[str], t
         except OSError as error:  # such as a name longer than the file system allows
             report("image_path", f"{show(name)} cannot be read ({error.strerror})", "correct the path")
     return names, tuple(images)
+
+
+def _parse_series(rule: object, paths: Sequence[Path], root: Path, report: Report) -> Series | None:
+    """The slices of the volume that `image_path` names."""
+    if not isinstance(rule, str):
+        report("slices", f"is {show(rule)}, not a text", f"write {FORMS}")
+        return None
+    try:
+        series = open_series(paths, rule)
+    except ImageError as error:
+        report("slices", error.reason, f"it is about {error.path.name}")
+        return None
+    if outside := [path for path in series.paths if not split_name(path)[0].resolve().is_relative_to(root.resolve())]:
+        report(
+            "image_path", f"{show(outside[0].name)} is a symlink out of the data set's folder", "copy the file there"
+        )
+        return None
+    return series
+
+
+def _with_slices(raw: object, series: Series | None, report: Report) -> object:
+    """The question behind the numbered slices."""
+    if not isinstance(raw, str) or series is None or not raw.strip():
+        return raw
+    if IMAGE_PLACEHOLDER in raw:
+        report("question", f"has {IMAGE_PLACEHOLDER} in a record with slices", "leave it out; the slices go in front")
+        return raw
+    return series.lead + raw
 
 
 def _parse_question(raw: object, images: int, report: Report) -> str:
@@ -275,37 +315,6 @@ def _parse_question(raw: object, images: int, report: Report) -> str:
         problem = f"has {placeholders} {IMAGE_PLACEHOLDER} for {images} image(s)"
         report("question", problem, f"write one {IMAGE_PLACEHOLDER} for each image")
     return raw
-
-
-def _crop_of(images: Sequence[Path]) -> Box | None:
-    """The part of the first image that is looked at; None: all of it."""
-    return parse_selector(split_name(images[0])[1]).crop if images else None
-
-
-def _parse_boxes(raw: object, crop: Box | None, report: Report) -> tuple[Box, ...] | None:
-    """The boxes of `bbox`, None where it is null or empty; each shows in `crop`."""
-    if raw is None or raw == []:
-        return None
-    if not isinstance(raw, list):
-        report("bbox", f"is {show(raw)}, not a list of boxes", "write [[x1, y1, x2, y2], …]")
-        return None
-    if not any(isinstance(item, list) for item in raw) and len(raw) == 4:
-        report("bbox", f"is one bare box {show(raw)}", "wrap it in a list: [[x1, y1, x2, y2]]")
-        return None
-    boxes = []
-    for index, item in enumerate(raw):
-        field = f"bbox[{index}]"
-        numbers = isinstance(item, list) and len(item) == 4
-        if not numbers or any(isinstance(v, bool) or not isinstance(v, int | float) for v in item):
-            report(field, f"is {show(item)}, not four numbers", "write [x1, y1, x2, y2]")
-            continue
-        try:
-            boxes.append(Box.snapped(*map(float, item)))
-            if crop is not None and cut(boxes[-1], crop) is None:
-                report(field, f"{show(item)} lies outside the image's crop", "boxes are fractions of the whole image")
-        except (ValueError, OverflowError) as error:
-            report(field, str(error), "write fractions of width and height (pixels divided by the image's size)")
-    return tuple(boxes)
 
 
 def _parse_meta(meta: object, own: object, fallback: str | None, report: Report) -> dict[str, str]:

@@ -50,7 +50,7 @@ def head_scores(backbone: Backbone, prompt: Prompt, states: Tensor | None, cells
     """
     if backbone.evidence_head is None or states is None:
         raise ValueError("there is no evidence head, or no state that it could read; train one with `vitos distill`")
-    scores: Tensor = backbone.evidence_head(states[prompt.is_visual][:cells], states[-1])
+    scores: Tensor = backbone.evidence_head(states[prompt.is_visual][:cells], states[~prompt.is_visual])
     return scores
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitos.core.geometry import BoolArray, Box, cut, into_crop
+from vitos.core.geometry import BoolArray, Box, TokenGrid, cut, into_crop
 from vitos.core.prompt import VisualTokens
 from vitos.core.record import Record
 from vitos.core.sparsify import Kept, select
@@ -20,10 +20,10 @@ from vitos.data.images import ImageError, ImageFacts
 from vitos.engines.base import Sampling
 from vitos.eval.conditions import ABLATIONS, CONTROL, DENSE, LOCALIZE, OWN, OWN_BOXES, Settings, split_condition
 from vitos.eval.controls import control_masks
-from vitos.eval.image_ablations import blank, painted
+from vitos.eval.image_ablations import blank, painted, swapped_paths
 from vitos.eval.selectors import SELECTORS, Choice, Task
 from vitos.eval.store import StoredRow
-from vitos.policy.plans import Limits
+from vitos.policy.plans import Limits, Outcome
 from vitos.policy.run import answer
 from vitos.policy.types import Query, Rollout, Scan
 from vitos.policy.vlm import SparseVLM
@@ -80,20 +80,16 @@ class Batch:
 
     @cached_property
     def images(self) -> list[StoredRow]:
-        """How each question's images were opened, and the grid of the first one's visual tokens."""
+        """How each question's images were opened, and the grids of their visual tokens."""
         rows = []
         for record in self.records:
             scan = self._encoded[0][record.image_paths]
-            grid = scan.visuals[0].grid
-            rows.append(
-                {
-                    "id": record.id,
-                    "image": str(record.image_paths[0]),
-                    "images": [facts.to_json() for facts in scan.images],
-                    "grid": [{"rect": list(v.rect.as_tuple()), "rows": v.rows, "cols": v.cols} for v in grid.views],
-                    "shown": list(grid.shown.as_tuple()),
-                }
-            )
+            first, *others = [
+                {"image": str(path), **_laid_out(visual.grid)}
+                for path, visual in zip(record.image_paths, scan.visuals, strict=True)
+            ]
+            row = {"id": record.id, "images": [facts.to_json() for facts in scan.images], **first}
+            rows.append(row | ({"others": others} if others else {}))
         return rows
 
     # --- images -----------------------------------------------------------------------------------------------------
@@ -137,9 +133,10 @@ class Batch:
                 self.policy,
                 query,
                 record,
-                boxes=[Box(*box) for box in localized[record.id]["boxes"]] if record.id in localized else (),
+                boxes=[Box.from_json(b) for b in localized[record.id]["boxes"]] if record.id in localized else (),
                 seed=self.settings.seed,
                 image=partial(self._picture, record.image_paths[0]),
+                others=[partial(self._picture, path) for path in record.image_paths[1:]],
                 shared=shared.setdefault(record.image_paths, {}),
             )
             for record, query in zip(self.records, self._queries(), strict=True)
@@ -158,9 +155,7 @@ class Batch:
         outcomes = answer(policy.plan, policy.branches, policy.engine, queries, limits, watch)
         located, reasoned = [], []
         for record, outcome in zip(self.records, outcomes, strict=True):
-            if outcome.localization is None:
-                raise ValueError(f"plan {policy.plan.name} does not localize; choose another")
-            located.append(_localized(record, outcome.localization))
+            located.append(_localized(record, outcome))
             reasoned.append(_row(record, OWN_BOXES, outcome.reasoning, outcome.kept))
         first = {name: value for name, value in watch.seconds.items() if name.startswith("localize")}
         second = {name: value for name, value in watch.seconds.items() if name not in first}
@@ -171,7 +166,7 @@ class Batch:
         watch = Stopwatch()
         queries = self._planned(watch)
         found = self.policy.localize(queries, Sampling(self.settings.max_localization_tokens), watch=watch)
-        rows = [_localized(record, rollout) for record, (rollout,) in zip(self.records, found, strict=True)]
+        rows = [_written(record, rollout) for record, (rollout,) in zip(self.records, found, strict=True)]
         return LOCALIZE, rows, watch.seconds
 
     # --- other tokens -----------------------------------------------------------------------------------------------
@@ -222,7 +217,7 @@ class Batch:
     # --- changed images ---------------------------------------------------------------------------------------------
 
     def _changed(self, condition: str, tasks: Sequence[Task], watch: Stopwatch) -> list[tuple[Task | None, str]]:
-        """The tasks with another picture in place of their first image, and what it is; None where undefined."""
+        """The tasks with other pictures in place of their images, and what these are; None where undefined."""
         made: dict[Any, Scan] = {}
         out: list[tuple[Task | None, str]] = []
         for task in tasks:
@@ -230,37 +225,47 @@ class Batch:
             if change is None:
                 out.append((None, ""))
                 continue
-            shown, key, picture = change
+            shown, key, pictures = change
             if key not in made:
                 try:
                     with watch.span("open"):
-                        image = picture()
+                        opened = pictures()
                 except ImageError:  # another question's image, which is left out and named there
                     out.append((None, ""))
                     continue
                 with watch.span("vision"):
-                    (first,) = self.policy.branches.encode([image])
-                made[key] = Scan((first, *task.query.scan.visuals[1:]))
+                    made[key] = Scan(self.policy.branches.encode(opened))
             query = replace(task.query, scan=made[key])
-            out.append((Task(self.policy, query, task.record, boxes=task.boxes, image=task.image), shown))
+            changed = Task(self.policy, query, task.record, boxes=task.boxes, image=task.image, others=task.others)
+            out.append((changed, shown))
         return out
 
-    def _change(self, condition: str, task: Task) -> tuple[str, Any, Callable[[], Image.Image]] | None:
-        """What is shown, a key for the picture and the picture; None if the condition is not defined for the task."""
-        record = task.record
+    def _change(self, condition: str, task: Task) -> tuple[str, Any, Callable[[], list[Image.Image]]] | None:
+        """What is shown, a key for the pictures, and the pictures; None if the condition is not defined for a task."""
+        record, images = task.record, (task.image, *task.others)
         if condition == "blank":
-            return "blank", record.image_paths, lambda: blank(task.image())
+            return "blank", record.image_paths, lambda: [blank(open_image()) for open_image in images]
         if condition == "shuffled":
             other = self.swapped.get(record.id)
             if other is None:
                 return None
-            path = other.image_paths[0]
-            return other.id, (record.image_paths, path), partial(self._picture, path)
-        part = task.grid.shown
-        boxes = tuple(into_crop(box, part) for box in record.boxes or task.boxes if cut(box, part))
-        paint = partial(painted, boxes=boxes, inside=condition == "evidence_hidden")
+            paths = swapped_paths(record, other)
+            return other.id, (record.image_paths, paths), lambda: [self._picture(path) for path in paths]
+        given = task.grid.by_image(record.boxes or task.boxes)
+        boxes = tuple(tuple(into_crop(b, grid.shown) for b in own if cut(b, grid.shown)) for grid, own in given)
+        inside = condition == "evidence_hidden"
         shown = "gold boxes" if record.boxes else "own boxes"
-        return (shown, (record.image_paths, boxes), lambda: paint(task.image())) if boxes else None
+
+        def paint() -> list[Image.Image]:
+            return [painted(see(), own, inside=inside) for see, own in zip(images, boxes, strict=True)]
+
+        return (shown, (record.image_paths, boxes), paint) if any(boxes) else None
+
+
+def _laid_out(grid: TokenGrid) -> StoredRow:
+    """The places of one image's visual tokens, as they are stored."""
+    views = [{"rect": list(v.rect.as_tuple()), "rows": v.rows, "cols": v.cols} for v in grid.views]
+    return {"grid": views, "shown": list(grid.shown.as_tuple())}
 
 
 def unpacked(row: StoredRow) -> BoolArray:
@@ -290,8 +295,16 @@ def _choose(task: Task, condition: str, masks: Masks) -> Choice | None:
     return SELECTORS[selector].choose(task, own.count)
 
 
-def _localized(record: Record, rollout: Rollout) -> StoredRow:
-    boxes = [list(box.as_tuple()) for box in rollout.response.boxes]
+def _localized(record: Record, outcome: Outcome) -> StoredRow:
+    """The evidence of a plan; without a text if the plan found it without writing (`one_pass`)."""
+    if outcome.localization is not None:
+        return _written(record, outcome.localization)
+    boxes = [box.to_json() for box in outcome.boxes]
+    return {"id": record.id, "condition": LOCALIZE, "text": None, "boxes": boxes, "parsed": True}
+
+
+def _written(record: Record, rollout: Rollout) -> StoredRow:
+    boxes = [box.to_json() for box in rollout.response.boxes]
     parsed = rollout.response.evidence_parsed
     return {"id": record.id, "condition": LOCALIZE, "text": rollout.completion.text, "boxes": boxes, "parsed": parsed}
 

@@ -9,9 +9,9 @@ on the way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vitos.core.record import Record
 from vitos.eval.controls import CONTROLS, ORACLE, at_budget
@@ -21,8 +21,9 @@ from vitos.eval.selectors import SELECTORS
 LOCALIZE, DENSE, OWN = "localize", "dense", "own"
 OWN_BOXES = f"policy@{OWN}"
 CONTROL = "control:"
+BLANK = "blank"
 ABLATIONS = {
-    "blank": "Blank image",
+    BLANK: "Blank image",
     "shuffled": "Another question's image",
     "evidence_hidden": "Evidence painted over",
     "surroundings_hidden": "Surroundings painted over",
@@ -53,6 +54,10 @@ class Settings:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
+    def told(self) -> dict[str, Any]:
+        """All values as a run stores them; without positions where they are each model's, as older runs have it."""
+        return {name: value for name, value in asdict(self).items() if name != "positions" or value}
+
 
 @dataclass(frozen=True, slots=True)
 class EvalSet:
@@ -80,7 +85,7 @@ def bench_conditions(
 
     Args:
         selectors: names of `SELECTORS`; None: all but the variants.
-        budgets: shares of the first image's visual tokens, 0..1; at 1 every selector is the dense condition.
+        budgets: shares of the visual tokens of all images, 0..1; at 1 every selector is the dense condition.
         ablations: also answer from images that should take the answer away, or leave it.
 
     Raises:
@@ -99,8 +104,12 @@ def bench_conditions(
     return (*([LOCALIZE] if boxed else []), DENSE, *(name for _, name in own), *fixed, *changed)
 
 
-def control_conditions(budgets: Sequence[float] = (), *, controls: bool = True) -> tuple[str, ...]:
+def control_conditions(
+    budgets: Sequence[float] = (), *, controls: bool = True, text_only: bool = False
+) -> tuple[str, ...]:
     """What `vitos eval` asks of the trained model: its own boxes, all tokens, controls, and controls at budgets.
+
+    With `text_only`, also from a blank image: how far the words of the questions alone lead.
 
     Raises:
         ValueError: for a budget out of range.
@@ -108,7 +117,7 @@ def control_conditions(budgets: Sequence[float] = (), *, controls: bool = True) 
     _check(budgets)
     names = [*CONTROLS, ORACLE] if controls else []
     names += [name for budget in dict.fromkeys(budgets) for name in at_budget(budget)]
-    return (LOCALIZE, OWN_BOXES, DENSE, *(f"{CONTROL}{name}" for name in names))
+    return (LOCALIZE, OWN_BOXES, DENSE, *(f"{CONTROL}{name}" for name in names), *([BLANK] if text_only else ()))
 
 
 def split_condition(condition: str) -> tuple[str, str]:

@@ -27,13 +27,17 @@ from typing import Any
 
 from rich.console import Console
 
+from vitos.config.judge import JudgeSection
 from vitos.config.recipe import Recipe
 from vitos.core.record import Record
 from vitos.core.registry import PLANS
 from vitos.core.version import __version__
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
+from vitos.engines.judge.judge import Judge
 from vitos.eval.cases import BASE, RL_DENSE, TRAINED, cases_of
-from vitos.eval.conditions import DENSE, LOCALIZE, OWN_BOXES, EvalSet, Settings, control_conditions
+from vitos.eval.conditions import BLANK, DENSE, LOCALIZE, OWN_BOXES, EvalSet, Settings, control_conditions
+from vitos.eval.judged import GRADES, grade_answers
+from vitos.eval.metrics import check_metrics
 from vitos.eval.results import summarize
 from vitos.eval.run import AskedModel, run_models
 from vitos.eval.sources import read_set
@@ -75,6 +79,9 @@ class Evaluation:
         load: options of `SparseVLM.from_pretrained`, the same for all models, so that they see the same pixels.
         cache: folder of an embedding cache that fits the encoders of all models, or None.
         plan: plan by which the models answer; None: the checkpoint's own.
+        text_only: whether to ask with a blank image too; None: if a data set has questions without options.
+        judge: a model that grades answers in words next to the rule, or None.
+        metrics: names of measures of text for answers in words (`vitos.eval.metrics`).
     """
 
     name: str
@@ -90,6 +97,9 @@ class Evaluation:
     load: Mapping[str, Any] = field(default_factory=dict)
     cache: str | None = None
     plan: str | None = None
+    text_only: bool | None = None
+    judge: JudgeSection | None = None
+    metrics: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -118,16 +128,20 @@ def evaluate(
         console: where the table is printed.
 
     Raises:
-        ValueError: for a plan that does not localize, and for budgets under a plan that takes no masks.
+        ValueError: for a plan that leaves no tokens out, and for budgets under a plan that takes no masks.
     """
     console = console or Console()
+    check_metrics(evaluation.metrics)
+    judge = Judge(evaluation.judge) if evaluation.judge is not None else None
     spec = VitosSpec.load(resolve_model_path(evaluation.checkpoint)) or VitosSpec()
     spec = dataclasses.replace(spec, plan=evaluation.plan or spec.plan)
     sets = [read_set(source, evaluation.limit) for source in evaluation.data]
-    models = _models(evaluation, spec)
+    in_words = any(record.kind != "letter" for one in sets for record in one.records)
+    text_only = in_words if evaluation.text_only is None else evaluation.text_only
+    models = _models(evaluation, spec, text_only)
     folder = out / "answers" / _fingerprint(evaluation, spec.plan, models, sets)
     run_models(models, sets, evaluation.settings, folder, cache=evaluation.cache)
-    asked = {
+    asked: dict[str, Any] = {
         "name": evaluation.name,
         "seed": evaluation.settings.seed,
         "checkpoint": evaluation.checkpoint,
@@ -136,7 +150,12 @@ def evaluate(
         "bootstrap_samples": evaluation.bootstrap_samples,
         "models": [model.name for model in models],
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "metrics": list(evaluation.metrics),
     }
+    if judge is not None and in_words:
+        asked["judge"] = grade_answers(folder, asked["models"], judge)
+    elif (folder / GRADES).is_file():  # grades of an earlier call stay
+        asked["judge"] = json.loads((folder / ASKED).read_text(encoding="utf-8")).get("judge")
     write_json_atomic(folder / ASKED, asked)
     results = score(folder, out, metrics)
     if recipe is not None:
@@ -190,7 +209,8 @@ def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) ->
         "dataset": ", ".join(stored.manifest()["benchmarks"]),
         "vitos_version": __version__,
         "answers": os.path.relpath(folder, out),
-        **summarize(cases, bootstrap_samples=samples, seed=asked["seed"]),
+        **summarize(cases, bootstrap_samples=samples, seed=asked["seed"], metrics=asked.get("metrics", ())),
+        **({"judge": asked["judge"]} if asked.get("judge") else {}),
         "left_out": stored.left_out(models[0]),
         "seconds_by_stage": _seconds(stored, models, asked["plan"], len(cases)),
     }
@@ -203,12 +223,17 @@ def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) ->
     return results
 
 
-def _models(evaluation: Evaluation, spec: VitosSpec) -> list[AskedModel]:
+def _models(evaluation: Evaluation, spec: VitosSpec, text_only: bool) -> list[AskedModel]:
     """The trained model with all its conditions, then the models that it is compared with."""
     plan, budgets, controls = get_plan(spec.plan), evaluation.budgets, evaluation.controls
-    if not plan.localizes:
-        others = ", ".join(name for name in PLANS.names() if get_plan(name).localizes)
+    if not plan.drops:
+        others = ", ".join(name for name in PLANS.names() if get_plan(name).drops)
         raise ValueError(f"every evaluation answers by plan {plan.name} as well; choose one of {others}")
+    if budgets and plan.takes_masks and not plan.localizes:
+        raise ValueError(
+            f"budgets cut or widen boxes, and plan {plan.name} writes none; compare it at budgets with "
+            f"`vitos bench run --selector {plan.name}`"
+        )
     if budgets and not plan.takes_masks:
         raise ValueError(
             f"budgets choose among the tokens of one image, and plan {plan.name} encodes it twice; leave them out"
@@ -218,10 +243,12 @@ def _models(evaluation: Evaluation, spec: VitosSpec) -> list[AskedModel]:
         load = partial(SparseVLM.from_pretrained, path, spec=own, **evaluation.load)
         return AskedModel(name=name, path=path, conditions=conditions, load=load)
 
-    conditions = control_conditions(budgets, controls=controls and plan.takes_masks)
+    conditions = control_conditions(budgets, controls=controls and plan.takes_masks, text_only=text_only)
     models = [model(TRAINED, evaluation.checkpoint, conditions, spec)]
     if evaluation.base:
-        models.append(model(BASE, evaluation.base, (LOCALIZE, OWN_BOXES, DENSE), spec))
+        models.append(
+            model(BASE, evaluation.base, (LOCALIZE, OWN_BOXES, DENSE, *([BLANK] if text_only else ())), spec)
+        )
     if evaluation.rl_dense:
         models.append(model(RL_DENSE, evaluation.rl_dense, (DENSE,), None))
     return models
@@ -232,7 +259,7 @@ def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel]
     parts = [
         plan,
         sorted((name, str(value)) for name, value in evaluation.load.items()),
-        dataclasses.asdict(evaluation.settings),
+        evaluation.settings.told(),
         [(model.name, model.path, model.weights) for model in models],
         [(one.name, questions_fingerprint(one.records)) for one in sets],
     ]
@@ -241,7 +268,7 @@ def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel]
 
 def _seconds(folder: EvalFolder, models: Sequence[str], plan: str, questions: int) -> dict[str, float | None]:
     """Seconds per question of each span of the two passes, their total, and the base model's dense pass."""
-    branches = ("localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
+    branches = ("early_prefill", "localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
     spent = dict.fromkeys(("vision", "prefix", *branches), 0.0)
     dense = 0.0
     for name in folder.manifest()["benchmarks"]:

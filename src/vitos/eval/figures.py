@@ -35,7 +35,7 @@ class Column:
         correct: 1 for a right answer, else 0; nan without an answer.
         unread: 1 if no answer could be read, else 0; nan without an answer.
         f1: token F1; nan for questions with options.
-        kept: share of the first image's tokens.
+        kept: share of the visual tokens of all images.
         fallback: 1 if a substitute for the boxes was used, else 0.
         iou: overlap of the policy's boxes with the gold ones; nan if there are none.
         left_out: 1 if the condition is not defined for the question or its budget could not be met, else 0.
@@ -66,7 +66,7 @@ def figures(folder: EvalFolder, *, base: str | None = None, bootstrap_samples: i
     if base is not None and base not in models:
         raise ValueError(f"there is no model {base!r} in {folder.path}; it has {', '.join(models)}")
     questions = {name: folder.questions(name) for name in benchmarks}
-    columns = {m: _columns(folder, m, questions, manifest["conditions"]) for m in models}
+    columns = {m: columns_of(folder, m, questions, manifest["conditions"]) for m in models}
     spans = [[name] for name in benchmarks] + ([benchmarks] if len(benchmarks) > 1 else [])
     rows, groups = [], []
     for model in models:
@@ -103,7 +103,7 @@ def figures(folder: EvalFolder, *, base: str | None = None, bootstrap_samples: i
 # --- columns --------------------------------------------------------------------------------------------------------
 
 
-def _columns(
+def columns_of(
     folder: EvalFolder, model: str, questions: Mapping[str, Sequence[Record]], conditions: Sequence[str]
 ) -> dict[str, dict[str, Column]]:
     """By condition and benchmark."""
@@ -134,7 +134,7 @@ def _column(
         if "kept" in row:
             kept[i], fallback[i] = row["kept"] / row["total"], bool(row.get("fallback"))
         if record.boxes and record.id in localized:
-            iou[i] = matched_iou([Box(*box) for box in localized[record.id]["boxes"]], record.boxes)
+            iou[i] = matched_iou([Box.from_json(box) for box in localized[record.id]["boxes"]], record.boxes)
     return Column(
         correct=correct,
         unread=unread,

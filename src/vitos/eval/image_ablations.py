@@ -7,6 +7,8 @@ surroundings its answers should hold. A model that answers as before goes by the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -44,7 +46,7 @@ def mean_colour(image: Image.Image) -> tuple[int, int, int]:
 
 
 def swaps(records: Sequence[Record], seed: int) -> dict[str, Record]:
-    """For each question a record whose first image is shown instead, never a record about the same image(s).
+    """For each question a record whose images are shown instead (`swapped_paths`), never one about the same image(s).
 
     The distinct images are put in a random circle, and each takes the place of the next one. Empty if all questions
     are about one image.
@@ -55,3 +57,8 @@ def swaps(records: Sequence[Record], seed: int) -> dict[str, Record]:
         return {}
     following = dict(zip(circle, [*circle[1:], circle[0]], strict=True))
     return {record.id: first[following[record.image_paths]] for record in records}
+
+
+def swapped_paths(record: Record, other: Record) -> tuple[Path, ...]:
+    """The images that are shown instead of a record's: those of another record, repeated if it has fewer."""
+    return tuple(path for path, _ in zip(cycle(other.image_paths), record.image_paths, strict=False))

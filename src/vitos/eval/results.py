@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitos.eval.comparison import Floats, difference, mean, relative
+from vitos.eval.open_answers import open_figures
 from vitos.eval.statistics import bootstrap_mean
 
 Case = Mapping[str, Any]
@@ -30,12 +31,18 @@ _COMPARED = (
     "inverted",
     "oracle",
     "rl_dense",
+    "text_only",
 )
 _BY_GROUP = ("base_dense", "localization", "sparse", "dense", "untrained_sparse", "random", "shifted", "oracle")
 
 
-def summarize(cases: Sequence[Case], *, bootstrap_samples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    cases: Sequence[Case], *, bootstrap_samples: int = 10_000, seed: int = 0, metrics: Sequence[str] = ()
+) -> dict[str, Any]:
     """All figures of a set of cases (rows of `cases.jsonl`).
+
+    Args:
+        metrics: names of measures of text (`vitos.eval.metrics`) for answers in words.
 
     Raises:
         ValueError: if there is no case.
@@ -67,6 +74,10 @@ def summarize(cases: Sequence[Case], *, bootstrap_samples: int = 10_000, seed: i
     results["by_template"] = _by_group(cases, "template")
     results["by_dataset"] = _by_group(cases, "dataset")
     results["budgets"] = _budgets(cases)
+    if any("text_only" in case["conditions"] for case in cases):
+        results["control_text_only_accuracy"] = mean(_correct(cases, "text_only"))
+    if found := open_figures(cases, samples=bootstrap_samples, seed=seed, metrics=metrics):
+        results["open"] = found
     return results
 
 

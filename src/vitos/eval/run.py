@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from vitos.core.version import __version__
 from vitos.data.images import ImageError, ImageFacts, load_image_facts
 from vitos.eval.answer import Batch
 from vitos.eval.conditions import ABLATIONS, EvalSet, Settings, batches, split_condition
-from vitos.eval.image_ablations import swaps
+from vitos.eval.image_ablations import swapped_paths, swaps
 from vitos.eval.scoring import in_protocol
 from vitos.eval.selectors import SELECTORS
 from vitos.eval.store import FORMAT, EvalFolder, StoredRow, questions_fingerprint, weights_fingerprint
@@ -245,7 +245,7 @@ def _needed(batch: Sequence[Record], wanted: Sequence[str], swapped: Mapping[str
     """Image files that a batch opens."""
     paths = [path for record in batch for path in record.image_paths]
     if "shuffled" in wanted:
-        paths += [swapped[record.id].image_paths[0] for record in batch if record.id in swapped]
+        paths += [path for r in batch if r.id in swapped for path in swapped_paths(r, swapped[r.id])]
     return list(dict.fromkeys(paths))
 
 
@@ -264,7 +264,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "vitos_version": __version__,
-        "settings": {key: value for key, value in asdict(settings).items() if key != "positions" or value},
+        "settings": settings.told(),
         "models": {model.name: {"path": model.path, "weights": model.weights} for model in models},
         "benchmarks": {
             one.name: {

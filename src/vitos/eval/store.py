@@ -103,7 +103,7 @@ class EvalFolder:
                 (),
                 row["question"],
                 row["gold"],
-                tuple(Box(*box) for box in row["gold_boxes"]) if row["gold_boxes"] is not None else None,
+                tuple(Box.from_json(box) for box in row["gold_boxes"]) if row["gold_boxes"] is not None else None,
                 row["meta"],
                 row["kind"],
                 tuple(row.get("accepted", ())),
@@ -216,7 +216,7 @@ def questions_fingerprint(records: Sequence[Record]) -> str:
 
 
 def _question(record: Record) -> StoredRow:
-    boxes = None if record.boxes is None else [list(box.as_tuple()) for box in record.boxes]
+    boxes = None if record.boxes is None else [box.to_json() for box in record.boxes]
     return {
         "id": record.id,
         "kind": record.kind,

@@ -7,7 +7,7 @@ Plans (`vitos.policy.plans`) are built from these methods.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 from vitos.backbones.base import Backbone
 from vitos.core.geometry import Box
 from vitos.core.masks import fit_budget
+from vitos.core.numbering import image_numbers
 from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import AnswerKind
-from vitos.core.response import parse_localization, parse_reasoning
+from vitos.core.response import format_box_list, parse_localization, parse_reasoning
 from vitos.core.sparsify import Fusion, Kept, select
 from vitos.engines.base import Completion
 from vitos.engines.prefix import Prefix
@@ -79,9 +80,9 @@ class Branches:
         return ""
 
     def keep(self, query: Query, boxes: Sequence[Box]) -> Kept:
-        """Visual tokens of the first image that boxes keep: by the spec's keep rule, or by the question's budget.
+        """Visual tokens that boxes keep: by the spec's keep rule, or by the question's budget.
 
-        Without a box the whole image is kept, whatever the budget. This is a counted fallback.
+        Without a box all tokens are kept, whatever the budget. This is a counted fallback.
         """
         if query.tokens is not None:
             return Kept(query.grid, query.tokens)
@@ -90,9 +91,10 @@ class Branches:
         return Kept(query.grid, fit_budget(query.grid, boxes, max(1, round(query.budget * query.grid.num_tokens))))
 
     def masks(self, query: Query, kept: Kept) -> list[Tensor]:
-        """One keep mask for each image of a question, bool (N_k,): further images stay whole."""
-        whole = [torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in query.scan.visuals[1:]]
-        return [torch.from_numpy(kept.mask), *whole]
+        """One keep mask for each image of a question, bool (N_k,); images that `kept` does not cover stay whole."""
+        masks = [torch.from_numpy(one.mask) for one in kept.images]
+        whole = (torch.ones(v.grid.num_tokens, dtype=torch.bool) for v in query.scan.visuals[len(masks) :])
+        return [*masks, *whole]
 
     def sparse(self, query: Query, dense: Prompt, kept: Kept, fusion: Fusion | None = None) -> Prompt:
         """A dense prompt of the question with the kept visual tokens only, the others fused into them.
@@ -100,7 +102,7 @@ class Branches:
         Args:
             query: the question.
             dense: its dense prompt.
-            kept: the visual tokens of its first image to keep.
+            kept: the visual tokens to keep.
             fusion: how the dropped tokens enter the kept ones; None for the spec's fusion.
         """
         if kept.all:
@@ -116,9 +118,30 @@ class Branches:
 
     # --- texts ------------------------------------------------------------------------------------------------------
 
+    def evidence_text(
+        self, question: str, visuals: Sequence[VisualTokens] | Mapping[int, VisualTokens], boxes: Sequence[Box]
+    ) -> str:
+        """Boxes as the model writes them, each with the number of its image if the question has several.
+
+        Args:
+            question: the question, which numbers its images.
+            visuals: the visual tokens of the images by place, from 0; those with a box are enough.
+            boxes: at least one.
+
+        Raises:
+            ValueError: as `format_box_list` and `Backbone.write_box`.
+        """
+        numbers = image_numbers(question)
+        rows = [self.backbone.write_box(box, visuals[box.image - 1], self.spec.coordinates) for box in boxes]
+        if len(numbers) > 1:
+            rows = [[str(numbers[box.image - 1]), *row] for box, row in zip(boxes, rows, strict=True)]
+        return format_box_list(rows)
+
     def read_localization(self, query: Query, completion: Completion) -> Rollout:
         """The boxes and the answer in a completion of the localization branch."""
-        read_box = self.backbone.box_reader(query.scan.visuals[0], self.spec.coordinates)
+        readers = [self.backbone.box_reader(visual, self.spec.coordinates) for visual in query.scan.visuals]
+        by_number = dict(zip(image_numbers(query.question), enumerate(readers, start=1), strict=True))
+        read_box = readers[0] if len(readers) == 1 else by_number
         return Rollout(completion, parse_localization(completion.text, query.options, read_box, written=query.written))
 
     def read_reasoning(self, query: Query, completion: Completion) -> Rollout:

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 
 from vitos.backbones.base import Backbone, CoordinateStyle, VisionGeometry
 from vitos.backbones.evidence_head import FILE_NAME as HEAD_FILE
+from vitos.backbones.evidence_head import HEADS, HeadKind
 from vitos.core.answers import FORMS
+from vitos.core.numbering import IMAGE_PLACEHOLDER, numbered
 from vitos.core.record import AnswerKind
 from vitos.core.registry import PLANS
 from vitos.core.sparsify import Fusion, KeepRule
@@ -25,6 +27,9 @@ First think inside <think></think>, then give the boxes of the evidence as \
 then {answer} as <answer></answer>."""
 REASON_PROMPT = """{question}
 First think inside <think></think>, then give {answer} as <answer></answer>."""
+# How a prompt shows the form of a box, of any checkpoint; with several images it begins with the image's number.
+BOX_FORM = "[[x1, y1, x2, y2]"
+BOX_FORM_IN_IMAGE = "[[image number, x1, y1, x2, y2]"
 COORDINATE_TEXT: dict[CoordinateStyle, str] = {
     "normalized": "fractions of the image's width and height from its top left corner",
     "absolute": "pixels of the image",
@@ -40,6 +45,7 @@ class HeadRule:
         after: number of layers that see all tokens; the head reads their output.
         keep: share of the visual tokens to keep, in (0, 1], unless a question has a budget.
         threshold: probability of evidence, in (0, 1), above which tokens are kept instead; None to keep the share.
+        kind: what the head is: "pointer" (ours), or "glimpse", a rival.
         file: name of the file with the head's weights.
 
     Raises:
@@ -49,11 +55,14 @@ class HeadRule:
     after: int
     keep: float = 0.25
     threshold: float | None = None
+    kind: HeadKind = "pointer"
     file: str = HEAD_FILE
 
     def __post_init__(self) -> None:
         if self.after < 0 or not 0 < self.keep <= 1 or (self.threshold is not None and not 0 < self.threshold < 1):
             raise ValueError(f"after must be >= 0, keep in (0, 1] and threshold in (0, 1), got {self}")
+        if self.kind not in HEADS:
+            raise ValueError(f"kind must be one of {', '.join(HEADS)}, got {self.kind!r}")
         if Path(self.file).name != self.file:
             raise ValueError(f"file must be a name in the checkpoint's folder, got {self.file!r}")
 
@@ -108,13 +117,15 @@ class VitosSpec:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def localize_text(self, question: str, kind: AnswerKind = "letter") -> str:
-        """The user message of the localization branch."""
+        """The user message of the localization branch. Several images are numbered, and boxes begin with a number."""
         text = self.localize_prompt.replace("{coordinates}", COORDINATE_TEXT[self.coordinates])
-        return text.replace("{answer}", FORMS[kind].request).replace("{question}", question)
+        if question.count(IMAGE_PLACEHOLDER) > 1:
+            text = text.replace(BOX_FORM, BOX_FORM_IN_IMAGE)
+        return text.replace("{answer}", FORMS[kind].request).replace("{question}", numbered(question))
 
     def reason_text(self, question: str, kind: AnswerKind = "letter") -> str:
         """The user message of the reasoning branch."""
-        return self.reason_prompt.replace("{answer}", FORMS[kind].request).replace("{question}", question)
+        return self.reason_prompt.replace("{answer}", FORMS[kind].request).replace("{question}", numbered(question))
 
     def save(self, folder: Path, backbone: Backbone) -> None:
         """Write `vitos.json` with the backbone's geometry."""

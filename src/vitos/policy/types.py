@@ -22,7 +22,7 @@ from vitos.engines.prefix import Prefix
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """The visual tokens of a question's image(s), computed once. Evidence boxes refer to the first image.
+    """The visual tokens of a question's image(s), computed once. `Box.image` is the place of an image here, from 1.
 
     Two scans are equal only if they are the same object.
 
@@ -38,7 +38,9 @@ class Scan:
         pictures: the RGB images, for plans that encode again; empty for other plans.
         prefix: keys and values of system text and image(s), which questions share; None if each question runs them
             itself. The model's weights must not change while it is in use.
-        reduced: whether the first image's visual tokens are those of a reduced image (plan coarse).
+        lead: text with one `<image>` per image that goes in front of a question without one, such as the numbers of
+            slices (`data/series.py`); empty for the placeholders alone.
+        reduced: whether the visual tokens are those of reduced images (plan coarse).
     """
 
     visuals: tuple[VisualTokens, ...]
@@ -46,6 +48,7 @@ class Scan:
     images: tuple[ImageFacts, ...] = ()
     pictures: tuple[Image.Image, ...] = ()
     prefix: Prefix | None = None
+    lead: str = ""
     reduced: bool = False
 
     def of_files(self, images: Sequence[ImageFacts]) -> Scan:
@@ -63,13 +66,14 @@ class Query:
         question: the text with one `<image>` per image of the scan, options inline.
         kind: form of the answer: an option's letter, a word, a number, a list, or a few words.
         boxes: evidence given by a person, in fractions of the original image; the model then does not localize.
-        budget: share of the first image's visual tokens to keep, in (0, 1]; None to follow the keep rule.
-        tokens: the visual tokens of the first image to keep, exactly, bool (N,); the model then does not localize.
-        scores: scores of the first image's visual tokens by the evidence head, shape (N,), once it has read the
+        budget: share of the visual tokens of all images to keep, in (0, 1]; None to follow the keep rule.
+        tokens: the visual tokens of all images to keep, exactly, bool (N,); the model then does not localize.
+        scores: scores of the visual tokens of all images by the evidence head, shape (N,), once it has read the
             question; None before, and under other plans.
 
     Raises:
-        ValueError: for a budget outside (0, 1], no box, or a mask of another shape or without a token.
+        ValueError: for a budget outside (0, 1], no box, a box in an image that is not there, or a mask of another
+            shape or without a token.
     """
 
     scan: Scan
@@ -86,6 +90,8 @@ class Query:
             raise ValueError(f"the budget is a share of the visual tokens in (0, 1], got {self.budget}")
         if self.boxes is not None and not self.boxes:
             raise ValueError("the list of boxes is empty; leave `boxes` out to let the model localize")
+        if missing := [box.image for box in self.boxes or () if box.image > len(self.scan.visuals)]:
+            raise ValueError(f"a box lies in image {missing[0]}, but the question has {len(self.scan.visuals)}")
         if self.tokens is not None and (self.tokens.shape != (self.grid.num_tokens,) or not self.tokens.any()):
             raise ValueError(f"tokens must be a mask of {self.grid.num_tokens} visual tokens that keeps at least one")
 
@@ -100,14 +106,14 @@ class Query:
         tokens: BoolArray | None = None,
     ) -> Query:
         """A user's question: placeholders are put in front if it has none; without options it asks for a few words."""
-        placed = text if IMAGE_PLACEHOLDER in text else IMAGE_PLACEHOLDER * len(scan.visuals) + text
+        placed = text if IMAGE_PLACEHOLDER in text else (scan.lead or IMAGE_PLACEHOLDER * len(scan.visuals)) + text
         kind: AnswerKind = "letter" if parse_options(placed) else "text"
         return cls(scan, placed, kind, boxes=None if boxes is None else tuple(boxes), budget=budget, tokens=tokens)
 
     @property
     def grid(self) -> TokenGrid:
-        """The grid of the first image's visual tokens."""
-        return self.scan.visuals[0].grid
+        """The grid of the visual tokens of all images."""
+        return TokenGrid.joined([visual.grid for visual in self.scan.visuals])
 
     @property
     def written(self) -> bool:
@@ -138,13 +144,13 @@ class Finding:
     >>> scan = vlm.encode(Image.new("RGB", (128, 128)))
     >>> finding = vlm.ask(scan, "What is shown?\\nA. nodule\\nB. cyst", boxes=[Box(0, 0, 0.5, 0.5)])
     >>> finding.boxes, finding.kept.count, finding.kept_ratio
-    ((Box(x1=0, y1=0, x2=0.5, y2=0.5),), 16, 0.25)
+    ((Box(x1=0, y1=0, x2=0.5, y2=0.5, image=1),), 16, 0.25)
 
     Attributes:
         answer: the option's letter or, for a question without options, the answer's text; None if none could be read.
         thought: the thought of the reasoning branch; None if none could be read.
         boxes: evidence in fractions of the original image, written by the model or given by a person.
-        kept: visual tokens of the first image that the answer was given from, on the grid of the whole image at full
+        kept: visual tokens that the answer was given from, image by image, on the grids of the whole images at full
             resolution; under plan crop, those that the crop covers.
         localization: the rollout of the localization branch; None if there was none (plan dense, or given boxes).
         reasoning: the rollout of the reasoning branch.
@@ -174,12 +180,12 @@ class Finding:
 
     @property
     def kept_ratio(self) -> float:
-        """Share of the first image's visual tokens that the answer was given from, in (0, 1]."""
+        """Share of the visual tokens of all images that the answer was given from, in (0, 1]."""
         return self.kept.ratio
 
     @property
     def grid(self) -> TokenGrid:
-        """The grid of the first image's visual tokens."""
+        """The grid of the visual tokens of all images."""
         return self.kept.grid
 
     @property

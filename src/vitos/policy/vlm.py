@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitos.backbones import Backbone, load_backbone
 from vitos.backbones.companions import write_companions
-from vitos.backbones.evidence_head import EvidenceHead
+from vitos.backbones.evidence_head import load_head
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
 from vitos.core.record import IMAGE_PLACEHOLDER
@@ -84,7 +84,8 @@ class SparseVLM:
             saved.check_geometry(backbone, str(where))
         if saved is not None and saved.evidence_head is not None:
             hidden = int(backbone.model.config.get_text_config().hidden_size)
-            head = EvidenceHead.load(Path(where) / saved.evidence_head.file, hidden)
+            rule = saved.evidence_head
+            head = load_head(Path(where) / rule.file, rule.kind, hidden)
             backbone.evidence_head = head.to(backbone.device)
             if spec is not None and spec.evidence_head is None:
                 spec = dataclasses.replace(spec, evidence_head=saved.evidence_head)
@@ -147,6 +148,7 @@ class SparseVLM:
         self,
         *images: Image.Image | str | Path,
         plan: str | None = None,
+        lead: str = "",
         watch: Stopwatch | None = None,
     ) -> Scan:
         """Encode the part that questions about the image(s) share.
@@ -157,6 +159,7 @@ class SparseVLM:
             images: pictures, or files as records name them.
             plan: name of the plan that `ask` will follow; None for the spec's. Plans other than coarse can use each
                 other's scans.
+            lead: text with one `<image>` per image in front of questions (see `Scan`).
             watch: a stopwatch for the spans "vision" and "prefix".
 
         Raises:
@@ -173,12 +176,12 @@ class SparseVLM:
             loaded = [load_image_facts(Path(str(image))) for image in images]
             pictures, facts = tuple(picture for picture, _ in loaded), tuple(fact for _, fact in loaded)
         with watch.span("vision"):
-            scan = method.scan(self.branches, pictures)
+            scan = dataclasses.replace(method.scan(self.branches, pictures), lead=lead)
         watch.count("vision", sum(v.grid.num_tokens for v in scan.visuals))
         if facts:
             scan = scan.of_files(facts)
         if images and not self.backbone.cache_refusal:
-            query = Query(scan, IMAGE_PLACEHOLDER * len(images))
+            query = Query.about(scan, lead or IMAGE_PLACEHOLDER * len(images))
             layers = method.shared_layers(self.spec)
             scan = with_prefixes(self.branches, self.engine, [query], watch, layers)[0].scan
         return scan

@@ -27,6 +27,7 @@ from vitos.data.files import atomic_write
 from vitos.data.images import load_image
 from vitos.data.picture import without_crop
 from vitos.reports import values as v
+from vitos.reports.sheet import lay_out, placed
 
 MAX_SIDE = 640
 MAX_INSIDE = 256
@@ -72,15 +73,18 @@ def pack_cases(cases: Sequence[Mapping[str, Any]], run_dir: Path, out: Path) -> 
         ResultsError: if a field does not hold what the schema says; the message names it and the case.
         ImageError: if an image is missing or broken.
     """
-    paths = list(dict.fromkeys(str(field(case, "image")) for case in cases))
+    shown = [_images(case) for case in cases]
+    paths = list(dict.fromkeys(shown))
     number = {path: index for index, path in enumerate(paths)}
     dense = next((name for name in ("dense", "base_dense", "localization") if _any_has(cases, name)), None)
-    rows = [_row(case, number[str(case["image"])]) for case in cases]
+    with ThreadPoolExecutor(2) as pool:
+        pictures = list(pool.map(lambda names: _picture([run_dir / name for name in names]), paths))
+    rows = [_row(case, number[names], pictures[number[names]][1]) for case, names in zip(cases, shown, strict=True)]
     block, cut = _fitting(rows, dense)
     return CaseBlock(
         block=block,
         text_length=cut,
-        pictures=_pictures([run_dir / path for path in paths], out),
+        pictures=_pictures([data for data, _ in pictures], out),
         templates=tuple(dict.fromkeys(str(case["template"]) for case in cases if case.get("template"))),
         datasets=tuple(dict.fromkeys(str(case["dataset"]) for case in cases if case.get("dataset"))),
         dense=dense,
@@ -125,13 +129,19 @@ def _cut(text: str, length: int) -> str:
 # --- one case -------------------------------------------------------------------------------------------------------
 
 
-def _row(case: Mapping[str, Any], picture: int) -> dict[str, Any]:
+def _images(case: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(field(one, "image")) for one in (case, *case.get("others", ())))
+
+
+def _row(case: Mapping[str, Any], picture: int, tiles: Sequence[Rect]) -> dict[str, Any]:
+    """One case; places in several images are those in the sheet of all of them, whose tiles are given."""
     question = str(field(case, "question")).replace(IMAGE_PLACEHOLDER, "").strip()
     options = parse_options(question)
     grid = grid_of(case)
     gold = boxes_of(case, case.get("gold_boxes"), "gold_boxes")
+    views = [(view, tile) for one, tile in zip(grid.images, tiles, strict=True) for view in one.views] if grid else []
     conditions = {
-        name: _condition(case, name, row, options, grid)
+        name: _condition(case, name, row, options, grid, tiles)
         for name, row in field(case, "conditions").items()
         if row is not None and "@" not in name and name != "untrained_localization"
     }
@@ -142,15 +152,20 @@ def _row(case: Mapping[str, Any], picture: int) -> dict[str, Any]:
         "picture": picture,
         "question": question,
         "gold": spelled(case.get("gold"), options),
-        "gold_boxes": [_rounded(box.as_tuple()) for box in gold],
-        "grid": [[*_rounded(view.rect.as_tuple()), view.rows, view.cols] for view in grid.views] if grid else [],
-        "shown": _rounded(case.get("shown") or WHOLE_IMAGE.as_tuple()),
+        "gold_boxes": [_rounded(placed(box, tiles[box.image - 1])) for box in gold],
+        "grid": [[*_rounded(placed(view.rect, tile)), view.rows, view.cols] for view, tile in views],
+        "shown": _rounded((len(tiles) == 1 and case.get("shown")) or WHOLE_IMAGE.as_tuple()),
         "conditions": conditions,
     }
 
 
 def _condition(
-    case: Mapping[str, Any], name: str, row: Mapping[str, Any], options: Mapping[str, str], grid: TokenGrid | None
+    case: Mapping[str, Any],
+    name: str,
+    row: Mapping[str, Any],
+    options: Mapping[str, str],
+    grid: TokenGrid | None,
+    tiles: Sequence[Rect],
 ) -> dict[str, Any]:
     thought, written = read_text(str(row.get("text") or ""))
     answer = spelled(row.get("answer"), options)
@@ -167,10 +182,11 @@ def _condition(
         out["kept"] = round(len(row["kept"]) / grid.num_tokens, 4)
     if row.get("fallback"):
         out["fallback"] = True
+    out |= {grade: value for grade in ("score", "judge") if (value := v.share(row, grade)) is not None}
     if "boxes" in row:
         boxes = boxes_of(case, row["boxes"], f"conditions.{name}.boxes")
         out |= {
-            "boxes": [_rounded(box.as_tuple()) for box in boxes],
+            "boxes": [_rounded(placed(box, tiles[box.image - 1])) for box in boxes],
             "iou": row.get("iou"),
             "parsed": row.get("parsed"),
         }
@@ -221,14 +237,18 @@ def grid_of(case: Mapping[str, Any]) -> TokenGrid | None:
     if not rows:
         return None
     with named(case, "field 'grid'"):
-        views = tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in rows)
-        return TokenGrid(views, Rect(*case.get("shown", WHOLE_IMAGE.as_tuple())))
+        return TokenGrid.joined([_grid_of_image(one) for one in (case, *case.get("others", ()))])
 
 
-def boxes_of(case: Mapping[str, Any], rows: Sequence[Sequence[float]] | None, name: str) -> list[Box]:
+def _grid_of_image(stored: Mapping[str, Any]) -> TokenGrid:
+    views = tuple(View(Rect(*row["rect"]), row["rows"], row["cols"]) for row in stored["grid"])
+    return TokenGrid(views, Rect(*stored.get("shown", WHOLE_IMAGE.as_tuple())))
+
+
+def boxes_of(case: Mapping[str, Any], rows: Sequence[Any] | None, name: str) -> list[Box]:
     """The boxes of a field of a case."""
     with named(case, f"field {name!r}"):
-        return [Box(*row) for row in rows or ()]
+        return [Box.from_json(row) for row in rows or ()]
 
 
 @contextmanager
@@ -254,24 +274,26 @@ def field(case: Mapping[str, Any], name: str) -> Any:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _pictures(paths: Sequence[Path], out: Path) -> tuple[str, ...]:
+def _pictures(pictures: Sequence[bytes], out: Path) -> tuple[str, ...]:
     """A source for each picture: data URIs, or files that are written to a folder beside the page."""
-    with ThreadPoolExecutor(2) as pool:
-        if len(paths) <= MAX_INSIDE:
-            return tuple(
-                f"data:image/jpeg;base64,{base64.b64encode(p).decode('ascii')}" for p in pool.map(_jpeg, paths)
-            )
-        folder = out.with_name(f"{out.stem}_images")
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, data in enumerate(pool.map(_jpeg, paths)):
-            with atomic_write(folder / f"{index}.jpg") as path:
-                path.write_bytes(data)
-    return tuple(f"{folder.name}/{index}.jpg" for index in range(len(paths)))
+    if len(pictures) <= MAX_INSIDE:
+        return tuple(f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}" for data in pictures)
+    folder = out.with_name(f"{out.stem}_images")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, data in enumerate(pictures):
+        with atomic_write(folder / f"{index}.jpg") as path:
+            path.write_bytes(data)
+    return tuple(f"{folder.name}/{index}.jpg" for index in range(len(pictures)))
 
 
-def _jpeg(path: Path) -> bytes:
-    image = load_image(without_crop(path)).convert("RGB")
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+def _picture(paths: Sequence[Path]) -> tuple[bytes, list[Rect]]:
+    """JPEG of an image, or of a sheet of several, and the place of each image in it."""
+    images = []
+    for path in paths:
+        image = load_image(without_crop(path)).convert("RGB")
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        images.append(image)
+    picture, tiles = (images[0], [WHOLE_IMAGE]) if len(images) == 1 else lay_out(images)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=86, optimize=True)
-    return buffer.getvalue()
+    picture.save(buffer, "JPEG", quality=86, optimize=True)
+    return buffer.getvalue(), tiles

@@ -8,15 +8,17 @@ from typing import Any
 
 from PIL import Image
 
+from vitos.core.numbering import image_numbers
 from vitos.core.record import IMAGE_PLACEHOLDER, parse_options
 from vitos.data.images import load_image
 from vitos.data.picture import without_crop
 from vitos.reports import table
 from vitos.reports.cases import MAX_SIDE, boxes_of, field, grid_of, named, pack_cases, spelled
 from vitos.reports.curves import pareto, training_curves
-from vitos.reports.overlay import draw_overlay
+from vitos.reports.overlay import as_mask
 from vitos.reports.overview import accuracy_figure, big_numbers
 from vitos.reports.page import Overview, Picture, Section, write_page
+from vitos.reports.sheet import draw_sheet
 from vitos.reports.summary import summary
 
 _ORIGIN = (("Checkpoint", "checkpoint"), ("Base model", "base"), ("vitos", "vitos_version"), ("Command", "command"))
@@ -45,6 +47,8 @@ def write_report(
     out = out or run_dir / "report.html"
     sections = (
         Section(sheet=table.main_sheet(results), text_last=True, anchor="figures"),
+        Section(sheet=table.open_sheet(results)),
+        Section(sheet=table.text_sheet(results), level=3),
         Section(sheet=table.control_sheet(results), text_last=True, anchor="controls"),
         Section(sheet=table.comparison_sheet(results), text_last=True, level=3),
         Section(sheet=table.dataset_sheet(results), anchor="data-sets"),
@@ -88,17 +92,20 @@ def _overview(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], ru
 
 
 def _picture(case: Mapping[str, Any], run_dir: Path) -> Picture:
-    """The image of a case with its boxes and kept tokens."""
+    """The images of a case with their boxes and kept tokens."""
     conditions = field(case, "conditions")
     located, sparse = conditions.get("localization") or {}, conditions["sparse"]
-    image = load_image(without_crop(run_dir / field(case, "image")))
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    images = [load_image(without_crop(run_dir / field(one, "image"))) for one in (case, *case.get("others", ()))]
+    for image in images:
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     grid = grid_of(case)
     boxes = boxes_of(case, located.get("boxes"), "conditions.localization.boxes")
     gold = boxes_of(case, case.get("gold_boxes"), "gold_boxes")
+    asked = str(field(case, "question"))
     with named(case, "condition 'sparse'"):
-        drawn = draw_overlay(image, grid, sparse.get("kept") if grid else None, boxes, gold)
-    question = str(field(case, "question")).replace(IMAGE_PLACEHOLDER, "").strip()
+        mask = as_mask(sparse["kept"], grid.num_tokens) if grid and "kept" in sparse else None
+        drawn = draw_sheet(images, grid, mask, boxes, gold, image_numbers(asked))
+    question = asked.replace(IMAGE_PLACEHOLDER, "").strip()
     kept = (
         f"{len(sparse['kept'])} of {grid.num_tokens} visual tokens kept" if grid and "kept" in sparse else "all tokens"
     )

@@ -63,7 +63,7 @@ def draw_overlay(
     if kept is not None:
         if grid is None:
             raise ValueError("kept tokens need the grid they are numbered in; pass grid, or kept=None")
-        shown = _shown_views(grid, _as_mask(kept, grid.num_tokens))
+        shown = _shown_views(grid, as_mask(kept, grid.num_tokens))
         canvas = _dim(canvas, shown)
         draw = ImageDraw.Draw(canvas, "RGBA")
         for view in grid.views:
@@ -80,7 +80,12 @@ def draw_overlay(
     return canvas
 
 
-def _as_mask(kept: Sequence[int] | BoolArray, num_tokens: int) -> BoolArray:
+def as_mask(kept: Sequence[int] | BoolArray, num_tokens: int) -> BoolArray:
+    """Kept tokens, given as indices or as a mask, as a mask of shape (num_tokens,).
+
+    Raises:
+        ValueError: if they do not fit that number.
+    """
     values = np.asarray(kept)
     if values.dtype == np.bool_:
         if values.shape != (num_tokens,):

@@ -158,6 +158,8 @@ function card(one, size, name, condition) {
   const facts = [what];
   if (condition.fallback) facts.push("fell back to all tokens");
   if (condition.parsed === false) facts.push("boxes did not parse");
+  for (const grade of ["score", "judge"])
+    if (grade in condition) facts.push(`${grade} ${decimal(condition[grade])}`);
   if (typeof condition.iou === "number") facts.push(`IoU ${decimal(condition.iou)}`);
   const written = condition.written ? `could not be read: ${condition.written}` : "";
   const answer = element("p", `${condition.answer || written} `);

@@ -23,6 +23,7 @@ NAMES = {
     "oracle": "the tokens of the gold boxes",
     "untrained_sparse": "the model before training with its own boxes",
     "rl_dense": "the same training without pruning",
+    "text_only": "a blank image",
     "dense": "the trained model with all tokens",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ def control_sheet(results: Mapping[str, Any]) -> Sheet:
     rows = []
     for control in (*v.CONTROLS, "dense"):
         value = v.accuracy(results, control)
-        if value is not None or control not in ("shifted", "rl_dense", "dense"):
+        if value is not None or control not in ("shifted", "rl_dense", "text_only", "dense"):
             gap = v.difference(results, "sparse", control)
             rows.append((v.label(control), v.percent(value), _difference(gap, results.get("num_questions"))))
     note = (
@@ -106,6 +107,58 @@ def control_sheet(results: Mapping[str, Any]) -> Sheet:
     )
     columns = ("Control", "Accuracy", "Sparse minus control")
     return Sheet(title="Controls", columns=columns, rows=tuple(rows), note=note)
+
+
+def open_sheet(results: Mapping[str, Any]) -> Sheet:
+    """Answers in words: the rule's score by condition, the judge's next to it, and their agreement."""
+    found = results.get("open") or {}
+    rows = [
+        (
+            v.label(name),
+            v.decimal(v.number(row, "num_questions"), 0),
+            _score(row, "score"),
+            v.percent(v.share(row, "exact")),
+            _score(row, "judge"),
+            v.percent(v.share(row, "agreement")),
+            v.decimal(v.number(row, "kappa")),
+        )
+        for name, row in (found.get("conditions") or {}).items()
+    ]
+    columns = ("Tokens", "Questions", "Score", "Exactly right", "Judge", "Agreement", "Kappa")
+    return dataclasses.replace(_without_empty("Answers in words", columns, rows), note=_open_note(results))
+
+
+def _score(row: Mapping[str, Any], key: str) -> str:
+    """`0.45 (0.41 to 0.49)`."""
+    ci = v.interval(row, f"{key}_ci")
+    return v.decimal(v.share(row, key)) + (f" ({v.decimal(ci.low)} to {v.decimal(ci.high)})" if ci else "")
+
+
+def _open_note(results: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in ((results.get("open") or {}).get("kinds") or {}).items())
+    note = (
+        f"Kinds of answers: {kinds}. Score: the rule's, 0 to 1, as in training: token F1 for texts, F1 of the "
+        "findings for lists, 1 or 0 for words and numbers. The blank image shows how far the questions' words lead."
+    )
+    judge = results.get("judge")
+    if not judge:
+        return note
+    missing = sum((judge.get("unavailable") or {}).values())
+    return (
+        f"{note} Judge: the grade of {judge.get('model')}, 0 to 1; {missing} grades could not be had and are left "
+        "out. Agreement and kappa (Cohen's) compare right and wrong by the rule with a grade above 0.5."
+    )
+
+
+def text_sheet(results: Mapping[str, Any]) -> Sheet:
+    """Measures of report text (BLEU, ROUGE, plug-ins) by condition."""
+    conditions = (results.get("open") or {}).get("conditions") or {}
+    rows = {name: row.get("metrics") or {} for name, row in conditions.items()}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [
+        (v.label(name), *(v.decimal(v.number(row, key), 3) for key in names)) for name, row in rows.items() if row
+    ]
+    return Sheet(title="Measures of the answers' texts", columns=("Tokens", *names), rows=tuple(cells))
 
 
 def comparison_sheet(results: Mapping[str, Any]) -> Sheet:
@@ -162,7 +215,8 @@ def stage_sheet(results: Mapping[str, Any]) -> Sheet:
 def sheets(results: Mapping[str, Any]) -> list[Sheet]:
     """All tables for which `results` holds figures, in the order of reading."""
     makers = (
-        main_sheet, control_sheet, comparison_sheet, dataset_sheet, template_sheet, budget_sheet, stage_sheet
+        main_sheet, open_sheet, text_sheet, control_sheet, comparison_sheet, dataset_sheet, template_sheet,
+        budget_sheet, stage_sheet,
     )  # fmt: skip
     return [sheet for make in makers if (sheet := make(results)).rows]
 
@@ -184,10 +238,13 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for row in main.rows:
         style = "bold" if row[0].startswith(("Relative", v.LABELS["sparse"])) else ""
         table.add_row(*map(Text, row), style=style)
-    table.add_section()
-    table.add_row(*map(Text, controls.columns), style="bold dim")
-    for row in controls.rows:
-        table.add_row(*map(Text, row))
+    opened = [(name, score, f"{exact} exactly right") for name, _, score, exact, *_ in open_sheet(results).rows]
+    parts = [(controls.columns, controls.rows), (("Answers in words", "Score", ""), opened)]
+    for columns, rows in parts if opened else parts[:1]:
+        table.add_section()
+        table.add_row(*map(Text, columns), style="bold dim")
+        for row in rows:
+            table.add_row(*map(Text, row))
     return table
 
 

@@ -27,10 +27,13 @@ LABELS = {
     "oracle": "Oracle (gold) boxes",
     "untrained_sparse": "Untrained model, sparse",
     "rl_dense": "RL without pruning, all tokens",
+    "text_only": "Trained model, blank image",
+    "untrained_text_only": "Untrained model, blank image",
+    "untrained_localization": "Untrained localization branch",
 }
 # Conditions that see as many tokens as the sparse branch saw, question by question.
 SAME_BUDGET = ("random", "shifted", "centre", "inverted")
-CONTROLS = (*SAME_BUDGET, "oracle", "untrained_sparse", "rl_dense")
+CONTROLS = (*SAME_BUDGET, "oracle", "untrained_sparse", "rl_dense", "text_only")
 
 MIN_QUESTIONS = 6
 """Fewest questions that can show a difference: McNemar's exact p is 0.0625 if one model alone is right on all of 5."""

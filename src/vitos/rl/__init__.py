@@ -16,5 +16,6 @@ whether it comes from the paper or from us. The rest is how it runs:
 - `oversampling.py`: further questions for groups without signal. `guards.py`: updates that are refused, and warnings.
 - `checkpoint.py`: folders that are complete or absent, and exact resume. `distributed.py`: several processes.
 - `adapters.py`: LoRA. `sampler.py`: rollouts by vLLM. `user_rewards.py`: rewards from a user's file.
-- `metrics.py`, `callbacks.py`: figures and samples in the log. `sft.py`: the supervised start.
+- `metrics.py`, `callbacks.py`: figures and samples in the log.
+- `sft.py`: `SupervisedTrainer`, the supervised start. `lessons.py`: what it shows and asks.
 """

@@ -48,7 +48,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def load_sharded_adapters(model: Any, folder: Path) -> None:
-    """Load the adapters of a checkpoint into a sharded model, for which PEFT's own loading is not made.
+    """Load the adapters of a checkpoint into a sharded model; PEFT's own loading takes whole tensors only.
 
     Raises:
         ValueError: if the file holds other tensors than the model has.
@@ -92,3 +92,9 @@ def save_adapted(policy: SparseVLM, weights: Mapping[str, Tensor], folder: Path)
         if "dtype" in part:
             part["dtype"] = "float32"
     write_json_atomic(file, settings)
+
+
+def load_adapters(model: Any, folder: Path) -> None:
+    """Go on with the adapters that a PEFT model wrote into `folder`, instead of fresh ones."""
+    (name,) = model.active_adapters
+    model.load_adapter(folder, name, is_trainable=True)

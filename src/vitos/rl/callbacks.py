@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +52,41 @@ class MetricsFileCallback(LogCallback):
     """Writes one JSON line per log to `metrics.jsonl`, whatever `report_to` names.
 
     A resumed run first removes the lines after its checkpoint, so that no update is missing or occurs twice.
+
+    Args:
+        file: name of the file in the folder of the run.
+        figure: a figure that the log of an update has; Trainer's summary lacks it and is not written.
     """
+
+    def __init__(self, file: str = METRICS_FILE, figure: str = "reward/localization") -> None:
+        self._file, self._figure = file, figure
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        path = Path(str(args.output_dir)) / METRICS_FILE
+        path = Path(str(args.output_dir)) / self._file
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, "".join(_line(row) for row in read_metrics(path) if row["step"] <= state.global_step))
 
     def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
-        if "reward/localization" not in logs:
+        if self._figure not in logs:
             return
-        with open(Path(str(args.output_dir)) / METRICS_FILE, "a", encoding="utf-8") as file:
+        with open(Path(str(args.output_dir)) / self._file, "a", encoding="utf-8") as file:
             file.write(_line({"step": state.global_step, **logs}))
 
 
 class FiguresCallback(LogCallback):
-    """A progress bar over the updates of the whole run, followed by rewards, accuracies and rates."""
+    """A progress bar over the updates of the whole run, followed by figures.
 
-    _bar: Any = None
+    Args:
+        shown: figures in their order with their short names; by default rewards, accuracies and rates.
+    """
+
+    def __init__(self, shown: Mapping[str, str] = _SHOWN) -> None:
+        self._shown = shown
+        self._bar: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,7 +96,7 @@ class FiguresCallback(LogCallback):
 
     def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
         if self._bar is not None:
-            self._bar.set_postfix({short: f"{logs[key]:.2f}" for key, short in _SHOWN.items() if key in logs})
+            self._bar.set_postfix({short: f"{logs[key]:.2f}" for key, short in self._shown.items() if key in logs})
             self._bar.update(state.global_step - self._bar.n)
 
     def on_train_end(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitos.backbones.evidence_head import EvidenceHead
+from vitos.backbones.evidence_head import HEADS, EvidenceHead, HeadKind
 from vitos.core.geometry import BoolArray, TokenGrid
 from vitos.core.record import Record
 from vitos.core.sparsify import best_cells, select
@@ -43,6 +43,7 @@ class DistillOptions:
     Attributes:
         layers: number of layers before the head; None for a quarter of the model's, at least 1.
         teacher: boxes to learn from: the policy's own, gold ones, or the mean of both.
+        kind: "pointer" (ours), or "glimpse", a rival (`backbones/evidence_head.py`).
         keep: share of the visual tokens to keep, at which the training is judged and which the checkpoint then keeps.
         size: size of the space in which the head compares question and tokens.
         steps: largest number of updates.
@@ -62,6 +63,7 @@ class DistillOptions:
 
     layers: int | None = None
     teacher: Teacher = "own"
+    kind: HeadKind = "pointer"
     keep: float = 0.25
     size: int = 64
     steps: int = 2000
@@ -79,8 +81,9 @@ class DistillOptions:
         counts = (self.size, self.steps, self.batch_size, self.every, self.patience, self.max_tokens)
         if min(counts) < 1 or not 0 < self.validation < 1 or not 0 < self.keep <= 1:
             raise ValueError(f"counts must be at least 1, validation in (0, 1) and keep in (0, 1], got {self}")
-        if self.teacher not in get_args(Teacher):
-            raise ValueError(f"teacher must be one of {', '.join(get_args(Teacher))}, got {self.teacher!r}")
+        for name, known in (("teacher", get_args(Teacher)), ("kind", tuple(HEADS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +160,10 @@ def distill(
     hidden = int(policy.backbone.model.config.get_text_config().hidden_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        head = EvidenceHead(hidden, options.size).to(policy.backbone.device)
+        head = HEADS[options.kind](hidden, options.size).to(policy.backbone.device)
     updates, losses = fit_head(head, training, held_out, states, options, progress)
     policy.backbone.evidence_head = head.requires_grad_(False)
-    policy.spec = policy.with_spec(evidence_head=HeadRule(after=layers, keep=options.keep)).spec
+    policy.spec = policy.with_spec(evidence_head=HeadRule(after=layers, keep=options.keep, kind=options.kind)).spec
     return DistillReport(
         options=options,
         layers=layers,
@@ -232,7 +235,7 @@ class HeadStates:
     _bytes: int = 0
 
     def of(self, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
-        """For each question the states of the first image's visual tokens (N, hidden) and of the last token."""
+        """For each question the states of the first image's visual tokens (N, hidden) and of its text (Q, hidden)."""
         missing = [record for record in records if record.id not in self._kept]
         fresh = dict(zip((r.id for r in missing), self._run(missing), strict=True)) if missing else {}
         for name, pair in fresh.items():
@@ -251,7 +254,7 @@ class HeadStates:
             if run.states is None:
                 raise ValueError("the first layers left no states; this is a bug, please report it")
             visual = run.states[prompt.is_visual][: query.grid.num_tokens]
-            out.append((visual.clone(), run.states[-1].clone()))
+            out.append((visual.clone(), run.states[~prompt.is_visual]))
         return out
 
 
@@ -308,10 +311,10 @@ def fit_head(
 def head_loss(head: EvidenceHead, lessons: Sequence[HeadLesson], states: HeadStates, weight: float) -> Tensor:
     """Binary cross-entropy of scores against cells of evidence, mean over the tokens of a question, then questions."""
     losses = []
-    for lesson, (visual, question) in zip(lessons, states.of([one.record for one in lessons]), strict=True):
+    for lesson, (visual, text) in zip(lessons, states.of([one.record for one in lessons]), strict=True):
         target = lesson.target.to(visual.device)
         cell = torch.nn.functional.binary_cross_entropy_with_logits(
-            head(visual, question), target, pos_weight=torch.tensor(weight, device=visual.device)
+            head(visual, text), target, pos_weight=torch.tensor(weight, device=visual.device)
         )
         losses.append(cell)
     return torch.stack(losses).mean()
@@ -324,8 +327,8 @@ def recall_by_template(
     """Share of the teacher's cells among the best ones, by template and kept share; mean over questions."""
     found: dict[str, list[list[float]]] = {"all": []}
     for batch in _batches(lessons, 64):
-        for lesson, (visual, question) in zip(batch, states.of([one.record for one in batch]), strict=True):
-            scores, target = head(visual, question).cpu().numpy(), lesson.target.numpy()
+        for lesson, (visual, text) in zip(batch, states.of([one.record for one in batch]), strict=True):
+            scores, target = head(visual, text).cpu().numpy(), lesson.target.numpy()
             row = [float(target[_best(scores, share)].sum() / target.sum()) for share in SHARES]
             found["all"].append(row)
             found.setdefault(lesson.record.meta.get("template", "none"), []).append(row)

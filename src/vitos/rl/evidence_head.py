@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vitos.backbones.base import Backbone
-from vitos.backbones.evidence_head import FILE_NAME, EvidenceHead
+from vitos.backbones.evidence_head import FILE_NAME, HEADS, load_head
 from vitos.policy.vlm import SparseVLM
 
 NAME = "evidence_head"
@@ -53,5 +53,7 @@ def read_head(backbone: Backbone, folder: Path) -> None:
     """Take the head's weights from a checkpoint, in place."""
     head = backbone.evidence_head
     if head is not None and hasattr(backbone.model, NAME):
-        saved = EvidenceHead.load(folder / FILE_NAME, int(backbone.model.config.get_text_config().hidden_size))
+        hidden = int(backbone.model.config.get_text_config().hidden_size)
+        kind = next(kind for kind, made in HEADS.items() if type(head) is made)
+        saved = load_head(folder / FILE_NAME, kind, hidden)
         head.load_state_dict(saved.state_dict())

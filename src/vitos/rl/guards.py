@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import TrainerState, TrainingArguments
 
 from vitos.rl.callbacks import LogCallback
@@ -60,6 +63,20 @@ _SIGNS = (
         "or start warm",
     ),
 )
+
+
+def warn_of_small_dtype(network: torch.nn.Module, accelerator: Accelerator, learning_rate: float) -> None:
+    """Warn if the trained weights are of a number format in which small steps round to nothing."""
+    small = {p.dtype for p in network.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    upcast = sharded and accelerator.mixed_precision != "no"
+    if small and not upcast and learning_rate < 1e-4:
+        logger.warning(
+            "the trained weights are %s: most steps of learning_rate %g round to nothing on them. Load the model in "
+            "float32 (model.dtype: float32; train.bf16 computes in bfloat16 all the same), or train adapters",
+            ", ".join(str(dtype).removeprefix("torch.") for dtype in small),
+            learning_rate,
+        )
 
 
 class UpdateGuard:

@@ -115,15 +115,7 @@ def policy_loss(
             importance_cap=importance_cap,
         )
     )
-    value, reference_kl, entropy = objective.value, 0.0, 0.0
-    if inputs.reference_logprobs is not None:
-        gap = torch.where(inputs.mask, inputs.reference_logprobs - inputs.logprobs, 0.0)
-        k3 = gap.exp() - gap - 1  # (R, L)
-        value = value - kl_beta * inputs.repeats * k3
-        reference_kl = float(k3.detach().sum())
-    if inputs.entropies is not None:
-        value = value + entropy_beta * inputs.repeats * inputs.entropies
-        entropy = float(inputs.entropies.detach()[inputs.mask].sum())
+    value, reference_kl, entropy = _regularised(objective.value, inputs, kl_beta, entropy_beta)
     total = torch.where(inputs.mask, value * loss.weights(inputs.mask, value.dtype), 0.0).sum()
     with torch.no_grad():
         # k3 of KL(sampler ‖ policy): 0 if both are the same model, and below 0 only by rounding.
@@ -140,3 +132,19 @@ def policy_loss(
         reference_kl=reference_kl,
         entropy=entropy,
     )
+
+
+def _regularised(
+    value: Tensor, inputs: LossInputs, kl_beta: float, entropy_beta: float
+) -> tuple[Tensor, float, float]:
+    """The objective (R, L) less the KL to the reference, plus the entropy; and the sums of both over tokens."""
+    reference_kl = entropy = 0.0
+    if inputs.reference_logprobs is not None:
+        gap = torch.where(inputs.mask, inputs.reference_logprobs - inputs.logprobs, 0.0)
+        k3 = gap.exp() - gap - 1  # (R, L)
+        value = value - kl_beta * inputs.repeats * k3
+        reference_kl = float(k3.detach().sum())
+    if inputs.entropies is not None:
+        value = value + entropy_beta * inputs.repeats * inputs.entropies
+        entropy = float(inputs.entropies.detach()[inputs.mask].sum())
+    return value, reference_kl, entropy

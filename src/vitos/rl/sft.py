@@ -1,280 +1,297 @@
-"""Supervised learning of answers and boxes: the warm start before reinforcement learning.
+"""Supervised learning of boxes, thoughts and answers: `vitos sft`, and the warm start before reinforcement learning.
 
 Reinforcement learning improves a skill that a model shows now and then; a model that never writes a box learns nothing
-from it. Large models come with that skill; `nano`, and a small model on new data, get it here. A *lesson* is one image
-with several exercises about it: the image runs through the model once for all of them.
+from it. Most large models come with that skill. `nano`, and a model on new data, get it here.
 
-Simplification: a plain AdamW loop on one device. For supervised fine-tuning of a large model use a library made for
-it (such as TRL), with targets from `record_lesson`.
+`SupervisedTrainer` is a `transformers.Trainer`: its loop, mixed precision, logging, DDP, FSDP2 and resume. Targets are
+those of `lessons.py`, the questions about one image packed behind it; the visual tokens of a frozen encoder are
+computed once, or read from an embedding cache.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
-from vitos.backbones.base import Backbone
-from vitos.config.recipe import WarmStartSection
-from vitos.core.geometry import WHOLE_IMAGE, Rect
-from vitos.core.prompt import Prompt, VisualTokens
 from vitos.core.record import Record
-from vitos.core.response import format_box_list, format_localization, format_reasoning
-from vitos.core.sparsify import Fusion
 from vitos.data.images import load_image_facts
-from vitos.engines.torch_engine import TorchEngine
-from vitos.policy.spec import VitosSpec
+from vitos.policy.plans.dense import Dense
 from vitos.policy.vlm import SparseVLM
+from vitos.rl.adapters import add_adapters, is_adapted
+from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback
+from vitos.rl.checkpoint import CheckpointedTrainer
+from vitos.rl.distributed import (
+    gradient_norm,
+    is_sharded,
+    maximum,
+    runnable,
+    set_up_sharding,
+    sum_gradients,
+    sums,
+    whole_weights_of,
+)
 from vitos.rl.freezing import freeze_others
+from vitos.rl.guards import UpdateGuard, warn_of_small_dtype
+from vitos.rl.lessons import Lesson, pack_lessons, packed_lessons, record_lesson
+from vitos.scans.cache import EmbeddingCache
+from vitos.scans.store import ScanStore
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+SFT_METRICS = "sft.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Exercise:
-    """A user message (with one `<image>` per image of its lesson) and the answer to be learned."""
+@dataclass
+class SupervisedConfig(TrainingArguments):
+    """Options of the supervised training besides those of `transformers.TrainingArguments`.
 
-    text: str
-    target: str
+    >>> config = SupervisedConfig(output_dir="runs/start", max_steps=100, batch_size=16, use_cpu=True)
+    >>> config.per_device_train_batch_size, config.lr_scheduler_type.value
+    (16, 'linear')
 
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """Images and the exercises that share them.
-
-    Attributes:
-        images: pictures or, for a frozen encoder, their visual tokens.
-        exercises: the exercises.
-        kept: for each image a mask of the visual tokens to show, bool (N,); None for all tokens.
-    """
-
-    images: tuple[Image.Image | VisualTokens, ...]
-    exercises: tuple[Exercise, ...]
-    kept: tuple[Tensor, ...] | None = None
-
-
-def record_lesson(
-    record: Record, images: Sequence[Image.Image], backbone: Backbone, spec: VitosSpec, shown: Rect = WHOLE_IMAGE
-) -> Lesson:
-    """The exercises of one record: for both branches or, without gold boxes, for the reasoning branch alone.
-
-    The thought is the record's `thought`, or the text of the right option. The answer is the letter or the text of the
-    right option, as `spec.answer_with` says; it is the letter if the options are not known. A question without options
-    is answered by the record's `answer`, the first of those that are accepted.
-
-    Args:
-        record: the question with its answer.
-        images: the pictures of the record, or the parts of them that the record's paths select.
-        backbone: the model.
-        spec: prompts and coordinates.
-        shown: the part of the first stored image, to which boxes refer, that is shown.
-    """
-    right = record.options.get(record.answer, record.answer)
-    thought = record.meta.get("thought") or right
-    answer = right if spec.answer_with == "text" else record.answer
-    reason = Exercise(spec.reason_text(record.question, record.kind), format_reasoning(thought, answer))
-    if not record.boxes:
-        return Lesson(tuple(images), (reason,))
-    with torch.no_grad():
-        (visual,) = backbone.encode([images[0]])
-    placed = visual.within(shown)
-    boxes = format_box_list([backbone.write_box(box, placed, spec.coordinates) for box in record.boxes])
-    localize = Exercise(spec.localize_text(record.question, record.kind), format_localization(thought, boxes, answer))
-    return Lesson(tuple(images), (localize, reason))
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One exercise behind the prefix of its lesson.
+    The learning rate follows one cycle, whatever `lr_scheduler_type` says.
 
     Attributes:
-        ids: the rest of the question and the target with its end token, shape (L,).
-        asked: number of tokens of the question among them.
-        answer: first and last index of the tokens between `<answer>` and `</answer>`; (0, -1) if there are none.
-    """
-
-    ids: Tensor
-    asked: int
-    answer: tuple[int, int]
-
-
-def supervised_loss(engine: TorchEngine, lessons: Sequence[Lesson], answer_weight: float = 1.0) -> Tensor:
-    """Weighted mean negative log-likelihood of the targets' tokens, end token included; a scalar with gradients.
-
-    Args:
-        engine: the engine of the model.
-        lessons: the lessons of a batch.
-        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others have weight 1. A letter is
-            one token in twenty, so with equal weights it would hardly count.
-    """
-    backbone = engine.backbone
-    given = [image for lesson in lessons for image in lesson.images]
-    encoded = iter(backbone.encode([image for image in given if isinstance(image, Image.Image)]))
-    visuals = iter([next(encoded) if isinstance(image, Image.Image) else image for image in given])
-    packed = [_lesson_rows(backbone, lesson, [next(visuals) for _ in lesson.images]) for lesson in lessons]
-    scores = engine.score([prefix for prefix, _ in packed], [[row.ids for row in rows] for _, rows in packed])
-    rows = [row for _, siblings in packed for row in siblings]
-    place = torch.arange(scores.mask.shape[1], device=scores.mask.device)  # (L,)
-    asked, first, last = (  # (R, 1) each
-        torch.tensor(values, device=place.device)[:, None]
-        for values in zip(*((row.asked, *row.answer) for row in rows), strict=True)
-    )
-    learned = scores.mask & (place >= asked)  # (R, L)
-    weight = torch.where((place >= first) & (place <= last), answer_weight, 1.0)[learned]
-    return -(weight * scores.logprobs[learned]).sum() / weight.sum()
-
-
-def _lesson_rows(backbone: Backbone, lesson: Lesson, visuals: Sequence[VisualTokens]) -> tuple[Prompt, list[_Row]]:
-    """The common start of a lesson's exercises, and the rest of each."""
-    prompts = [backbone.build_prompt(exercise.text, visuals) for exercise in lesson.exercises]
-    # All exercises start with the same tokens up to the last visual one; without an image, with the first token.
-    shared = int(prompts[0].is_visual.nonzero()[-1]) + 1 if visuals else 1
-    prefix = prompts[0].head(shared)
-    rows = []
-    for prompt, exercise in zip(prompts, lesson.exercises, strict=True):
-        if not torch.equal(prompt.input_ids[:shared], prefix.input_ids):
-            raise ValueError(
-                f"the exercises of a lesson differ before their last image: {lesson.exercises[0].text!r} and "
-                f"{exercise.text!r}; move the text behind <image>, or make two lessons of them"
-            )
-        question = prompt.input_ids[shared:].cpu()
-        target = backbone.tokenizer(exercise.target, add_special_tokens=False)
-        ids = [*target["input_ids"], backbone.tokenizer.eos_token_id]
-        rows.append(
-            _Row(
-                torch.cat([question, torch.tensor(ids)]), len(question), _answer_span(target, exercise, len(question))
-            )
-        )
-    if lesson.kept is not None:
-        prefix = prefix.sparse(lesson.kept, Fusion("none"))
-    return prefix, rows
-
-
-def _answer_span(target: Any, exercise: Exercise, asked: int) -> tuple[int, int]:
-    """First and last index of an answer's tokens in a row whose target begins at `asked`."""
-    before, tag, answer = exercise.target.partition("<answer>")
-    text = answer.partition("</answer>")[0]
-    if not text:
-        return (0, -1)
-    start = len(before + tag)
-    return (asked + target.char_to_token(start), asked + target.char_to_token(start + len(text) - 1))
-
-
-def train_supervised(
-    backbone: Backbone,
-    batches: Iterable[Sequence[Lesson]],
-    *,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.01,
-    warmup_share: float = 0.05,
-    max_grad_norm: float = 1.0,
-    answer_weight: float = 1.0,
-    optimizers: Sequence[torch.optim.Optimizer] | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-) -> None:
-    """Train all weights that require gradients for `steps` batches under a one-cycle schedule.
-
-    Args:
-        backbone: the model.
-        batches: batches of lessons; at least `steps` of them.
-        steps: number of updates.
-        learning_rate, weight_decay: options of AdamW.
-        warmup_share: share of the steps in which the learning rate rises to its peak.
-        max_grad_norm: largest norm of the gradient; larger ones are scaled down.
-        answer_weight: weight of the answers' tokens, as in `supervised_loss`.
-        optimizers: optimizers to use instead of AdamW, each with its peak learning rate.
-        on_step: a function that gets the number of steps done and the loss.
+        batch_size: number of records per update, over all processes.
+        warmup_share: share of the updates with a rising learning rate, 0 <= share < 1.
+        answer_weight: weight of the tokens between `<answer>` and `</answer>`; all others have weight 1.
+        by_image: whether the records about one image follow each other, so that they share their prompt's image.
+            Otherwise all records are shuffled.
+        train_encoder: also train the vision encoder.
+        unfrozen_parameters: as in `DualStreamOptions`.
+        micro_batch_tokens: number of padded tokens in one forward pass.
+        max_skipped_updates: number of consecutive updates that may be skipped because they are not finite.
 
     Raises:
-        ValueError: if the batches run out, or a loss is not finite.
+        ValueError: for a batch that the processes cannot share.
     """
-    engine, parameters = TorchEngine(backbone), [p for p in backbone.model.parameters() if p.requires_grad]
-    if optimizers is None:
-        optimizers = [torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            [group["lr"] for group in optimizer.param_groups],
-            total_steps=steps,
-            pct_start=warmup_share,
-            cycle_momentum=False,
-        )
-        for optimizer in optimizers
-    ]
-    backbone.model.train()
-    done = 0
-    for done, lessons in enumerate(itertools.islice(batches, steps), start=1):
-        loss = supervised_loss(engine, lessons, answer_weight)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss of step {done} is {loss.item()}; lower the learning rate")
-        backbone.model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        if on_step is not None:
-            on_step(done, loss.item())
-    backbone.model.eval()
-    if done < steps:
-        raise ValueError(f"the lessons ran out after {done} of {steps} steps")
+
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    adam_beta2: float = 0.95
+    warmup_share: float = 0.06
+    answer_weight: float = 1.0
+    by_image: bool = False
+    train_encoder: bool = False
+    unfrozen_parameters: str | list[str] | None = None
+    micro_batch_tokens: int = 16_384
+    max_skipped_updates: int = 3
+
+    def __post_init__(self) -> None:
+        self.remove_unused_columns = False
+        self.dataloader_pin_memory = False  # records are not tensors
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.batch_size % self.world_size:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of the {self.world_size} processes")
+        self.per_device_train_batch_size = self.batch_size // self.world_size
 
 
-def warm_start(
-    policy: SparseVLM,
-    records: Sequence[Record],
-    section: WarmStartSection,
-    unfrozen_parameters: str | Sequence[str] | None = None,
-) -> None:
-    """Supervised updates on the records' gold boxes and answers, in shuffled order.
-
-    It trains the weights that the training itself trains, and with `section.train_encoder` the vision encoder, too.
+class Ordered(Sampler[int]):
+    """Indices of records for a whole run: one shuffled pass after the other.
 
     Args:
-        policy: the policy; its weights are trained in place.
-        records: the questions, with gold boxes where evidence is to be learned.
-        section: number of updates and learning rate.
-        unfrozen_parameters: as in `TrainOptions`.
+        records: the records.
+        count: number of indices.
+        seed: seed of the shuffling.
+        by_image: shuffle images instead of records, and keep the records of each image together.
+    """
+
+    def __init__(self, records: Sequence[Record], count: int, seed: int, by_image: bool = False) -> None:
+        groups: dict[Any, list[int]] = {}
+        for index, record in enumerate(records):
+            groups.setdefault(record.image_paths if by_image else index, []).append(index)
+        self._groups, self._count, self._seed = list(groups.values()), count, seed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng(self._seed)
+        order: list[int] = []
+        while len(order) < self._count:
+            order.extend(i for group in rng.permutation(len(self._groups)).tolist() for i in self._groups[group])
+        return iter(order[: self._count])
+
+
+class SupervisedTrainer(CheckpointedTrainer):
+    """Trains a policy on the boxes, thoughts and answers of records.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from vitos import SparseVLM, read_records
+    >>> from vitos.data.phantom import write_phantoms
+    >>> with TemporaryDirectory() as folder:
+    ...     records = read_records(write_phantoms(Path(folder), "train", 4))
+    ...     config = SupervisedConfig(
+    ...         output_dir=f"{folder}/sft", max_steps=2, batch_size=4, use_cpu=True, disable_tqdm=True,
+    ...         report_to="none",
+    ...     )
+    ...     done = SupervisedTrainer(SparseVLM.from_pretrained("nano", device="cpu"), config, records).train()
+    >>> done.global_step
+    2
+
+    `output_dir` gets `checkpoint-N`, from which `train(resume_from_checkpoint=…)` goes on, and `sft.jsonl` with the
+    figures of each logged update. `write` writes the trained policy.
+
+    Args:
+        model: the policy; its weights are trained in place.
+        args: number of updates, batch, optimiser.
+        train_dataset: the questions, with gold boxes where evidence is to be learned.
+        lora: adapters to train on the language model instead of its weights.
+        cache: visual tokens of the questions' images; None to compute them.
+        callbacks: further callbacks of `transformers.Trainer`.
 
     Raises:
-        ValueError: as `freeze_others`.
+        ValueError: for options that contradict each other, and as `freeze_others`.
     """
-    freeze_others(policy.backbone, unfrozen_parameters, encoder=section.train_encoder)
-    bar = tqdm(total=section.steps, unit="update", dynamic_ncols=True)
 
-    def show(step: int, loss: float) -> None:
-        bar.update(1)
-        bar.set_postfix(loss=f"{loss:.3f}")
+    args: SupervisedConfig
 
-    train_supervised(
-        policy.backbone,
-        _lesson_batches(policy, records, section),
-        steps=section.steps,
-        learning_rate=section.learning_rate,
-        weight_decay=section.weight_decay,
-        warmup_share=section.warmup_share,
-        on_step=show,
-    )
-    bar.close()
+    def __init__(
+        self,
+        model: SparseVLM,
+        args: SupervisedConfig,
+        train_dataset: Sequence[Record],
+        *,
+        lora: LoraConfig | None = None,
+        cache: EmbeddingCache | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        if args.train_encoder and (lora is not None or cache is not None or args.fsdp):
+            raise ValueError("train_encoder does not go with adapters, an embedding cache or FSDP; leave one out")
+        if args.unfrozen_parameters is not None and lora is not None:
+            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        self.policy = model
+        freeze_others(model.backbone, args.unfrozen_parameters, encoder=args.train_encoder)
+        set_seed(args.seed)
+        network = model.backbone.model if lora is None else add_adapters(model, lora)
+        super().__init__(
+            model=network,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=lambda records: {"records": list(records)},
+            processing_class=model.backbone.tokenizer,
+            callbacks=[MetricsFileCallback(SFT_METRICS, "tokens"), *callbacks],
+        )
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        if not args.disable_tqdm:
+            self.add_callback(FiguresCallback({"loss": "loss", "grad_norm": "norm"}))
+        if self.is_fsdp_enabled:
+            set_up_sharding(self.accelerator, model.backbone)
+        warn_of_small_dtype(network, self.accelerator, args.learning_rate)
+        self.update_guard = UpdateGuard(args.max_skipped_updates)
+        self.scans = None if args.train_encoder else ScanStore(model, cache=cache, plan=Dense("dense"))
+        self._pending: dict[str, float] = {}
 
+    def write(self, folder: Path, adapter: Path) -> None:
+        """Write the trained policy and, if adapters were trained, them alone, to be trained on.
 
-def _lesson_batches(policy: SparseVLM, records: Sequence[Record], section: WarmStartSection) -> Iterator[list[Lesson]]:
-    rng = np.random.default_rng(section.seed)
-    lessons: dict[str, Lesson] = {}
-    queue: list[int] = []
-    while True:
-        while len(queue) < section.batch_size:
-            queue.extend(rng.permutation(len(records)).tolist())
-        batch = [records[queue.pop(0)] for _ in range(section.batch_size)]
-        for record in batch:
-            if record.id not in lessons:
-                opened = [load_image_facts(path) for path in record.image_paths]
-                images, shown = [image for image, _ in opened], opened[0][1].shown
-                lessons[record.id] = record_lesson(record, images, policy.backbone, policy.spec, shown)
-        yield [lessons[record.id] for record in batch]
+        All processes call it together.
+        """
+        network: Any = self.model
+        if is_adapted(network):
+            weights = whole_weights_of(network) if is_sharded(network) else None
+            with self._staged(adapter) as staging:
+                if self.is_world_process_zero():
+                    network.save_pretrained(staging, state_dict=weights, save_embedding_layers=False)
+        self._write_policy(folder)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        records: Any = self.train_dataset
+        return Ordered(records, self.args.max_steps * self.args.batch_size, self.args.seed, self.args.by_image)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with one group of all trained weights."""
+        if self.optimizer is None:
+            network: Any = self.model if model is None else model
+            self.optimizer = torch.optim.AdamW(
+                [p for p in network.parameters() if p.requires_grad],
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """One cycle: the rate rises during `warmup_share` of the updates and falls to nearly 0."""
+        if self.lr_scheduler is None:
+            share = self.args.warmup_share
+            if share * num_training_steps == 1:  # PyTorch would divide 0 by 0
+                share += 1e-9
+            cycle: Any = OneCycleLR(
+                self._inner_optimizer if optimizer is None else optimizer,
+                self.args.learning_rate,
+                total_steps=num_training_steps,
+                pct_start=share,
+                cycle_momentum=False,
+            )
+            self.lr_scheduler = cycle
+        return self.lr_scheduler
+
+    def lessons(self, records: Sequence[Record]) -> list[Lesson]:
+        """The lessons of records, those about the same images packed together."""
+        backbone, spec = self.policy.backbone, self.policy.spec
+        if self.scans is not None:
+            scans = self.scans.get(records)
+            made = [record_lesson(r, s.visuals, backbone, spec) for r, s in zip(records, scans, strict=True)]
+        else:
+            opened = [[load_image_facts(path) for path in record.image_paths] for record in records]
+            made = [
+                record_lesson(r, [i for i, _ in images], backbone, spec, [facts.shown for _, facts in images])
+                for r, images in zip(records, opened, strict=True)
+            ]
+        return packed_lessons(records, made)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One update's gradients, micro-batch by micro-batch; its loss, or 0 if the update is left out."""
+        args, records, engine = self.args, inputs["records"], self.policy.engine
+        model.train()
+        with engine.using(runnable(model), args.micro_batch_tokens):
+            packed = pack_lessons(self.policy.backbone, self.lessons(records), args.answer_weight)
+            weight, tokens = sums(self.accelerator, [packed.weight, float(packed.learned)])
+            # The encoder's gradients flow through all lessons' pictures at once.
+            chunks = (
+                [list(range(len(packed.prompts)))]
+                if args.train_encoder
+                else list(engine.score_batches(packed.prompts, packed.token_ids))
+            )
+            passes = int(maximum(self.accelerator, len(chunks))) if is_sharded(model) else len(chunks)
+            factor = args.world_size if is_sharded(model) else 1  # FSDP divides gradients by it
+            own = 0.0
+            for chunk in chunks:
+                loss = packed.loss(engine, chunk, weight)
+                self.accelerator.backward(loss * factor)
+                own += float(loss.detach())
+            for _ in range(passes - len(chunks)):  # the others' passes need this process's shards
+                self.accelerator.backward(0.0 * packed.loss(engine, chunks[0], weight))
+        sum_gradients(self.accelerator, model)
+        (total,) = sums(self.accelerator, [own])
+        norm = gradient_norm(self.accelerator, model)
+        admitted = self.update_guard.admits(self.state.global_step + 1, total, norm, [r.id for r in records])
+        if not admitted:
+            model.zero_grad()
+        for name, value in (("tokens", tokens), ("skipped_updates", float(not admitted))):
+            self._pending[name] = self._pending.get(name, 0.0) + value
+        return torch.tensor(total if admitted else 0.0, device=args.device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's figures, and the number of tokens learned since the last log."""
+        logs |= self._pending
+        self._pending = {}
+        super().log(logs, start_time)

@@ -21,7 +21,7 @@ from vitos.backbones.quantized import is_quantized
 from vitos.core.record import Record
 from vitos.engines.judge.judge import Judge
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import add_adapters, is_adapted
+from vitos.rl.adapters import add_adapters, is_adapted, load_adapters
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
 from vitos.rl.combinations import refusals
@@ -29,7 +29,7 @@ from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
 from vitos.rl.evidence_head import join_head, leave_head
 from vitos.rl.freezing import freeze_others
-from vitos.rl.guards import CollapseWarning, UpdateGuard
+from vitos.rl.guards import CollapseWarning, UpdateGuard, warn_of_small_dtype
 from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup
 from vitos.rl.sampler import vllm_engine
@@ -76,6 +76,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         reward_weights: weights of the built-in terms.
         reward_funcs: further rewards.
         lora: adapters to train on the language model instead of its weights; merged into the final checkpoint.
+        adapters: a folder with adapters of that kind to go on with; None for fresh ones.
         callbacks: further callbacks of `transformers.Trainer`.
         cache: visual tokens of the questions' images; None to compute them.
         draw: a function that draws the pictures of `samples/`, such as `vitos.reports.samples.draw_sample`; None for
@@ -97,16 +98,14 @@ class DualStreamTrainer(CheckpointedTrainer):
         reward_weights: RewardWeights = RewardWeights(),
         reward_funcs: Sequence[ExtraReward] = (),
         lora: LoraConfig | None = None,
+        adapters: Path | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         cache: EmbeddingCache | None = None,
         draw: Callable[[QuestionGroup], Image.Image] | None = None,
         judge: Judge | None = None,
     ) -> None:
-        if len(train_dataset) < args.questions_per_step:
-            raise ValueError(
-                f"{len(train_dataset)} training questions do not fill one update of {args.questions_per_step}; "
-                "lower questions_per_step"
-            )
+        if problem := too_few_questions(len(train_dataset), args.questions_per_step):
+            raise ValueError(problem)
         if refusal := _plan_refusal(model, args):
             raise ValueError(refusal)
         self.policy = model
@@ -120,6 +119,8 @@ class DualStreamTrainer(CheckpointedTrainer):
         network = model.backbone.model if lora is None else add_adapters(model, lora)
         if lora is not None:  # not before: the head gets no adapters, and they freeze what is there
             join_head(model, sharded=bool(args.fsdp))
+        if adapters is not None:
+            load_adapters(network, adapters)
         super().__init__(
             model=network,
             args=args,
@@ -134,7 +135,7 @@ class DualStreamTrainer(CheckpointedTrainer):
             self.add_callback(FiguresCallback())
         if self.is_fsdp_enabled:
             set_up_sharding(self.accelerator, model.backbone)
-        self._warn_of_small_dtype(network)
+        warn_of_small_dtype(network, self.accelerator, args.learning_rate)
         if args.sampler == "vllm":
             model.engine = vllm_engine(model.backbone, args)
         self.draw = draw
@@ -156,17 +157,6 @@ class DualStreamTrainer(CheckpointedTrainer):
     def _sharding(self) -> Any:
         """Accelerate's FSDP plugin."""
         return self.accelerator.state.fsdp_plugin
-
-    def _warn_of_small_dtype(self, network: torch.nn.Module) -> None:
-        small = {p.dtype for p in network.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
-        upcast = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
-        if small and not upcast and self.args.learning_rate < 1e-4:
-            logger.warning(
-                "the trained weights are %s: most steps of learning_rate %g round to nothing on them. Load the model "
-                "in float32 (model.dtype: float32; train.bf16 computes in bfloat16 all the same), or train adapters",
-                ", ".join(str(dtype).removeprefix("torch.") for dtype in small),
-                self.args.learning_rate,
-            )
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
@@ -303,6 +293,13 @@ class DualStreamTrainer(CheckpointedTrainer):
                 logs[key] = sum(values) / len(values)
             self._pending.clear()
         super().log(logs, start_time)
+
+
+def too_few_questions(count: int, questions_per_step: int) -> str:
+    """Why so few questions cannot be trained on; empty if they can."""
+    if count >= questions_per_step:
+        return ""
+    return f"{count} training questions do not fill one update of {questions_per_step}; lower questions_per_step"
 
 
 def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:

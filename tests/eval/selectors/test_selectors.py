@@ -1,5 +1,6 @@
 """Every selector on real backbones: exact budgets, its own rule by brute force, refusals, and what the model sees."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.backbones.families import FAMILIES_BY_NAME
 
+from vitos.backbones.evidence_head import EvidenceHead
 from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid
 from vitos.core.masks import fit_budget
 from vitos.core.record import Record
@@ -20,6 +22,7 @@ from vitos.eval.selectors.crop import crop, scaled
 from vitos.eval.selectors.diversity import relevance
 from vitos.eval.selectors.places import uniform_mask
 from vitos.policy.plans.crop import cut_out
+from vitos.policy.spec import HeadRule, VitosSpec
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
@@ -34,7 +37,9 @@ BOXES = (Box(0.1, 0.1, 0.4, 0.5), Box(0.6, 0.7, 0.8, 0.9))
 @pytest.fixture(scope="module")
 def make_task(picture):
     def make(name="qwen2_5_vl, nano", *, size=(120, 160), boxes=BOXES, gold=BOXES[:1], record_id="q1", seed=0):
-        policy = SparseVLM(FAMILIES_BY_NAME[name].backbone())
+        backbone = copy.copy(FAMILIES_BY_NAME[name].backbone())
+        backbone.evidence_head = EvidenceHead(backbone.model.config.get_text_config().hidden_size, 8)
+        policy = SparseVLM(backbone, VitosSpec(evidence_head=HeadRule(after=1)))
         image = picture(*size)
         record = Record(record_id, (), QUESTION, "A", gold)
         query = Query(policy.encode(image), QUESTION)
@@ -71,13 +76,19 @@ def test_a_smaller_budget_is_part_of_a_larger_one(name, task):
         inside = mask
 
 
+def left(prompt):
+    """Embeddings of the visual tokens that are not dropped on the way."""
+    return prompt.embeddings if prompt.hidden is None else prompt.embeddings[~prompt.hidden[prompt.is_visual]]
+
+
 @pytest.mark.parametrize("name", SELECTORS)
 def test_the_model_sees_what_was_chosen(name, task):
     """As many placeholders as tokens; plain droppers leave the kept embeddings as they are, at their positions."""
     count = task.grid.num_tokens // 2
     choice = SELECTORS[name].choose(task, count)
     prompt = task.prompt_of(choice)
-    assert int(prompt.is_visual.sum()) == len(prompt.embeddings) == choice.count
+    assert int(prompt.is_visual.sum()) == len(prompt.embeddings)
+    assert len(left(prompt)) == choice.count
     if choice.visual is None and choice.fusion == Fusion("none"):
         kept = torch.from_numpy(choice.mask)
         torch.testing.assert_close(prompt.embeddings, task.visual.embeddings[kept])
@@ -228,6 +239,19 @@ def test_a_crop_of_a_cropped_picture_is_cut_where_the_box_is(make_task, monkeypa
     np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(whole.crop((30, 80, 90, 120))))
 
 
+def test_the_evidence_head_chooses_as_in_its_plan(make_task):
+    """`one_pass` drops tokens behind the head's layer, `evidence_head` before the first one."""
+    task = make_task()
+    finding = task.policy.answer([replace(task.query, budget=0.25)], plan="one_pass")[0]
+    for name, after in (("one_pass", 1), ("evidence_head", None)):
+        choice = SELECTORS[name].choose(task, finding.kept.count)
+        np.testing.assert_array_equal(choice.mask, finding.kept.mask)
+        prompt = task.prompt_of(choice)
+        assert (prompt.after, prompt.cached_length) == (after, len(task.prompt) - (~choice.mask).sum())
+    plain = SELECTORS["one_pass"].refusal(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
+    assert "'one_pass' needs an evidence head" in plain
+
+
 def test_refusals(make_task):
     llava, gemma = (FAMILIES_BY_NAME[n].backbone() for n in ("llava, LLaVA-1.5", "gemma3"))
     assert "'crop' encodes images of a few tokens, but Llava" in SELECTORS["crop"].refusal(llava)
@@ -255,5 +279,5 @@ def test_further_images_stay_whole(make_task, picture):
     for name in SELECTORS:
         choice = SELECTORS[name].choose(two, 6)
         prompt = two.prompt_of(choice)
-        assert len(prompt.embeddings) == choice.count + second.grid.num_tokens
-        torch.testing.assert_close(prompt.embeddings[choice.count :], second.embeddings)
+        assert len(left(prompt)) == choice.count + second.grid.num_tokens
+        torch.testing.assert_close(left(prompt)[choice.count :], second.embeddings)

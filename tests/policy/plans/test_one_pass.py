@@ -10,7 +10,7 @@ from tests.backbones.families import FAMILIES, FAMILIES_BY_NAME
 from tests.backbones.family import library_inputs
 from tests.driven import up_to
 
-from vitos.backbones.evidence_head import FILE_NAME, EvidenceHead
+from vitos.backbones.evidence_head import FILE_NAME, HEADS, EvidenceHead
 from vitos.core.geometry import Box
 from vitos.core.sparsify import select
 from vitos.engines.base import Sampling
@@ -25,7 +25,9 @@ AFTER = 1
 def with_head(backbone, **rule):
     backbone = copy.copy(backbone)
     torch.manual_seed(3)
-    backbone.evidence_head = EvidenceHead(backbone.model.config.get_text_config().hidden_size, 16)
+    backbone.evidence_head = HEADS[rule.get("kind", "pointer")](
+        backbone.model.config.get_text_config().hidden_size, 16
+    )
     return SparseVLM(backbone, VitosSpec(evidence_head=HeadRule(after=AFTER, **rule), plan="one_pass"))
 
 
@@ -145,7 +147,24 @@ def test_a_checkpoint_without_a_head_is_refused(picture):
         )
 
 
-@pytest.mark.parametrize(("name", "value"), [("after", -1), ("keep", 0.0), ("threshold", 1.0), ("file", "../x")])
+def test_a_rival_head_is_saved_and_read_as_what_it_is(picture, tmp_path):
+    vlm, image = with_head(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone(), kind="glimpse"), picture(128, 128)
+    vlm.save_pretrained(tmp_path)
+    again = SparseVLM.from_pretrained(tmp_path, device="cpu")
+    found, expected = (one.ask(one.encode(image), QUESTION, limits=up_to(2)) for one in (again, vlm))
+    np.testing.assert_allclose(found.kept.scores, expected.kept.scores, rtol=0, atol=1e-4)
+    other = vlm.ask(vlm.encode(image), "Which?\nA. x\nB. y", limits=up_to(2))
+    assert np.abs(other.kept.scores - expected.kept.scores).max() > 1e-4  # its token has read the question
+    spec = json.loads((tmp_path / "vitos.json").read_text())
+    spec["evidence_head"]["kind"] = "pointer"
+    (tmp_path / "vitos.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match="no evidence head of kind pointer"):
+        SparseVLM.from_pretrained(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("kind", "x"), ("after", -1), ("keep", 0.0), ("threshold", 1.0), ("file", "../x")]
+)
 def test_a_rule_refuses_what_it_cannot_mean(name, value):
     with pytest.raises(ValueError, match="must be"):
         HeadRule(**{"after": 1, name: value})

@@ -102,6 +102,31 @@ def test_a_persons_boxes_and_a_budget_are_arguments(client, records):
         assert [tuple(edges) for edges in found["boxes"]] == [b.as_tuple() for b in expected.boxes]
 
 
+def test_evidence_lies_in_one_of_several_images(client, records):
+    vlm, paths = SparseVLM.from_pretrained("nano"), [record.image_paths[0] for record in records[:3]]
+    content = []
+    for number, path in zip((4, 8, 12), paths, strict=True):
+        content += [
+            {"type": "text", "text": f"Slice {number}:"},
+            {"type": "image_url", "image_url": {"url": uri(path)}},
+        ]
+    content.append({"type": "text", "text": "What is it?\nA. cyst\nB. mass"})
+    expected = vlm.ask(
+        vlm.encode(*paths, lead="Slice 4:<image>\nSlice 8:<image>\nSlice 12:<image>\n"),
+        "What is it?\nA. cyst\nB. mass",
+        boxes=[Box(0, 0, 0.5, 0.25), Box(0, 0.5, 0.25, 1, 3)],
+    )
+    given = {"boxes": [[0, 0, 0.5, 0.25], {"image": 3, "box": [0, 0.5, 0.25, 1]}]}
+    answer = client.chat.completions.create(
+        model="nano", messages=[{"role": "user", "content": content}], extra_body={"vitos": given}
+    )
+    found = answer.model_extra["vitos"]
+    assert found["boxes"] == given["boxes"]
+    assert found["kept_per_image"] == [one.count for one in expected.kept.images] == [8, 0, 8]
+    assert (found["kept_tokens"], found["visual_tokens"]) == (16, 192)
+    assert len(found["images"]) == 3
+
+
 @pytest.mark.parametrize("size", [60_000, 200_000])
 def test_a_question_longer_than_the_context_is_refused_at_once(server, records, size):
     long = replace(records[0], question=records[0].question + "lung " * (size // 5))
@@ -119,6 +144,9 @@ def test_a_question_longer_than_the_context_is_refused_at_once(server, records, 
         ({"boxes": [[0, 0, 2, 2]]}, "vitos.boxes"),
         ({"boxes": []}, "vitos.boxes"),
         ({"boxes": [[0, 0, 0.5]]}, "vitos.boxes"),
+        ({"boxes": [{"image": 0, "box": [0, 0, 1, 1]}]}, "vitos.boxes"),
+        ({"boxes": [{"image": 1, "box": [0, 0, 1, 2]}]}, "vitos.boxes"),
+        ({"boxes": [{"image": 2, "box": [0, 0, 1, 1]}]}, "a box lies in image 2, but the question has 1"),
         ({"budget": 0}, "vitos.budget"),
         ({"budget": 1.5}, "vitos.budget"),
         ({"plan": "fast"}, "vitos.plan"),

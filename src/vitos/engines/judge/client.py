@@ -135,7 +135,7 @@ class JudgeClient:
         longest = self.section.longest_pause
         if asked is not None:
             return min(asked, longest)
-        return min(self.section.pause * 2 ** (attempt - 1), longest) * random.uniform(0.5, 1)
+        return min(self.section.pause * 2.0 ** (attempt - 1), longest) * random.uniform(0.5, 1)
 
     async def _text(self, model: str, prompt: str) -> str:
         """The text of a reply, read up to `MOST_BYTES`."""

@@ -98,7 +98,7 @@ class Judge:
         counts = self.counts
         return {
             "model": self.model,
-            "prompt": self.section.prompt,
+            "prompt": self.section.template,
             "claims": counts.claims,
             "known": counts.known,
             "requests": counts.requests,
@@ -115,11 +115,11 @@ class Judge:
     def _prompt(self, claim: Claim) -> str:
         gold: str | list[str] = claim.golds[0] if len(claim.golds) == 1 else list(claim.golds)
         quoted = {"question": claim.question, "gold": gold, "answer": claim.answer[:LONGEST]}
-        return self.section.prompt.format(**{k: json.dumps(v, ensure_ascii=False) for k, v in quoted.items()})
+        return self.section.template.format(**{k: json.dumps(v, ensure_ascii=False) for k, v in quoted.items()})
 
     def _key(self, claim: Claim) -> str:
         asked = (claim.question, list(claim.golds), claim.answer)
-        return grade_key(self.model, self.section.prompt, dict(self.section.options), *asked)
+        return grade_key(self.model, self.section.template, dict(self.section.options), *asked)
 
 
 def read_grade(reply: str) -> float | None:

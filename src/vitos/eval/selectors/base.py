@@ -4,9 +4,10 @@
     def top(task: Task, count: int) -> Choice:
         return Choice(mask_of(range(count), task.grid.num_tokens))
 
-A selector is a function of a `Task` (one question about one image, and everything that may be looked at) and a number
-of tokens. It returns a `Choice`: the visual tokens of the first image that the model reasons from, and what happens to
-the others. It never sees the right answer; gold boxes are for the oracle alone.
+A selector is a function of a `Task` (one question, and everything that may be looked at) and a number of tokens. It
+returns a `Choice`: the visual tokens that the model reasons from, and what happens to the others. Those of several
+images are numbered image by image, and the number of tokens is one for all of them. A selector never sees the right
+answer; gold boxes are for the oracle alone.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ from vitos.core.record import IMAGE_PLACEHOLDER, Record
 from vitos.core.registry import Registry
 from vitos.core.sparsify import Fusion, Kept
 from vitos.engines.base import derive_seed
+from vitos.policy.plans import get_plan
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
 NO_FUSION = Fusion("none")
 T = TypeVar("T")
-Need = Literal["boxes", "encoder_attention", "any_resolution"]
+Need = Literal["boxes", "encoder_attention", "any_resolution", "evidence_head"]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The visual tokens of the first image that the model reasons from.
+    """The visual tokens that the model reasons from.
 
     Attributes:
-        mask: bool, one entry per token of `visual` or, without one, of the whole image; at least one True.
-        visual: tokens to use instead of the image's own: merged tokens in their places, or the tokens of a crop.
+        mask: bool, one entry per token of `visual` or, without one, of all images; at least one True.
+        visual: tokens to use instead of the images' own: merged tokens in their places, or the tokens of a crop.
         fusion: how the dropped tokens enter the kept ones; None: as the policy was trained.
+        plan: name of the plan by which the model reasons from them; None: the policy's.
+        after: number of layers of the language model that see all tokens before the others leave; None: none does.
         fallback: whether there was no box to go by, so that the selector used its substitute; always counted.
     """
 
@@ -52,6 +56,8 @@ class Choice:
     _: KW_ONLY
     visual: VisualTokens | None = None
     fusion: Fusion | None = None
+    plan: str | None = None
+    after: int | None = None
     fallback: bool = False
 
     @property
@@ -69,6 +75,7 @@ class Task:
         query: the question and the visual tokens.
         record: the question as in its data set, with gold boxes.
         image: opens the first image as the encoder gets it, RGB.
+        others: open the further images of a question about several.
         boxes: boxes of the policy's localization, in fractions of the original image; empty if none could be read.
         seed: seed of the random selectors.
         shared: store of what depends on the scan alone; pass the same dict for all questions about a scan.
@@ -79,20 +86,25 @@ class Task:
     record: Record
     _: KW_ONLY
     image: Callable[[], Image.Image]
+    others: Sequence[Callable[[], Image.Image]] = ()
     boxes: Sequence[Box] = ()
     seed: int = 0
     shared: dict[str, Any] = field(default_factory=dict)
     _own: dict[str, Any] = field(default_factory=dict, init=False)
 
-    @property
+    @cached_property
     def visual(self) -> VisualTokens:
-        """Tokens of the first image, the one that is pruned; further images stay whole."""
-        return self.query.scan.visuals[0]
+        """Tokens of all images, image by image."""
+        visuals = self.query.scan.visuals
+        if len(visuals) == 1:
+            return visuals[0]
+        embeddings, *streams = (torch.cat(parts) for parts in zip(*(v.tensors for v in visuals), strict=True))
+        return VisualTokens(embeddings, self.grid, resized=visuals[0].resized, streams=tuple(streams))
 
-    @property
+    @cached_property
     def grid(self) -> TokenGrid:
-        """Where the tokens of the first image look."""
-        return self.visual.grid
+        """Where the tokens look."""
+        return self.query.grid
 
     def rng(self, name: str) -> np.random.Generator:
         """The same generator for every budget, so that a smaller random choice is part of a larger one."""
@@ -136,14 +148,17 @@ class Task:
 
         A choice of the image's own tokens follows the policy's plan, if the plan can be told which tokens to keep.
         """
-        plan, branches, dense = self.policy.plan, self.policy.branches, self.prompt
+        plan = self.policy.plan if choice.plan is None else get_plan(choice.plan)
+        branches, dense = self.policy.branches, self.prompt
         if choice.visual is None:
             kept = Kept(self.grid, choice.mask)
+            if choice.after is not None:
+                return dense.prune(branches.masks(self.query, kept), choice.after)
             if choice.fusion is None and plan.takes_masks:
                 return plan.prompt(branches, self.query, kept, dense)
             return branches.sparse(self.query, dense, kept, choice.fusion)
         if choice.visual.grid == self.grid:
-            dense = _with_first(dense, choice.visual)
+            dense = replace(dense, embeddings=choice.visual.embeddings, streams=choice.visual.streams)
         else:
             dense = self._prompt((choice.visual, *self.query.scan.visuals[1:]))
         return branches.sparse(self.query, dense, Kept(choice.visual.grid, choice.mask), choice.fusion)
@@ -165,7 +180,8 @@ class Selector:
         name: name in conditions, such as `divprune` in `divprune@0.25`.
         title: name in tables and figures.
         function: see `selector`.
-        needs: "boxes" of a localization pass, "encoder_attention" of the family, or an encoder of "any_resolution".
+        needs: "boxes" of a localization pass, "encoder_attention" of the family, an encoder of "any_resolution", or a
+            checkpoint with an "evidence_head".
         rank: place in the order in which selectors are run and listed.
         own_budget: place among the conditions with as many tokens as the policy's own boxes keep; None: it is not
             asked there.
@@ -183,8 +199,11 @@ class Selector:
     def choose(self, task: Task, count: int) -> Choice | None:
         """The tokens for a question, at most `count`.
 
-        None if the selector is not defined for the question (no gold boxes), or cannot do with so few tokens.
+        None if the selector is not defined for the question (no gold boxes, or several images where it goes by the
+        encoder's attention or another resolution), or cannot do with so few tokens.
         """
+        if task.grid.parts and {"encoder_attention", "any_resolution"} & set(self.needs):
+            return None
         choice = self.function(task, count)
         return choice if choice is None or choice.count <= count else None
 
@@ -193,6 +212,8 @@ class Selector:
         family = type(backbone)
         if "encoder_attention" in self.needs and family.encoder_attention is Backbone.encoder_attention:
             return f"selector {self.name!r} needs encoder attention, which {family.__name__} does not give"
+        if "evidence_head" in self.needs and backbone.evidence_head is None:
+            return f"selector {self.name!r} needs an evidence head; train one with `vitos distill`"
         if "any_resolution" in self.needs and not backbone.capabilities.any_resolution:
             return (
                 f"selector {self.name!r} encodes images of a few tokens, but {family.__name__} makes the same number "
@@ -312,13 +333,3 @@ def _kept(store: dict[str, Any], name: str, compute: Callable[[], T]) -> T:
         store[name] = compute()
     value: T = store[name]
     return value
-
-
-def _with_first(dense: Prompt, visual: VisualTokens) -> Prompt:
-    """The prompt with other embeddings in the places of its first image."""
-    count = visual.grid.num_tokens
-    embeddings, *streams = (
-        torch.cat([new, old[count:]])
-        for new, old in zip(visual.tensors, (dense.embeddings, *dense.streams), strict=True)
-    )
-    return replace(dense, embeddings=embeddings, streams=tuple(streams))

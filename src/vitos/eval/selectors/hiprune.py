@@ -33,9 +33,7 @@ def anchored(middle: Tensor, late: Tensor, count: int, cols: int, alpha: float =
         least: smallest number of anchors where the budget has room for one with its neighbours; 1 in AngelSlim, 0 in
             the authors' code.
     """
-    anchors = round(alpha * count / 5)
-    if count >= 5:
-        anchors = max(least, anchors)
+    anchors = min(max(least, round(alpha * count / 5)), count // 5)
     places = middle.topk(anchors).indices
     cross = torch.cat([places + step for step in (0, -1, 1, -cols, cols)]).clamp(0, len(middle) - 1).unique()
     rest = late.index_fill(0, cross, -torch.inf).topk(count - len(cross)).indices

@@ -6,6 +6,8 @@ is None). Cells that see only padding are taken last, as in `core/masks.py`.
 
 from __future__ import annotations
 
+import numpy as np
+
 from vitos.core.geometry import BoolArray, TokenGrid
 from vitos.core.masks import centre_mask, fit_budget, inverted_mask, padding, random_mask
 from vitos.eval.controls import visible
@@ -72,6 +74,8 @@ def uniform_mask(grid: TokenGrid, count: int) -> BoolArray:
         raise ValueError(f"count must be in 1..{grid.num_tokens}, the number of visual tokens, got {count}")
     centres = grid.centres()
     distance = ((centres[:, None] - centres[None]) ** 2).sum(-1).round(9)
+    image = np.repeat(np.arange(len(grid.images)), [one.num_tokens for one in grid.images])
+    distance += 4.0 * (image[:, None] != image)  # farther than any two places in one image
     first = int(centre_mask(grid, 1).argmax())
     order = max_min_order(distance, first, last=padding(grid))
     return mask_of(order[:count], grid.num_tokens)

@@ -79,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """The input of the reasoning branch: a prompt, and the visual tokens of the first image that it contains."""
+    """The input of the reasoning branch: a prompt, and the visual tokens that it contains."""
 
     prompt: Prompt
     kept: Kept
@@ -93,7 +93,7 @@ class Outcome:
         localization: the rollout of the localization branch; None if there was none.
         reasoning: the rollout of the reasoning branch.
         boxes: the evidence, written by the model or given with the question.
-        kept: visual tokens of the first image that the answer was given from.
+        kept: visual tokens that the answer was given from.
     """
 
     localization: Rollout | None
@@ -254,7 +254,7 @@ class Plan(ABC):
         Args:
             branches: the prompts and parsers of the model.
             query: the question.
-            kept: the visual tokens of the first image to keep.
+            kept: the visual tokens to keep.
             dense: the question's `Branches.reason_prompt`, if the caller has it already.
 
         Raises:

@@ -1,6 +1,7 @@
 """Localize on the image at half its width and height; encode the evidence alone at full resolution.
 
-The cells of the evidence are encoded in rectangles, each without the rest of the image, and keep their positions. If
+The cells of the evidence are encoded in rectangles, each without the rest of the image, and keep their positions; of
+several images, those without evidence are not encoded again. If
 no box could be read, or a box is smaller than a cell of the reduced image, the boxes cannot be trusted. Then training
 reasons on the whole image at full resolution, and inference localizes again on that (`two_pass`).
 """
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from vitos.backbones.base import Backbone
-from vitos.core.geometry import Box
+from vitos.core.geometry import BoolArray, Box, TokenGrid
 from vitos.core.prompt import VisualTokens
 from vitos.core.sparsify import Fusion, Kept, cell_rectangles, select
 from vitos.core.stopwatch import Stopwatch
@@ -43,7 +44,7 @@ class Coarse(Plan):
 
     def visuals(self, branches: Branches, pictures: Sequence[Image.Image]) -> tuple[VisualTokens, ...]:
         with torch.no_grad():
-            return (branches.backbone.encode_reduced(pictures[0]), *branches.encode(pictures[1:]))
+            return tuple(branches.backbone.encode_reduced(picture) for picture in pictures)
 
     def reason(
         self, branches: Branches, query: Query, evidence: Sequence[Sequence[Box]], watch: Stopwatch
@@ -86,12 +87,14 @@ class Coarse(Plan):
 
 def _problem(query: Query, boxes: Sequence[Box]) -> str:
     """Reason why boxes of the reduced image cannot be trusted; empty if they can."""
-    (view,) = query.grid.views
     if not boxes:
         return "no box could be read from the reduced image"
-    x, y = view.edges()
-    thin = any(b.x2 - b.x1 < x[1] - x[0] or b.y2 - b.y1 < y[1] - y[0] for b in boxes)
-    return "a box is smaller than a cell of the reduced image" if thin else ""
+    for grid, own in query.grid.by_image(boxes):
+        (view,) = grid.views
+        x, y = view.edges()
+        if any(b.x2 - b.x1 < x[1] - x[0] or b.y2 - b.y1 < y[1] - y[0] for b in own):
+            return "a box is smaller than a cell of the reduced image"
+    return ""
 
 
 def _whole(branches: Branches, query: Query, watch: Stopwatch) -> Query:
@@ -104,23 +107,38 @@ def _whole(branches: Branches, query: Query, watch: Stopwatch) -> Query:
 
 
 def _at_full_resolution(branches: Branches, query: Query, boxes: Sequence[Box], watch: Stopwatch) -> Reasoning:
-    """The cells of the evidence, in the grid of the whole image; the other cells are dropped, positions kept."""
-    picture, others = query.scan.pictures[0], query.scan.visuals[1:]
-    grid, resized = branches.backbone.layout(picture)
-    grid = grid.within(query.grid.shown)
-    rectangles = cell_rectangles(grid, select(grid, boxes, branches.spec.keep).mask)
-    with torch.no_grad():
-        cells, *streams = branches.backbone.encode_cells(picture, rectangles)
-    (view,) = grid.views
-    mask = np.zeros((view.rows, view.cols), dtype=bool)
-    index = []
-    for top, left, bottom, right in rectangles:
-        mask[top:bottom, left:right] = True
-        index.append(np.arange(grid.num_tokens).reshape(mask.shape)[top:bottom, left:right].ravel())
-    watch.count("vision", len(cells))
-    places = torch.from_numpy(np.concatenate(index)).to(cells.device)
-    whole = [t.new_zeros(grid.num_tokens, t.shape[1]).index_copy(0, places, t) for t in (cells, *streams)]
-    visual = VisualTokens(whole[0], grid, resized=resized, streams=tuple(whole[1:]))
-    placed = replace(query, scan=replace(query.scan, visuals=(visual, *others)))
-    kept = Kept(grid, mask.ravel())
+    """The cells of the evidence, in the grids of the whole images; the other cells are dropped, positions kept."""
+    scan = query.scan
+    laid = [branches.backbone.layout(picture) for picture in scan.pictures]
+    grids = [grid.within(small.grid.shown) for (grid, _), small in zip(laid, scan.visuals, strict=True)]
+    wanted = select(TokenGrid.joined(grids), boxes, branches.spec.keep).images
+    visuals, masks = [], []
+    for picture, one, (_, resized), small in zip(scan.pictures, wanted, laid, scan.visuals, strict=True):
+        visual, mask = _cells(branches, picture, one, small)
+        visuals.append(replace(visual, resized=resized))
+        masks.append(mask)
+        watch.count("vision", int(mask.sum()))
+    placed = replace(query, scan=replace(scan, visuals=tuple(visuals)))
+    kept = Kept(placed.grid, np.concatenate(masks))
     return Reasoning(branches.sparse(placed, branches.reason_prompt(placed), kept, Fusion("none")), kept)
+
+
+def _cells(
+    branches: Branches, picture: Image.Image, wanted: Kept, small: VisualTokens
+) -> tuple[VisualTokens, BoolArray]:
+    """The wanted cells of one image in its grid, zeros elsewhere, and the mask of the cells that were encoded."""
+    (view,) = wanted.grid.views
+    mask = np.zeros((view.rows, view.cols), dtype=bool)
+    tensors = [t.new_zeros(wanted.grid.num_tokens, t.shape[1]) for t in small.tensors]
+    if wanted.count:
+        rectangles = cell_rectangles(wanted.grid, wanted.mask)
+        with torch.no_grad():
+            cells = branches.backbone.encode_cells(picture, rectangles)
+        index = []
+        for top, left, bottom, right in rectangles:
+            mask[top:bottom, left:right] = True
+            index.append(np.arange(mask.size).reshape(mask.shape)[top:bottom, left:right].ravel())
+        places = torch.from_numpy(np.concatenate(index)).to(cells[0].device)
+        tensors = [t.index_copy(0, places, part) for t, part in zip(tensors, cells, strict=True)]
+    visual = VisualTokens(tensors[0], wanted.grid, resized=small.resized, streams=tuple(tensors[1:]))
+    return visual, mask.ravel()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vitos.core.geometry import BoolArray, Box, Rect, TokenGrid, enclosing, into_crop, touched_pixels
-from vitos.core.sparsify import Kept
+from vitos.core.sparsify import Fusion, Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.policy.branches import Branches
 from vitos.policy.plans.base import Plan, Reasoning
@@ -17,7 +18,7 @@ from vitos.policy.types import Query
 
 
 class Crop(Plan):
-    """The crop is the rectangle of whole cells around all boxes."""
+    """The crop is the rectangle of whole cells around all boxes of an image; images without a box are left out."""
 
     needs_pictures = True
     timed_as = "vision"
@@ -32,12 +33,19 @@ class Crop(Plan):
         kept = branches.keep(query, boxes)
         if kept.why_not:
             return Reasoning(branches.reason_prompt(query), kept)
-        picture = query.scan.pictures[0]
-        box = around(kept.grid, kept.mask)
-        (encoded,) = branches.encode([cut_out(picture, box, kept.grid.shown)])
-        watch.count("vision", encoded.grid.num_tokens)
-        second = replace(query, scan=replace(query.scan, visuals=(encoded, *query.scan.visuals[1:]), prefix=None))
-        return Reasoning(branches.reason_prompt(second), Kept(kept.grid, kept.grid.overlapping([box])))
+        visuals, masks, covered = list(query.scan.visuals), [], []
+        for place, one in enumerate(kept.images):
+            boxes = [around(one.grid, one.mask)] if one.count else []
+            if boxes:
+                (encoded,) = branches.encode([cut_out(query.scan.pictures[place], boxes[0], one.grid.shown)])
+                watch.count("vision", encoded.grid.num_tokens)
+                visuals[place] = encoded
+            masks.append(torch.full((visuals[place].grid.num_tokens,), bool(boxes)))
+            covered.append(one.grid.overlapping(boxes))
+        prompt = branches.reason_prompt(replace(query, scan=replace(query.scan, visuals=tuple(visuals), prefix=None)))
+        if not all(bool(mask.all()) for mask in masks):
+            prompt = prompt.sparse(masks, Fusion("none"))
+        return Reasoning(prompt, Kept(kept.grid, np.concatenate(covered)))
 
 
 def cut_out(picture: Image.Image, rect: Rect, shown: Rect) -> Image.Image:

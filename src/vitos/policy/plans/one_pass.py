@@ -20,7 +20,7 @@ from vitos.backbones.base import Backbone
 from vitos.config.recipe import Recipe
 from vitos.core.geometry import Box
 from vitos.core.prompt import Prompt
-from vitos.core.response import Response, format_box_list
+from vitos.core.response import Response
 from vitos.core.sparsify import Kept, best_cells, rectangles
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.draws import CellPrompt, head_scores
@@ -56,6 +56,8 @@ class OnePass(Plan):
         why = "the evidence head of plan one_pass draws cells inside the pass"
         if recipe.train.schedule == "dense":
             yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
+        if recipe.evaluate.budgets and recipe.data.eval:
+            yield "evaluate.budgets", "cut or widen boxes, and plan one_pass writes none; set them to []"
         if recipe.sparsify.positions == "renumber":
             yield "sparsify.positions", "has no effect with plan one_pass, whose tokens have run already; use keep"
 
@@ -96,8 +98,7 @@ class OnePass(Plan):
     def read_evidence(self, branches: Branches, query: Query, rollout: Rollout) -> Rollout:
         """The draw of cells, with the smallest rectangles around them as boxes."""
         boxes = rectangles(self._drawn(query, rollout))
-        visual, style = query.scan.visuals[0], branches.spec.coordinates
-        text = format_box_list([branches.backbone.write_box(box, visual, style) for box in boxes])
+        text = branches.evidence_text(query.question, query.scan.visuals, boxes)
         response = Response(f"<evidence>{text}</evidence>", None, boxes, None, well_formed=True)
         return replace(rollout, response=response)
 

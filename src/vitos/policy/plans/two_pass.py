@@ -35,5 +35,5 @@ class TwoPass(Plan):
         return self.thinned(branches, query, dense or branches.reason_prompt(query), kept)
 
     def thinned(self, branches: Branches, query: Query, dense: Prompt, kept: Kept) -> Prompt:
-        """The dense prompt with the kept visual tokens of its first image only."""
+        """The dense prompt with the kept visual tokens only."""
         return branches.sparse(query, dense, kept)

@@ -56,8 +56,12 @@ def completion(header: Mapping[str, Any], job: Job, finding: Finding) -> schema.
             answer=finding.answer,
             thought=finding.thought,
             text=finding.reasoning.completion.text,
-            boxes=[box.as_tuple() for box in finding.boxes],
+            boxes=[
+                box.as_tuple() if box.image == 1 else schema.FoundInImage(image=box.image, box=box.as_tuple())
+                for box in finding.boxes
+            ],
             kept_tokens=finding.kept.count,
+            kept_per_image=[one.count for one in finding.kept.images],
             visual_tokens=finding.grid.num_tokens,
             kept_ratio=finding.kept_ratio,
             plan=finding.plan,

@@ -14,9 +14,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     Strict,
     StringConstraints,
+    Tag,
     model_validator,
 )
 
@@ -100,7 +102,7 @@ class ImageAddress(Strictly):
 
 
 class ImagePart(Strictly):
-    """An image, at its place in the question; evidence boxes refer to the first one."""
+    """An image, at its place in the question. Several are numbered in the order of the request, from 1."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
@@ -151,17 +153,31 @@ class ResponseFormat(Strictly):
     type: Literal["text"] = "text"
 
 
+class BoxInImage(Strictly):
+    """A box in one of several images."""
+
+    image: TokenLimit
+    box: Edges
+
+
+GivenBox = Annotated[
+    Annotated[Edges, Tag("box")] | Annotated[BoxInImage, Tag("box in an image")],
+    Discriminator(lambda given: "box in an image" if isinstance(given, dict | BoxInImage) else "box"),
+]
+
+
 class Options(Strictly):
     """The request's extra field `vitos`.
 
     Attributes:
         plan: plan by which to answer; by default the checkpoint's own.
-        boxes: evidence to use instead of the model's own, `[x1, y1, x2, y2]` in fractions of the image, 0..1.
+        boxes: evidence to use instead of the model's own, `[x1, y1, x2, y2]` in fractions of the first image, 0..1, or
+            `{"image": 2, "box": [x1, y1, x2, y2]}` in another one.
         budget: share of the visual tokens to keep, in (0, 1].
     """
 
     plan: PlanName | None = None
-    boxes: Annotated[list[Edges], Field(min_length=1, max_length=32)] | None = None
+    boxes: Annotated[list[GivenBox], Field(min_length=1, max_length=32)] | None = None
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     max_evidence_tokens: TokenLimit | None = None
     evidence_only: Flag = False
@@ -169,7 +185,9 @@ class Options(Strictly):
     @property
     def evidence(self) -> tuple[Box, ...] | None:
         """The boxes, or None."""
-        return None if self.boxes is None else tuple(Box(*edges) for edges in self.boxes)
+        if self.boxes is None:
+            return None
+        return tuple(Box(*b.box, b.image) if isinstance(b, BoxInImage) else Box(*b) for b in self.boxes)
 
 
 class ChatRequest(Strictly):
@@ -221,6 +239,13 @@ class ChatRequest(Strictly):
 # --- response -------------------------------------------------------------------------------------------------------
 
 
+class FoundInImage(BaseModel):
+    """Evidence in one of several images, its place in the request, from 1."""
+
+    image: int
+    box: tuple[float, float, float, float]
+
+
 class Evidence(BaseModel):
     """What an answer rests on, and what it cost: the field `vitos` of a response.
 
@@ -228,9 +253,11 @@ class Evidence(BaseModel):
         answer: option letter, or text where the question has no options; null: none could be read.
         thought: the thought of the reasoning branch.
         text: everything that the branch wrote, tags included.
-        boxes: evidence as x1, y1, x2, y2 in fractions of the first image as it is stored.
-        kept_tokens, visual_tokens, kept_ratio: visual tokens of the first image that the answer was given from, all of
-            its visual tokens, and the share.
+        boxes: evidence as x1, y1, x2, y2 in fractions of the first image as it is stored; in another image with its
+            place.
+        kept_tokens, visual_tokens, kept_ratio: visual tokens that the answer was given from, all visual tokens of the
+            images, and the share.
+        kept_per_image: kept visual tokens of each image.
         plan: plan that was followed; `fallback_reason` says why it could not be, and what was done instead.
         images: how each image was opened: format, size, frame or slice, window, crop; no value of a header.
         warnings: what a user should check, such as text that may be burned in.
@@ -240,8 +267,9 @@ class Evidence(BaseModel):
     answer: str | None
     thought: str | None
     text: str
-    boxes: list[tuple[float, float, float, float]]
+    boxes: list[tuple[float, float, float, float] | FoundInImage]
     kept_tokens: int
+    kept_per_image: list[int]
     visual_tokens: int
     kept_ratio: float
     plan: str
