@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
-from vitos.core.plackett_luce import draw_order, order_logprobs
+from vitos.core.plackett_luce import draw_order, order_entropies, order_logprobs
 from vitos.core.prompt import Prompt
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.in_flight import Runner, early_states, run_early
@@ -75,20 +75,23 @@ def sample_cells(
 
 def score_cells(
     engine: Runner, prompts: Sequence[CellPrompt], draws: Sequence[Sequence[Tensor]], temperature: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of given draws, differentiable in the head and the layers before it.
 
     Returns:
-        Log-probability of each draw, 0 on padding, and the mask of the draws, both (R, L).
+        Log-probability of each draw, the mask of the draws, and the entropy of the distribution of each draw; (R, L),
+        0 on padding.
     """
     rows: list[Tensor] = []
+    entropies: list[Tensor] = []
     states = early_states(engine, prompts)
     for prompt, own, orders in zip(prompts, states, draws, strict=True):
         scores = head_scores(engine.backbone, prompt, own, prompt.cells) / (temperature if temperature > 0 else 1.0)
         rows += [order_logprobs(scores, order.to(scores.device)) for order in orders]
-    logprobs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        entropies += [order_entropies(scores, order.to(scores.device)) for order in orders]
+    logprobs, spread = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in (rows, entropies))
     lengths = torch.tensor([len(row) for row in rows], device=logprobs.device)
-    return logprobs, torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
+    return logprobs, torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None], spread
 
 
 def only_cells(prompts: Sequence[Prompt]) -> list[CellPrompt] | None:
