@@ -1,6 +1,6 @@
 """Draws of visual tokens by the evidence head: sampled and scored like completions, whose tokens are cells.
 
-A `CellPrompt` is a dense prompt that is completed by n visual tokens of its first image instead of text, drawn without
+A `CellPrompt` is a dense prompt that is completed by n of its visual tokens instead of text, drawn without
 replacement by the head's scores (`core/plackett_luce.py`). So the loss of written boxes is also the loss of drawn
 cells: `token_ids` are the cells in the order of the draws, `logprobs` the log-probability of each draw given the ones
 before it.
@@ -28,7 +28,7 @@ class CellPrompt(Prompt):
     """A dense prompt that is completed by visual tokens; `after` says behind which layer the head reads it.
 
     Attributes:
-        cells: number of visual tokens of the first image.
+        cells: number of visual tokens, over all images.
         count: number of them to draw.
     """
 
@@ -37,7 +37,7 @@ class CellPrompt(Prompt):
 
     @classmethod
     def of(cls, dense: Prompt, *, after: int, cells: int, count: int) -> CellPrompt:
-        """A dense prompt, to be completed by `count` of the first image's `cells` visual tokens."""
+        """A dense prompt, to be completed by `count` of its `cells` visual tokens."""
         values = {name: getattr(dense, name) for name in Prompt.__dataclass_fields__}
         return cls(**values | {"after": after}, cells=cells, count=count)
 
