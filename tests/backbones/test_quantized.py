@@ -13,6 +13,7 @@ from vitos.backbones import quantized
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, merged_weights, save_adapted
 from vitos.rl.config import DualStreamConfig
+from vitos.rl.rewards import ExtraReward
 from vitos.rl.trainer import DualStreamTrainer
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -74,7 +75,9 @@ def test_what_is_written_is_what_was_trained(nf4, phantom_records, tmp_path):
         disable_tqdm=True,
         log_samples_steps=0,
     )
-    trainer = DualStreamTrainer(nf4, config, phantom_records, lora=LoraConfig(r=4, target_modules="all-linear"))
+    adapters = LoraConfig(r=4, target_modules="all-linear")
+    telling = ExtraReward("telling", lambda response, record: len(response.text) % 7 / 7, branch="both")
+    trainer = DualStreamTrainer(nf4, config, phantom_records, lora=adapters, reward_funcs=[telling])
     trainer.train()
     moved = [float(p.abs().max()) for name, p in trainer.model.named_parameters() if "lora_B" in name]
     assert max(moved) > 0
