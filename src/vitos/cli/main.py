@@ -21,11 +21,9 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -36,14 +34,12 @@ from vitos.cli.distill import distill
 from vitos.cli.eval import bench_app
 from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
+from vitos.cli.training import load_training, stopped_by_hand
 from vitos.config.judge import JudgeSection
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
 from vitos.core.version import __version__
 from vitos.serve import NOTICE
-
-if TYPE_CHECKING:
-    from vitos.config.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,10 +100,10 @@ def train(
     processes: Processes = 1,
 ) -> None:
     """Train all stages of a recipe, evaluate the result and write the report."""
-    loaded = _loaded(recipe, set_ or [], dry_run, resume, processes)
+    loaded = load_training(recipe, set_ or [], dry_run=dry_run, resume=resume, processes=processes)
     from vitos.cli import run
 
-    with _stopped_by_hand(Path(loaded.output_dir)):
+    with stopped_by_hand(Path(loaded.output_dir)):
         folder = run.train(loaded, resume=resume, console=console)
     console.print(f"Model:  {folder / 'model'}")
 
@@ -121,51 +117,15 @@ def sft(
     processes: Processes = 1,
 ) -> None:
     """Train a recipe's warm start alone: boxes, thoughts and answers, supervised. `train --resume` goes on from it."""
-    loaded = _loaded(recipe, set_ or [], dry_run, resume, processes)
+    loaded = load_training(recipe, set_ or [], dry_run=dry_run, resume=resume, processes=processes)
     from vitos.cli import run
     from vitos.cli.resume import SFT, WARM_START
     from vitos.cli.sft import render_start
 
-    with _stopped_by_hand(Path(loaded.output_dir) / SFT):
+    with stopped_by_hand(Path(loaded.output_dir) / SFT):
         folder = run.start(loaded, resume=resume, console=console)
     console.print(render_start(folder))
     console.print(f"Model:  {folder / WARM_START}")
-
-
-def _loaded(recipe: str, overrides: Sequence[str], dry_run: bool, resume: bool, processes: int) -> Recipe:
-    """The recipe of a training, in as many processes as asked for; a dry run prints it and ends here."""
-    from vitos.config.recipe import dump_recipe, load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    if dry_run:
-        from vitos.cli.rehearse import rehearse
-
-        quiet()
-        for note in rehearse(loaded, resume=resume):
-            Console(stderr=True).print(f"[dim]note:[/dim] {escape(note)}", highlight=False, soft_wrap=True)
-        typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
-        raise typer.Exit
-    if processes > 1:
-        from vitos.cli import launch
-
-        if not launch.launched():
-            launch.relaunch(processes)
-    quiet()
-    return loaded
-
-
-@contextmanager
-def _stopped_by_hand(folder: Path) -> Iterator[None]:
-    """Say what Ctrl-C has left in a folder of checkpoints, and exit with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        from vitos.rl.checkpoint import complete_checkpoints
-
-        found = complete_checkpoints(folder)
-        where = f"{found[-1].name} in {folder} is complete" if found else "there is no checkpoint yet"
-        console.print(f"\nStopped; {where}. Go on with --resume.")
-        raise typer.Exit(130) from None
 
 
 @app.command("eval")
@@ -402,7 +362,10 @@ def doctor(
     recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
     device: Annotated[
-        str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
+        str | None, typer.Option(help='Device of the recipe: H100, L40S, …, or figures: "80GB 989TFLOPS 3.35TB/s".')
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="results.json of scripts/gpu_check.py, for its speeds instead of assumed ones.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     probe: Annotated[
@@ -424,9 +387,11 @@ def doctor(
         from vitos.config.recipe import load_recipe
         from vitos.doctor.devices import find_device
         from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
+        from vitos.doctor.speed import Assumptions, measured_assumptions
 
         on = find_device(device) if device else None
-        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        speeds = measured_assumptions(measured) if measured else Assumptions()
+        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images, speeds)
         checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
         if probe:
