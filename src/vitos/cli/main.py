@@ -354,10 +354,7 @@ def doctor(
         str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
-    probe: Annotated[
-        int | None,
-        typer.Option(min=1, help="Roll out this many of the recipe's questions: is the model ready for RL?"),
-    ] = None,
+    probe: Annotated[int | None, typer.Option(min=1, help="Questions to roll out: is the model ready for RL?")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
     """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
@@ -375,14 +372,15 @@ def doctor(
         from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
 
         on = find_device(device) if device else None
-        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images)
+        loaded = load_recipe(recipe, set_ or [])
+        diagnosis = diagnose_recipe(loaded, devices, on, images)
         checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
         if probe:
             from vitos.cli.run import probe_recipe
             from vitos.doctor.probe import render_probe
 
-            console.print(render_probe(probe_recipe(load_recipe(recipe, set_ or []), probe)))
+            console.print(render_probe(probe_recipe(loaded, probe)))
     if not is_ready(checks):
         raise typer.Exit(1)
 
