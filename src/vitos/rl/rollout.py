@@ -138,10 +138,7 @@ def roll_out(
     # Both branches go on behind what they share. A frozen localizer does not: it did not make the keys.
     shared = policy.plan.prepare(branches, policy.engine, queries, watch)
     written = (localizer or policy).localize(shared, options.localize, first, watch, localize_prompts)  # (P, G)
-    localizations = [
-        [policy.plan.read_evidence(branches, query, rollout) for rollout in row]
-        for query, row in zip(shared, written, strict=True)
-    ]
+    localizations = _read(policy, shared, written)
 
     with watch.span(plan.timed_as):
         rows = [  # (P, G)
@@ -177,3 +174,12 @@ def roll_out(
 def _answered(record: Record, first: Sequence[Rollout], second: Sequence[Sequence[Rollout]]) -> AnsweredQuestion:
     """A question with its texts, as rewards see it."""
     return AnsweredQuestion(record, [r.response for r in first], [[r.response for r in row] for row in second])
+
+
+def _read(policy: SparseVLM, queries: Sequence[Query], written: Sequence[Sequence[Rollout]]) -> list[list[Rollout]]:
+    """Rollouts of the evidence as rewards and figures see them, P rows of G."""
+    plan, branches = policy.plan, policy.branches
+    return [
+        [plan.read_evidence(branches, query, rollout) for rollout in row]
+        for query, row in zip(queries, written, strict=True)
+    ]
