@@ -3,6 +3,7 @@
 #   make quickstart   make the phantom data, train both stages of the nano model, evaluate, write the report
 #   make real         the small model for real images on the test splits of ../shared/data, in under five minutes
 #   make test         the tests
+#   make docs         the documentation as a site, in site/; a warning is an error
 #   make lint         ruff, mypy and the layers of the package
 #   make test-vllm    the plug-in for vLLM against the real one, on the CPU, in an environment of its own (.venv-vllm)
 #
@@ -21,7 +22,7 @@ READY := $(VENV)/.ready
 # Each is written last and atomically: where it exists, its images do.
 PHANTOM := $(addprefix runs/phantom/,train.json val.json test.json)
 
-.PHONY: setup quickstart real test test-vllm lint format clean
+.PHONY: setup quickstart real test test-vllm docs lint format clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -69,6 +70,10 @@ $(VLLM_READY): pyproject.toml scripts/vllm_cpu_requirements.txt
 
 test-vllm: $(VLLM_READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging -n 2 --dist loadscope tests/engines/vllm tests/rl/test_sampler.py tests/rl/test_vllm_processes.py
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -77,6 +77,11 @@ class Settings:
     reasoning_tokens: int = 64
     early: float = 0.25
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The plans, dense first."""
+        return ("dense", *(name for name in self.plans if name != "dense"))
+
     def __post_init__(self) -> None:
         for name in self.plans:
             get_plan(name)
@@ -115,10 +120,30 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
     """Measure all plans for every size, kept share and batch; see `summarize` for the figures."""
     device = torch.device(settings.device)
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), device)
-    backbone.stop_token_ids = ()  # texts of fixed length
     spec = with_random_head(backbone, settings.early)
-    names = ("dense", *(name for name in settings.plans if name != "dense"))
-    cases = []
+    return {
+        "model": settings.model,
+        "said": said,
+        "dtype": settings.dtype,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "vitos": __version__,
+        "runs": settings.runs,
+        "early_layers": spec.evidence_head.after if spec.evidence_head else 0,
+        "evidence_tokens": settings.evidence_tokens,
+        "reasoning_tokens": settings.reasoning_tokens,
+        "plans": list(settings.names),
+        "cases": list(measure_cases(backbone, spec, settings, progress)),
+    }
+
+
+def measure_cases(
+    backbone: Backbone, spec: VitosSpec, settings: Settings, progress: Callable[[str], object] = lambda _: None
+) -> Iterator[dict[str, Any]]:
+    """All plans for one size, kept share and batch after the other."""
+    backbone.stop_token_ids = ()  # texts of fixed length
+    names = settings.names
     for size in settings.sizes:
         pictures = [noise(size, seed) for seed in range(max(settings.batches))]
         (view,) = backbone.layout(pictures[0])[0].views
@@ -139,22 +164,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
                 for name in names:
                     own = [run[name] for run in runs]
                     figures[name] = summarize(own) | compare(own, dense) | {"peak_bytes": peaks[name]}
-                cases.append({"size": size, "kept": share, "batch": batch, "tokens": view.rows * view.cols, **figures})
-    return {
-        "model": settings.model,
-        "said": said,
-        "dtype": settings.dtype,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "vitos": __version__,
-        "runs": settings.runs,
-        "early_layers": spec.evidence_head.after if spec.evidence_head else 0,
-        "evidence_tokens": settings.evidence_tokens,
-        "reasoning_tokens": settings.reasoning_tokens,
-        "plans": list(names),
-        "cases": cases,
-    }
+                yield {"size": size, "kept": share, "batch": batch, "tokens": view.rows * view.cols, **figures}
 
 
 def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def random_backbone(
     config._attn_implementation = "sdpa"
     if seed is not None:
         torch.manual_seed(seed)
-    model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with torch.device(device):  # billions of random numbers are drawn where they stay
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     if generation_config is not None:
         model.generation_config = copy.deepcopy(generation_config)
     return family_of(config.model_type)(model.to(device).eval(), tokenizer, image_processor)

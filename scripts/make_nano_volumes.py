@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from muon import make_optimizers
 from nano_model import NANO_SPEC
+from plain_loop import train_supervised
 from progress import reporter
 
 from vitos.backbones import Backbone
@@ -34,7 +35,7 @@ from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.checkpoint import staged_folder
-from vitos.rl.sft import Exercise, Lesson, train_supervised
+from vitos.rl.lessons import Exercise, Lesson
 
 FIRST_SEED = 7 * 10**9  # beyond the splits of both kinds of phantoms
 LESSONS = 4  # stacks of a batch

@@ -81,7 +81,7 @@ def test_a_typo_is_told_the_name(elsewhere, capsys, monkeypatch, verb):
 def test_dry_run_of_a_name_prints_the_recipe_s_values():
     result = vitos("train", "lingshu-7b", "--dry-run", "--set", f"output_dir={'long ' * 40}")
     assert result.exit_code == 0
-    values = parse_yaml(result.output)
+    values = parse_yaml(result.stdout)
     assert values["output_dir"] == ("long " * 40).strip()  # not broken at the width of a screen
     assert values["train"]["num_reasonings"] == load_recipe("lingshu-7b").train.num_reasonings
 
@@ -103,7 +103,7 @@ def test_data_of_one_s_own_that_are_missing_are_not_blamed_on_a_recipe(capsys, m
 def test_doctor_takes_a_name():
     result = vitos("doctor", "--recipe", "quickstart", "--device", "80GB 989TFLOPS 3.35TB/s")
     assert result.exit_code == 0
-    assert "quickstart: GiB on each" in result.output
+    assert "quickstart: GiB on each" in result.stdout
 
 
 def test_what_the_cache_takes_for_a_recipe(elsewhere):

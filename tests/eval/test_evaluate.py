@@ -1,14 +1,17 @@
 """Every condition of an evaluation, against the answers asked for one by one."""
 
+import copy
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tests.driven import up_to
 
 import vitos.eval.evaluate as evaluate_module
+from vitos.backbones.evidence_head import EvidenceHead
 from vitos.core.geometry import Rect, TokenGrid, View
 from vitos.core.sparsify import Fusion, Kept
 from vitos.core.stopwatch import Stopwatch
@@ -20,7 +23,9 @@ from vitos.eval.results import summarize
 from vitos.eval.run import AskedModel, run_models
 from vitos.eval.store import EvalFolder
 from vitos.policy.plans import Limits
+from vitos.policy.spec import HeadRule
 from vitos.policy.types import Query
+from vitos.policy.vlm import SparseVLM
 
 SETTINGS = Settings(batch_size=7, max_localization_tokens=24, max_reasoning_tokens=14)
 CONTROLS = {"random", "centre", "inverted", "shifted", "oracle"}
@@ -244,9 +249,35 @@ def test_every_plan_is_what_ask_answers(answered, plan, warm_policy, records):
     assert ("prefix" in spans(found[0].folder, TRAINED, "images")) == (plan == "gather")
 
 
+def test_a_plan_that_writes_no_boxes_is_what_ask_answers(answered, warm_policy, records):
+    """Its rectangles are kept, but it has no text of a localization, and no answer in it."""
+    backbone = copy.copy(warm_policy.backbone)
+    torch.manual_seed(0)
+    backbone.evidence_head = EvidenceHead(backbone.model.config.get_text_config().hidden_size, 8)
+    policy = SparseVLM(backbone, replace(warm_policy.spec, plan="one_pass", evidence_head=HeadRule(after=2)))
+    asked = [*records[:2], replace(records[0], id="again")]
+    found = answered(policy, asked, base=policy, budgets=())
+    for record, case in zip(asked, found, strict=True):
+        finding = policy.ask(policy.encode(record.image_paths[0]), record.question, limits=up_to(14))
+        conditions = case.conditions
+        assert conditions["sparse"]["text"] == finding.reasoning.completion.text
+        assert conditions["sparse"]["kept"] == np.flatnonzero(finding.kept.mask).tolist()
+        assert len(conditions["random"]["kept"]) == 16
+        assert "localization" not in conditions
+    spent = spans(found[0].folder, TRAINED, OWN_BOXES)
+    assert {"early_prefill", "reason_prefill", "reason_decode"} <= set(spent)
+    results = summarize([case.case for case in found], bootstrap_samples=100)
+    assert results["localization_accuracy"] is None
+    assert results["sparse_accuracy"] is not None
+
+
 @pytest.mark.parametrize(
     ("plan", "said"),
-    [("dense", "answers by plan dense as well"), ("crop", "budgets choose among the tokens of one image")],
+    [
+        ("dense", "answers by plan dense as well"),
+        ("one_pass", "one_pass writes none"),
+        ("crop", "budgets choose among the tokens of one image"),
+    ],
 )
 def test_plans_that_an_evaluation_cannot_run_are_refused(phantom_records, tmp_path, plan, said):
     wrong = Evaluation(name="x", checkpoint="nano", data=(), budgets=(0.25,), plan=plan)

@@ -24,7 +24,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
+
+# Not from the top level, where transformers 5.17 asks for torchvision even if the processor does without.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vitos.backbones.base import Backbone, Capabilities, CoordinateStyle, VisionGeometry, VllmModel
 from vitos.backbones.companions import companions

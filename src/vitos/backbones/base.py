@@ -345,7 +345,7 @@ class Backbone(ABC):
             answer = f" and an answer of up to {more}" if more else ""
             raise ValueError(
                 f"the prompt has {tokens} tokens{answer}, but the model's context is {context}: shorten the question, "
-                "use a smaller image, or allow a shorter answer"
+                "use smaller or fewer images, or allow a shorter answer"
             )
 
     def escape(self, text: str) -> str:

@@ -28,7 +28,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from vitos.cli.data import data_app
 from vitos.cli.distill import distill
@@ -39,18 +38,33 @@ from vitos.cli.training import load_training, stopped_by_hand
 from vitos.config.judge import JudgeSection
 from vitos.core.geometry import Box
 from vitos.core.registry import PLANS
+from vitos.core.version import __version__
 from vitos.serve import NOTICE
 
 app = typer.Typer(
-    help="Dual-stream reinforcement learning for medical vision-language models. Research use only.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(recipes_app, name="recipes")
 app.command()(distill)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitos {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Dual-stream reinforcement learning for medical vision-language models. Research use only."""
 
 
 def _plan(name: str | None) -> str | None:
@@ -86,7 +100,7 @@ def train(
     processes: Processes = 1,
 ) -> None:
     """Train all stages of a recipe, evaluate the result and write the report."""
-    loaded = load_training(recipe, set_ or [], dry_run, processes)
+    loaded = load_training(recipe, set_ or [], dry_run=dry_run, resume=resume, processes=processes)
     from vitos.cli import run
 
     with stopped_by_hand(Path(loaded.output_dir)):
@@ -103,7 +117,7 @@ def sft(
     processes: Processes = 1,
 ) -> None:
     """Train a recipe's warm start alone: boxes, thoughts and answers, supervised. `train --resume` goes on from it."""
-    loaded = load_training(recipe, set_ or [], dry_run, processes)
+    loaded = load_training(recipe, set_ or [], dry_run=dry_run, resume=resume, processes=processes)
     from vitos.cli import run
     from vitos.cli.resume import SFT, WARM_START
     from vitos.cli.sft import render_start
@@ -218,12 +232,14 @@ def ask(
         ),
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, 0..1.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else.")] = False,
 ) -> None:
     """Answer one question about an image, several, or the slices of a series, from the tokens of its evidence."""
     boxes = [_box(text) for text in box or ()] or None
     if budget is not None and not 0 < budget <= 1:
         raise typer.BadParameter(f"a budget is a share of the tokens in (0, 1], got {budget}", param_hint="--budget")
     quiet()
+    from vitos.cli.answer import answer_json, answer_table
     from vitos.cli.pictures import open_asked
     from vitos.core.stopwatch import Stopwatch
     from vitos.policy.plans import Limits
@@ -231,29 +247,24 @@ def ask(
     from vitos.reports.sheet import draw_sheet
 
     asked = open_asked([image, *(also or ())], slices)
-    for warning in dict.fromkeys(warning for facts in asked.facts for warning in facts.warnings):
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+    warnings = tuple(dict.fromkeys(warning for facts in asked.facts for warning in facts.warnings))
+    for warning in warnings:
+        Console(stderr=True).print(f"[yellow]warning:[/yellow] {escape(warning)}")
     boxes = boxes and [asked.placed(one) for one in boxes]
     vlm, watch = SparseVLM.from_pretrained(checkpoint), Stopwatch()
     scan = vlm.encode(*asked.pictures, plan=plan, lead=asked.lead, watch=watch).of_files(asked.facts)
     limits = Limits(max_tokens=max_tokens, max_evidence_tokens=max_tokens)
     text = question.replace("\\n", "\n")
     finding = vlm.ask(scan, text, boxes=boxes, budget=budget, plan=plan, limits=limits).with_encoding(watch)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("image" if len(asked.paths) == 1 else "images", asked.summary())
-    table.add_row("answer", finding.answer or "no answer could be read")
-    table.add_row("reasoning", finding.thought or "–")
-    table.add_row("evidence", ", ".join(map(asked.named, finding.boxes)) or "–")
-    kept = f"{finding.kept.count} of {finding.grid.num_tokens} ({finding.kept_ratio:.0%})"
-    table.add_row("plan", finding.plan + (f" – {finding.fallback_reason}" if finding.fallback else ""))
-    table.add_row("tokens kept", kept)
-    table.add_row("seconds", ", ".join(f"{name} {value:.3f}" for name, value in finding.seconds.items()))
-    table.add_row("tokens", ", ".join(f"{name} {value}" for name, value in finding.tokens.items()))
-    console.print(table)
-    console.print(f"[dim]{NOTICE}[/dim]")
     if overlay is not None:
         sheet = draw_sheet(asked.whole(), finding.grid, finding.kept.mask, finding.boxes, numbers=asked.numbers)
         sheet.save(overlay)
+    if as_json:
+        typer.echo(answer_json(finding, text, asked.summary(), asked.numbers, warnings))
+        return
+    console.print(answer_table(finding, text, asked.summary(), ", ".join(map(asked.named, finding.boxes))))
+    console.print(f"[dim]{NOTICE}[/dim]")
+    if overlay is not None:
         console.print(f"Overlay: {overlay}")
 
 
@@ -351,7 +362,10 @@ def doctor(
     recipe: Annotated[str | None, typer.Option(help="Estimate memory and time of this recipe instead.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Number of processes, one per device.")] = None,
     device: Annotated[
-        str | None, typer.Option(help='Device of the recipe: "H100 80GB", or figures: "80GB 989TFLOPS 3.35TB/s".')
+        str | None, typer.Option(help='Device of the recipe: H100, L40S, …, or figures: "80GB 989TFLOPS 3.35TB/s".')
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="results.json of scripts/gpu_check.py, for its speeds instead of assumed ones.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
     probe: Annotated[int | None, typer.Option(min=1, help="Questions to roll out: is the model ready for RL?")] = None,
@@ -360,28 +374,14 @@ def doctor(
     """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
     if probe and recipe is None:
         raise typer.BadParameter("is asked of a recipe; name one with --recipe", param_hint="--probe")
-    from vitos.doctor.machine import checks_table, diagnose, is_ready
+    from vitos.cli.doctor import check_machine, check_recipe_fits
 
-    if recipe is None:
-        checks = diagnose()
-        console.print(checks_table(checks))
-    else:
-        quiet()
-        from vitos.config.recipe import load_recipe
-        from vitos.doctor.devices import find_device
-        from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
-
-        on = find_device(device) if device else None
-        loaded = load_recipe(recipe, set_ or [])
-        diagnosis = diagnose_recipe(loaded, devices, on, images)
-        checks = list(diagnosis.checks)
-        console.print(render_diagnosis(diagnosis))
-        if probe:
-            from vitos.cli.run import probe_recipe
-            from vitos.doctor.probe import render_probe
-
-            console.print(render_probe(probe_recipe(loaded, probe)))
-    if not is_ready(checks):
+    ready = (
+        check_machine()
+        if recipe is None
+        else check_recipe_fits(recipe, set_ or [], devices, device, images, measured, probe)
+    )
+    if not ready:
         raise typer.Exit(1)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     """
     run = Path(recipe.output_dir)
     config = DualStreamConfig.from_options(recipe.train, str(run), **recipe.trainer)
-    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
-        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")
+    refuse_other_run(run, resume)
     console = console or _first_console()
     ready = _prepare(recipe, config, resume, console)
     policy, base, adapters, processes = ready.policy, recipe.model.path, None, PartialState()
@@ -120,7 +118,7 @@ def probe_recipe(recipe: Recipe, questions: int) -> Probe:
     policy = load_policy(recipe)
     return probe(
         policy,
-        _read(recipe.data.train, recipe.data.limit_train),
+        read_training_records(recipe),
         recipe.train,
         reward_weights(recipe),
         extra_rewards(recipe),
@@ -149,7 +147,7 @@ def _prepare(recipe: Recipe, config: TrainingArguments, resume: bool, console: C
     check_recipe(recipe)
     run = Path(recipe.output_dir)
     _check_data(recipe, console)
-    read = _read(recipe.data.train, recipe.data.limit_train)
+    read = read_training_records(recipe)
     if resume:
         check_resumed(run, recipe, read)
     # A model that is to be sharded need not fit on one device.
@@ -252,7 +250,7 @@ def recipe_images(recipe: Recipe) -> list[Path]:
     """All images that training and evaluation of a recipe open, each once, in the order of the files."""
     for source in (*recipe.data.train, *recipe.data.eval):
         require_file(source)
-    records = _read(recipe.data.train, recipe.data.limit_train)
+    records = read_training_records(recipe)
     for source in recipe.data.eval:
         records += read_set(source, recipe.data.limit_eval).records
     return list(dict.fromkeys(path for record in records for path in record.image_paths))
@@ -272,11 +270,22 @@ def extra_rewards(recipe: Recipe) -> list[ExtraReward]:
     ]
 
 
-def _read(sources: Sequence[str], limit: int | None) -> list[Record]:
+def read_training_records(recipe: Recipe) -> list[Record]:
     """Records of several files or benchmarks; each id is prefixed with its source: two may use the same ids."""
+    sources = recipe.data.train
     records = [
         dataclasses.replace(record, id=f"{source}:{record.id}") if len(sources) > 1 else record
         for source in sources
         for record in read_set(source).records
     ]
-    return records[:limit]
+    return records[: recipe.data.limit_train]
+
+
+def refuse_other_run(run: Path, resume: bool) -> None:
+    """Refuse the folder of another run, unless it is to be gone on with.
+
+    Raises:
+        FileExistsError: if it holds a checkpoint or a final model.
+    """
+    if not resume and (complete_checkpoints(run) or is_complete(run / FINAL)):
+        raise FileExistsError(f"{run} holds a run; pass --resume to go on with it, or set another output_dir")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from vitos.cli.screen import console, quiet
 
@@ -15,15 +17,17 @@ if TYPE_CHECKING:
     from vitos.config.recipe import Recipe
 
 
-def load_training(recipe: str, overrides: Sequence[str], dry_run: bool, processes: int) -> Recipe:
+def load_training(recipe: str, overrides: Sequence[str], *, dry_run: bool, resume: bool, processes: int) -> Recipe:
     """The recipe of a training, in as many processes as asked for; a dry run prints it and ends here."""
     from vitos.config.recipe import dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if dry_run:
-        from vitos.policy.plans import check_recipe
+        from vitos.cli.rehearse import rehearse
 
-        check_recipe(loaded)
+        quiet()
+        for note in rehearse(loaded, resume=resume):
+            Console(stderr=True).print(f"[dim]note:[/dim] {escape(note)}", highlight=False, soft_wrap=True)
         typer.echo(dump_recipe(loaded), nl=False)  # as it is: a console would break long lines
         raise typer.Exit
     if processes > 1:

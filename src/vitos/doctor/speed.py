@@ -6,8 +6,10 @@ completion is taken at its full length. Rollouts by vLLM: `vllm_speed.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from vitos.doctor.devices import Device
 from vitos.doctor.estimate import NF4_BYTES, SiblingBatch, Workload, batches, kv_entry_bytes
@@ -32,6 +34,26 @@ class Assumptions:
     launch: float = 1e-3
     vllm: VllmAssumptions = field(default_factory=VllmAssumptions)
     source: str = "assumed; docs/hours.md names the sources"
+
+
+def measured_assumptions(path: Path) -> Assumptions:
+    """Shares that `scripts/gpu_check.py` measured; what it does not measure stays assumed.
+
+    Args:
+        path: its `results.json`.
+
+    Raises:
+        ValueError: if the file holds no measured update.
+    """
+    results = json.loads(path.read_text(encoding="utf-8"))
+    rows = results.get("parts", {}).get("updates", {}).get("rows", [])
+    found = [row["assumptions"] for row in rows if row.get("assumptions")]
+    if not found:
+        raise ValueError(f"{path}: holds no measured update; run scripts/gpu_check.py --part updates on a GPU")
+    compute, launch = (sum(float(row[name]) for row in found) / len(found) for name in ("compute", "launch"))
+    about = results["machine"]
+    source = f"compute and launch measured on {about['device']}, {about['date']} ({path.name}), the others assumed"
+    return Assumptions(compute=compute, launch=launch, source=source)
 
 
 def forward_flops(shape: ModelShape, rows: int, tokens: int, scored: int) -> float:

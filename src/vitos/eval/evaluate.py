@@ -229,6 +229,11 @@ def _models(evaluation: Evaluation, spec: VitosSpec, text_only: bool) -> list[As
     if not plan.drops:
         others = ", ".join(name for name in PLANS.names() if get_plan(name).drops)
         raise ValueError(f"every evaluation answers by plan {plan.name} as well; choose one of {others}")
+    if budgets and plan.takes_masks and not plan.localizes:
+        raise ValueError(
+            f"budgets cut or widen boxes, and plan {plan.name} writes none; compare it at budgets with "
+            f"`vitos bench run --selector {plan.name}`"
+        )
     if budgets and not plan.takes_masks:
         raise ValueError(
             f"budgets choose among the tokens of one image, and plan {plan.name} encodes it twice; leave them out"

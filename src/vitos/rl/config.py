@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from vitos.config.options import DualStreamOptions
@@ -42,6 +44,8 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
                 "gradient_accumulation_steps must be 1: a step's questions are questions_per_step, and its memory is "
                 "bounded by micro_batch_tokens, without changing the result"
             )
+        if problem := bf16_problem(self.bf16, use_cpu=self.use_cpu):
+            raise ValueError(problem)
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.n_gpu > 1:
             raise ValueError(
@@ -59,8 +63,23 @@ class DualStreamConfig(DualStreamOptions, TrainingArguments):  # type: ignore[mi
         Raises:
             ValueError: for a `trainer` key that `transformers.TrainingArguments` does not have.
         """
-        known = {field.name for field in fields(TrainingArguments)}
-        if unknown := sorted(set(trainer) - known):
-            raise ValueError(f"trainer.{unknown[0]} is not a field of transformers.TrainingArguments")
+        check_trainer_fields(trainer)
         own = {field.name: getattr(options, field.name) for field in fields(DualStreamOptions)}
         return cls(**own, output_dir=output_dir, **trainer)
+
+
+def check_trainer_fields(trainer: Mapping[str, Any]) -> None:
+    """Refuse keys of a recipe's `trainer` section that `transformers.TrainingArguments` does not have.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    if unknown := sorted(set(trainer) - {field.name for field in fields(TrainingArguments)}):
+        raise ValueError(f"trainer.{unknown[0]} is not a field of transformers.TrainingArguments")
+
+
+def bf16_problem(bf16: bool, *, use_cpu: bool = False) -> str:
+    """Why `train.bf16` cannot be used on this machine; empty if it can, or is not asked for."""
+    if not bf16 or use_cpu or torch.accelerator.is_available():
+        return ""
+    return "train.bf16 computes on a GPU, and PyTorch finds none here; set train.bf16=false to train on the CPU"

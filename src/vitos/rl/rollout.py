@@ -158,10 +158,7 @@ def roll_out(
     size = options.num_localizations
     reasonings = [flat[p * size : (p + 1) * size] for p in range(len(records))]  # (P, G, K)
     with watch.span("reward"):
-        answered = [
-            AnsweredQuestion(record, [r.response for r in found], [[r.response for r in row] for row in second_row])
-            for record, found, second_row in zip(records, localizations, reasonings, strict=True)
-        ]
+        answered = list(map(_answered, records, localizations, reasonings))
         rewards = reward_questions(answered, weights, extra_rewards, judge)
     groups = [
         QuestionGroup(
@@ -175,3 +172,8 @@ def roll_out(
         for p in range(len(records))
     ]
     return RolloutBatch(groups, localize_prompts, reason_prompts)
+
+
+def _answered(record: Record, first: Sequence[Rollout], second: Sequence[Sequence[Rollout]]) -> AnsweredQuestion:
+    """A question with its texts, as rewards see it."""
+    return AnsweredQuestion(record, [r.response for r in first], [[r.response for r in row] for row in second])

@@ -104,11 +104,8 @@ class DualStreamTrainer(CheckpointedTrainer):
         draw: Callable[[QuestionGroup], Image.Image] | None = None,
         judge: Judge | None = None,
     ) -> None:
-        if len(train_dataset) < args.questions_per_step:
-            raise ValueError(
-                f"{len(train_dataset)} training questions do not fill one update of {args.questions_per_step}; "
-                "lower questions_per_step"
-            )
+        if problem := too_few_questions(len(train_dataset), args.questions_per_step):
+            raise ValueError(problem)
         if refusal := _plan_refusal(model, args):
             raise ValueError(refusal)
         self.policy = model
@@ -296,6 +293,13 @@ class DualStreamTrainer(CheckpointedTrainer):
                 logs[key] = sum(values) / len(values)
             self._pending.clear()
         super().log(logs, start_time)
+
+
+def too_few_questions(count: int, questions_per_step: int) -> str:
+    """Why so few questions cannot be trained on; empty if they can."""
+    if count >= questions_per_step:
+        return ""
+    return f"{count} training questions do not fill one update of {questions_per_step}; lower questions_per_step"
 
 
 def _plan_refusal(model: SparseVLM, args: DualStreamConfig) -> str:

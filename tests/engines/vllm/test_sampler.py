@@ -105,3 +105,27 @@ def test_the_random_state_is_put_back_even_if_vllm_does_not_start(fails):
     except MemoryError:
         assert fails
     assert draw() == expected
+
+
+def test_engines_that_share_weights_run_the_requests_of_all(nano, sampler, converted, monkeypatch):
+    """Two processes with one request more in the second: both run all, in one order, and keep their own."""
+    from vitos.engines.vllm import sampler as module
+
+    prompts = [nano.build_prompt(text, []) for text in ("What is a cyst?", "Where?", "Which?")]
+    requests = [
+        SampleRequest(prompt=prompt, max_tokens=4, temperature=1.0, seed=100 + i) for i, prompt in enumerate(prompts)
+    ]
+    sampler.siblings, sampler._group = 2, lambda: "group"
+    parts = {}
+
+    def gather(everything, own, group):
+        parts[rank] = own
+        everything[:] = [parts.get(0, own), parts.get(1, [])]
+
+    done = {}
+    for rank, own in ((1, requests[1:]), (0, requests[:1]), (1, requests[1:])):
+        monkeypatch.setattr(module.dist, "all_gather_object", gather)
+        monkeypatch.setattr(module.dist, "get_rank", lambda group, rank=rank: rank)
+        done[rank] = sampler.generate(own)
+    assert [d.token_ids[1] for d in done[0]] == [100]
+    assert [d.token_ids[1] for d in done[1]] == [101, 102]

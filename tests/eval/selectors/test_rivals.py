@@ -12,6 +12,7 @@ from tests.backbones.families import FAMILIES_BY_NAME
 from vitos.core.geometry import Box
 from vitos.core.prompt import pad_prompts
 from vitos.core.record import Record
+from vitos.engines.base import Sampling
 from vitos.eval.selectors import SELECTORS, Task
 from vitos.eval.selectors.dart import unlike_pivots
 from vitos.eval.selectors.hiprune import anchored
@@ -83,6 +84,33 @@ def test_dart_goes_by_the_cached_keys_and_the_hidden_states(task):
     count = task.grid.num_tokens // 4
     expected = unlike_pivots(hidden[visual], keys[visual], hidden[~visual], keys[~visual], count)
     np.testing.assert_array_equal(SELECTORS["dart"].choose(task, count).mask, expected)
+
+
+@pytest.mark.parametrize("name", ["fastv", "dart"])
+def test_in_flight_the_others_leave_behind_layer_two(name, task):
+    """Against the unmodified model: in the layers behind the second one a mask hides the dropped tokens."""
+    count, backbone = task.grid.num_tokens // 4, task.policy.backbone
+    choice = SELECTORS[f"{name}_in_flight"].choose(task, count)
+    np.testing.assert_array_equal(choice.mask, SELECTORS[name].choose(task, count).mask)
+    prompt = task.prompt_of(choice)
+    inputs = backbone.model_inputs(pad_prompts([task.prompt], backbone.pad_token_id))
+    kept = ~task.prompt.is_visual
+    kept[task.prompt.is_visual] = torch.from_numpy(choice.mask)
+    length = len(task.prompt)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    masked = (causal & (kept[None] | torch.eye(length, dtype=torch.bool)))[None, None]
+
+    def hide(module, args, kwargs):
+        return args, kwargs | {"attention_mask": masked}
+
+    layers = backbone.model.model.get_decoder().layers
+    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers[2:]]
+    with torch.no_grad():
+        expected = backbone.model(**inputs, use_cache=False).logits[0, -1].argmax()
+    for hook in hooks:
+        hook.remove()
+    ((rollout,),) = task.policy.reason([task.query], [prompt], Sampling(1))
+    assert rollout.completion.token_ids[0] == expected
 
 
 def test_dart_by_loops():

@@ -111,6 +111,120 @@ def test_dragging_draws_a_box(page):
     wait_for(page, "document.querySelector('#boxes textarea').value === ''")
 
 
+def drag(page, start, end, **options):
+    page.mouse.move(*point(page, *start))
+    page.mouse.down(**options)
+    page.mouse.move(*point(page, *((a + b) / 2 for a, b in zip(start, end, strict=True))))
+    page.mouse.move(*point(page, *end))
+    page.mouse.up(**options)
+
+
+def box(page, number=0):
+    return [float(v) for v in boxes(page)[number].split(",")]
+
+
+def test_a_box_is_moved_resized_and_deleted(page):
+    page.locator(".example").nth(0).click()
+    page.wait_for_selector("#preview img")
+    drag(page, (0.1, 0.1), (0.4, 0.4))
+    kept(page)
+    assert box(page) == pytest.approx([0.1, 0.1, 0.4, 0.4], abs=0.015)
+    drag(page, (0.25, 0.25), (0.55, 0.35))  # from its middle: moved
+    wait_for(page, "parseFloat(document.querySelector('#boxes textarea').value) > 0.3")
+    assert box(page) == pytest.approx([0.4, 0.2, 0.7, 0.5], abs=0.02)
+    assert len(boxes(page)) == 1
+    drag(page, (0.7, 0.5), (0.9, 0.9))  # from its corner: resized
+    wait_for(page, "parseFloat(document.querySelector('#boxes textarea').value.split(',')[3]) > 0.85")
+    assert box(page) == pytest.approx([0.4, 0.2, 0.9, 0.9], abs=0.03)
+    page.locator("#results").get_by_text("Your boxes were used").wait_for()
+    page.mouse.dblclick(*point(page, 0.65, 0.55))
+    wait_for(page, "document.querySelector('#boxes textarea').value === ''")
+
+
+def test_the_budget_moves_the_tokens_before_anything_is_asked(page):
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    page.locator("#ask").click()
+    kept(page)
+    answered = page.locator("#results").inner_text()
+    before = page.locator("#sparse img").get_attribute("src")
+    page.locator("#budget input[type=range]").focus()
+    for _ in range(50):
+        page.keyboard.press("ArrowRight")
+    page.locator("#sparse-heading").get_by_text("32 of 64 tokens").wait_for()
+    page.locator("#sparse-heading").get_by_text("not asked yet").wait_for()
+    assert page.locator("#sparse img").get_attribute("src") != before
+    assert page.locator("#results").inner_text() == answered
+
+
+def test_all_pictures_zoom_and_move_together(page):
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    page.locator("#ask").click()
+    kept(page)
+    names = ["preview", "sparse", "dense", "random"]
+    sizes = f"{names}.map(name => document.querySelector(`#${{name}} img`).getBoundingClientRect())"
+    before = page.evaluate(sizes)
+    page.mouse.move(*point(page, 0.5, 0.5))
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -300)
+    page.keyboard.up("Control")
+    after = page.evaluate(sizes)
+    assert [a["width"] / b["width"] for a, b in zip(after, before, strict=True)] == pytest.approx(
+        [2.718] * 4, abs=0.05
+    )
+    area = page.locator("#preview").bounding_box()
+    middle = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+    page.keyboard.down("Shift")
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 40, middle[1])
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    moved = page.evaluate(sizes)
+    assert [m["x"] - a["x"] for m, a in zip(moved, after, strict=True)] == pytest.approx([-40] * 4, abs=1)
+    assert boxes(page) == []
+    page.locator(".example").nth(1).click()  # another picture begins unzoomed
+    assert page.evaluate("document.documentElement.style.getPropertyValue('--zoom')") == "none"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_as_wide_as_the_screen(browser, address, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    page.locator("#ask").click()
+    kept(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.close()
+
+
+def test_answers_of_an_earlier_picture_never_stay(page):
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    page.locator("#ask").click()
+    kept(page)
+    for number in (1, 2, 0, 3):
+        page.locator("#ask").click()
+        page.locator(".example").nth(number).click()  # while the answer is computed
+        title = page.locator(".example").nth(number).inner_text()[:20]
+        wait_for(page, f"document.querySelector('#question textarea').value.startsWith({title!r})")
+        shown = "document.querySelectorAll('#results td.answer, #dense img, #sparse img, #random img').length"
+        wait_for(page, f"{shown} === 0")
+        for _ in range(20):  # long enough for the answer that was being computed
+            page.wait_for_timeout(100)
+            assert page.evaluate(shown) == 0
+
+
+def test_the_preview_is_never_broken(page):
+    for click in range(60):
+        page.locator(".example").nth(click % 5).click(no_wait_after=True)
+        if click % 6 == 5:
+            wait_for(page, "(i => i?.complete && i.naturalWidth === 384)(document.querySelector('#preview img'))")
+
+
 def test_by_keyboard_alone(page):
     page.locator(".example").nth(3).focus()
     page.keyboard.press("Enter")
@@ -139,6 +253,10 @@ def test_windows_and_frames_of_dicom(page, tmp_path):
     width = page.locator("#width input[type=number]")
     assert width.input_value() == "400"
     before = page.locator("#preview img").get_attribute("src")
+    drag(page, (0.4, 0.5), (0.8, 0.5), button="right")
+    wait_for(page, "document.querySelector('#width input[type=number]').value > 410")
+    wait_for(page, f"document.querySelector('#preview img').src != {before!r}")
+    assert boxes(page) == []
     width.fill("1800")
     width.press("Tab")
     wait_for(page, f"document.querySelector('#preview img').src != {before!r}")

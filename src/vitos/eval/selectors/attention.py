@@ -23,6 +23,12 @@ def fastv(task: Task, count: int) -> Choice:
     return Choice(highest(task.once("fastv", lambda: text_attention(task)), count), fusion=NO_FUSION)
 
 
+@selector(title="FastV, in flight", rank=71, default=False)
+def fastv_in_flight(task: Task, count: int) -> Choice:
+    """FastV as published: the others leave behind layer 2, and the kept tokens have seen them there."""
+    return Choice(fastv(task, count).mask, after=FASTV_LAYER)
+
+
 def text_attention(task: Task, layer: int = FASTV_LAYER, query: int | Sequence[int] = -1) -> Tensor:
     """Attention from tokens of the dense prompt, by default the last, to those of the first image, shape (N,)."""
     return of_image(task, language_attention(task, layer, query).received)

@@ -48,6 +48,7 @@ class Choice:
         visual: tokens to use instead of the images' own: merged tokens in their places, or the tokens of a crop.
         fusion: how the dropped tokens enter the kept ones; None: as the policy was trained.
         plan: name of the plan by which the model reasons from them; None: the policy's.
+        after: number of layers of the language model that see all tokens before the others leave; None: none does.
         fallback: whether there was no box to go by, so that the selector used its substitute; always counted.
     """
 
@@ -56,6 +57,7 @@ class Choice:
     visual: VisualTokens | None = None
     fusion: Fusion | None = None
     plan: str | None = None
+    after: int | None = None
     fallback: bool = False
 
     @property
@@ -150,6 +152,8 @@ class Task:
         branches, dense = self.policy.branches, self.prompt
         if choice.visual is None:
             kept = Kept(self.grid, choice.mask)
+            if choice.after is not None:
+                return dense.prune(branches.masks(self.query, kept), choice.after)
             if choice.fusion is None and plan.takes_masks:
                 return plan.prompt(branches, self.query, kept, dense)
             return branches.sparse(self.query, dense, kept, choice.fusion)

@@ -37,6 +37,12 @@ def dart(task: Task, count: int) -> Choice:
     return Choice(mask, fusion=NO_FUSION)
 
 
+@selector(title="DART, in flight", rank=97, default=False)
+def dart_in_flight(task: Task, count: int) -> Choice:
+    """DART as published: the others leave behind layer 2, and the kept tokens have seen them there."""
+    return Choice(dart(task, count).mask, after=FASTV_LAYER)
+
+
 def unlike_pivots(tokens: Tensor, keys: Tensor, words: Tensor, word_keys: Tensor, count: int) -> BoolArray:
     """Mask of `count` visual tokens, shape (N,).
 

@@ -56,6 +56,8 @@ class OnePass(Plan):
         why = "the evidence head of plan one_pass draws cells inside the pass"
         if recipe.train.schedule == "dense":
             yield "train.schedule", f"dense reasons on whole images, but {why}; set plan two_pass"
+        if recipe.evaluate.budgets and recipe.data.eval:
+            yield "evaluate.budgets", "cut or widen boxes, and plan one_pass writes none; set them to []"
         if recipe.sparsify.positions == "renumber":
             yield "sparsify.positions", "has no effect with plan one_pass, whose tokens have run already; use keep"
 

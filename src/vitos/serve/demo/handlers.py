@@ -20,6 +20,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from vitos.core.geometry import TokenGrid
+from vitos.core.masks import fit_budget
+from vitos.core.sparsify import Kept, select
 from vitos.policy.plans import Limits
 from vitos.policy.vlm import SparseVLM
 from vitos.reports.overlay import PREDICTED_COLOUR, draw_overlay
@@ -97,6 +100,7 @@ class Session:
         openings: number of openings so far.
         subject: what the page now asks about; only answers about it are shown.
         found: boxes of the sparse answer on the page, as text.
+        grid: visual tokens of that answer's image; None: there is no answer.
     """
 
     opened: PageImage | None = None
@@ -105,6 +109,7 @@ class Session:
     openings: int = 0
     subject: Subject | None = None
     found: str = ""
+    grid: TokenGrid | None = None
 
 
 @contextmanager
@@ -163,6 +168,7 @@ class Handlers:
             elif file != session.file:
                 session.name = Path(file).name if file else ""
             session.opened, session.subject, session.found, session.file = None, None, "", file
+            session.grid = None
             session.openings += 1
             opening, name = session.openings, session.name
         yield None, "Opening …" if file else "", *unchanged(3), "", *no_answers()
@@ -260,6 +266,7 @@ class Handlers:
         """Remember what the page asks about, and remove the answers: the answers."""
         with self._lock:
             session.subject, session.found = _subject(session.opened, centre, width, question), ""
+            session.grid = None
         return no_answers()
 
     def change(self, session: Session, centre: float, width: float, question: str) -> tuple[Any, ...]:
@@ -297,7 +304,8 @@ class Handlers:
             with self._lock:
                 current = session.subject == subject
                 if current:
-                    session.found = format_boxes(compared.answers[1].finding.boxes)
+                    sparse = compared.answers[1].finding
+                    session.found, session.grid = format_boxes(sparse.boxes), sparse.grid
             if current:
                 alts = map(render.title, compared)
                 pictures = [gr.update(value=file, alt_text=alt) for file, alt in zip(files, alts, strict=True)]
@@ -318,6 +326,26 @@ class Handlers:
             compared = compare_plans(self.vlm, name, question, budget=budget, boxes=given, limits=self.limits)
             if session.subject == subject:
                 return render.results_table(compared, question), render.thoughts(compared, question)
+        return unchanged(2)
+
+    def slide(self, session: Session, centre: float, width: float, boxes: str, budget: float) -> tuple[Any, ...]:
+        """Show which tokens another budget would keep, without asking: heading and picture of the sparse answer."""
+        opened, grid, evidence = session.opened, session.grid, readable_boxes(boxes) or readable_boxes(session.found)
+        if opened is None or grid is None or not evidence:
+            return unchanged(2)
+        with errors_on_page():
+            picture, _ = open_image(opened.name(centre, width))
+            count = max(1, round(budget * grid.num_tokens))
+            kept = (
+                Kept(grid, fit_budget(grid, evidence, count)) if budget else select(grid, evidence, self.vlm.spec.keep)
+            )
+            file = self._save(draw_overlay(fitting(picture), grid, kept.mask, evidence))
+            if session.grid is grid:
+                text = f"{kept.count} of {grid.num_tokens} tokens ({kept.ratio:.0%})"
+                return f"<b>Sparse: {text}</b><br>not asked yet", gr.update(
+                    value=file, alt_text=f"Sparse: {text}, not asked"
+                )
+            self._discard(file)
         return unchanged(2)
 
     # --- files ------------------------------------------------------------------------------------------------------

@@ -141,6 +141,8 @@ def _connect(handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace
     on([c.file.upload, c.file.clear], handlers.open, [c.session, c.file], shows, **opening)
     on(c.part.submit, handlers.open_part, [c.session, c.part], shows, **opening)
 
+    sparse_shown = list(c.shown[1])
+    on(c.budget.input, handlers.slide, [*window, c.boxes, c.budget], sparse_shown, queue=False, **drawing, **raw)
     draw: tuple[Any, ...] = (handlers.draw, [*window, c.boxes], c.preview)
     on([c.centre.change, c.width.change, c.boxes.change], *draw, **drawing, **raw)
     clicked = on(

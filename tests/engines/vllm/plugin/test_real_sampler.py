@@ -35,7 +35,7 @@ def sampler_for(backbone):
         cleanup_dist_env_and_memory()
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl, tied", "qwen2_5_vl, untied", "llava, llama, cropped"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl, tied", "qwen3_vl", "internvl", "llava, llama, cropped"])
 def made(request, vllm):
     """An engine whose backbone's weights may be changed, and prompts: dense, sparse, of two images, and fused."""
     backbone = gate.MODELS[request.param]()

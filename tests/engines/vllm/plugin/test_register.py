@@ -63,7 +63,7 @@ def test_a_family_names_its_model_itself(fake_vllm, monkeypatch):
     assert plugin.architecture("gemma3") == "Other"
 
 
-@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.32.0"])
+@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.32.0"])
 def test_another_version_of_vllm_is_left_alone_with_a_warning(fake_vllm, monkeypatch, version):
     fake_vllm.module.__version__ = version
     said = []  # not caplog: vLLM sets up logging in its own way, so `make test-vllm` runs without pytest's plug-in
@@ -72,6 +72,15 @@ def test_another_version_of_vllm_is_left_alone_with_a_warning(fake_vllm, monkeyp
     assert not fake_vllm.models
     assert not fake_vllm.configs
     assert version in said[0]
+
+
+def test_a_version_of_which_only_the_sources_were_compared_is_taken_with_a_warning(fake_vllm, monkeypatch):
+    fake_vllm.module.__version__ = "0.33.0"
+    said = []
+    monkeypatch.setattr(plugin.logger, "warning", lambda text, *values: said.append(text % values))
+    plugin.register()
+    assert len(fake_vllm.models) == 4
+    assert "has not been run with 0.33.0" in said[0]
 
 
 def test_every_registered_name_is_found_by_model_type(fake_vllm):

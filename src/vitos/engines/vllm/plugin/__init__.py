@@ -23,21 +23,34 @@ logger = logging.getLogger(__name__)
 
 TESTED = "0.32"
 """Minor version of vLLM that the plug-in is written for and tested with: it overrides private methods."""
+READ = ("0.33",)
+"""Further minor versions, in whose sources these methods are the same; the plug-in has not been run with them.
+
+`python -m tests.engines.vllm.plugin.test_private WHEEL` compares them.
+"""
 
 
 def register() -> None:
     """Register the models of all families with vLLM, by name: the models themselves are not imported here.
 
-    Under another minor version of vLLM nothing is registered, and a warning says so.
+    Under a version of vLLM that is neither tested nor read, nothing is registered; a warning says so in both cases.
     """
     import vllm
     from vllm import ModelRegistry
 
-    if vllm.__version__.split("+")[0].rpartition(".")[0] != TESTED:
+    minor = vllm.__version__.split("+")[0].rpartition(".")[0]
+    if minor not in (TESTED, *READ):
         logger.warning(
             "vitos is made for vLLM %s and this is %s: its sparse models are not available", TESTED, vllm.__version__
         )
         return
+    if minor != TESTED:
+        logger.warning(
+            "vitos is tested with vLLM %s and has not been run with %s, whose sources only were compared; check its "
+            "answers against the torch engine",
+            TESTED,
+            vllm.__version__,
+        )
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     from vitos.backbones import families
