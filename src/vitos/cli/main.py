@@ -374,30 +374,14 @@ def doctor(
     """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
     if probe and recipe is None:
         raise typer.BadParameter("is asked of a recipe; name one with --recipe", param_hint="--probe")
-    from vitos.doctor.machine import checks_table, diagnose, is_ready
+    from vitos.cli.doctor import check_machine, check_recipe_fits
 
-    if recipe is None:
-        checks = diagnose()
-        console.print(checks_table(checks))
-    else:
-        quiet()
-        from vitos.config.recipe import load_recipe
-        from vitos.doctor.devices import find_device
-        from vitos.doctor.recipe import diagnose_recipe, render_diagnosis
-        from vitos.doctor.speed import Assumptions, measured_assumptions
-
-        on = find_device(device) if device else None
-        speeds = measured_assumptions(measured) if measured else Assumptions()
-        loaded = load_recipe(recipe, set_ or [])
-        diagnosis = diagnose_recipe(loaded, devices, on, images, speeds)
-        checks = list(diagnosis.checks)
-        console.print(render_diagnosis(diagnosis))
-        if probe:
-            from vitos.cli.run import probe_recipe
-            from vitos.doctor.probe import render_probe
-
-            console.print(render_probe(probe_recipe(loaded, probe)))
-    if not is_ready(checks):
+    ready = (
+        check_machine()
+        if recipe is None
+        else check_recipe_fits(recipe, set_ or [], devices, device, images, measured, probe)
+    )
+    if not ready:
         raise typer.Exit(1)
 
 
