@@ -32,7 +32,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "vitos needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,lora,dicom,nifti,serve,demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,lora,dicom,nifti,serve,demo,report]'
 	@touch $@
 
 quickstart: $(READY)
