@@ -8,9 +8,9 @@ downloaded, vLLM is not used, no package is installed; pydantic may be missing (
     (c) plans        each plan against one dense pass at 1024 px
     (d) quickstart   the shipped model and its recipe, against the CPU
 
-Each part has a time box. `results.json` and `table.md` are written after each row, so that a machine that is taken away
-leaves what it measured. `vitos doctor --recipe … --measured results.json` reads the speeds. The exit code is 1 if a
-row failed or a part did not finish.
+Each part has a time box. `results.json` and `table.md` are written after each row, so that a machine that is taken
+away leaves what it measured. `vitos doctor --recipe … --measured results.json` reads the speeds. The exit code is 1 if
+a row failed or a part did not finish.
 """
 
 from __future__ import annotations

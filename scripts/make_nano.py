@@ -41,7 +41,7 @@ from vitos.backbones import Backbone
 from vitos.core.geometry import TokenGrid
 from vitos.core.prompt import VisualTokens
 from vitos.core.response import format_box_list, format_localization, format_reasoning
-from vitos.data.phantom import KINDS, TEMPLATES, Lesion, Question, Scene, render, sample, write_phantoms
+from vitos.data.phantom import KINDS, TEMPLATES, Lesion, PhantomQuestion, Scene, render, sample, write_phantoms
 from vitos.data.readers import read_records
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import cases_in_memory
@@ -168,7 +168,7 @@ def name_exercises(scene: Scene) -> list[Exercise]:
     return [Exercise(f"<image>{f.kind}", boxes_text([f])) for f in scene.findings if kinds.count(f.kind) == 1]
 
 
-def localize_exercise(q: Question) -> Exercise:
+def localize_exercise(q: PhantomQuestion) -> Exercise:
     """Where to look, the boxes, and the answer, which can be read off them: a name is not guessed before looking."""
     kinds = dict.fromkeys(f.kind for f in q.evidence)
     about = "it is there" if q.template in NAMING else f"the {' and the '.join(kinds)}"
@@ -177,12 +177,12 @@ def localize_exercise(q: Question) -> Exercise:
     )
 
 
-def reason_exercise(q: Question) -> Exercise:
+def reason_exercise(q: PhantomQuestion) -> Exercise:
     """The answer behind a short thought."""
     return Exercise(NANO_SPEC.reason_text(q.full_text), format_reasoning(q.thought, q.truth))
 
 
-def ordered_evidence(q: Question) -> Sequence[Lesion]:
+def ordered_evidence(q: PhantomQuestion) -> Sequence[Lesion]:
     """As the question names them, findings of one kind in reading order."""
     return q.evidence if q.template == "larger_of_two" else in_reading_order(q.evidence)
 

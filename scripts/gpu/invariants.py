@@ -1,8 +1,8 @@
 """(a) The invariants of every family on the device, in float32 and bfloat16, against the unmodified library.
 
-The reference is the library in float64 on the CPU. The yardstick is what the library itself loses in the number format:
-our way may be off by at most `SLACK` times as much. A control, the same tokens at renumbered positions, must be off by
-more, or the case shows nothing.
+The reference is the library in float64 on the CPU. The yardstick is what the library itself loses in the number
+format: our way may be off by at most `SLACK` times as much. A control, the same tokens at renumbered positions, must
+be off by more, or the case shows nothing.
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from scripts.nano_model import build_nano
 
-from vitos.config.recipe import WarmStartSection
 from vitos.data.readers import read_records
 from vitos.eval.conditions import Settings
 from vitos.eval.evaluate import cases_in_memory
 from vitos.eval.results import summarize
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.sft import warm_start
+from vitos.rl.sft import SupervisedConfig, SupervisedTrainer
 
 RUNS = Path("runs/claims")
 LENGTHS = (25, 50, 75, 100, 150, 200, 300, 450, 700)
@@ -40,8 +40,20 @@ def reset(seed: int = 0) -> SparseVLM:
 def taught(steps: int, limit: int) -> tuple[SparseVLM, float]:
     """The model after a supervised start of this length, and the mean IoU of its greedy boxes on validation data."""
     policy = reset()
-    section = WarmStartSection(steps=steps, batch_size=24, learning_rate=1e-3, seed=0)
-    warm_start(policy, read_records("runs/phantom/train.json"), section)
+    with TemporaryDirectory() as folder:
+        config = SupervisedConfig(
+            output_dir=folder,
+            max_steps=steps,
+            batch_size=24,
+            learning_rate=1e-3,
+            seed=0,
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+            save_strategy="no",
+        )
+        SupervisedTrainer(policy, config, read_records("runs/phantom/train.json")).train()
+    policy.backbone.model.eval()
     records = read_records("runs/phantom/val.json", limit=limit)
     settings = Settings(batch_size=100, max_localization_tokens=96, max_reasoning_tokens=32)
     return policy, summarize(cases_in_memory(policy, records, settings), bootstrap_samples=1)["mean_iou"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitos.core.plackett_luce import draw_order, order_logprobs
+from vitos.core.plackett_luce import draw_order, order_entropies, order_logprobs
 
 small = st.lists(st.floats(-3, 3), min_size=1, max_size=5)
 
@@ -66,6 +66,17 @@ def test_the_policy_gradient_is_the_gradient_of_the_expected_reward(scores, data
         up, down = list(scores), list(scores)
         up[i], down[i] = up[i] + 1e-5, down[i] - 1e-5
         assert float(found[i]) == pytest.approx((expected(up) - expected(down)) / 2e-5, abs=1e-6)
+
+
+@given(scores=small, data=st.data())
+def test_entropies_are_those_of_what_is_left(scores, data):
+    count = data.draw(st.integers(1, len(scores)))
+    order = list(data.draw(st.permutations(range(len(scores)))))[:count]
+    found = order_entropies(torch.tensor(scores, dtype=torch.float64), torch.tensor(order)).tolist()
+    for step, entropy in enumerate(found):
+        weights = [math.exp(scores[i]) for i in range(len(scores)) if i not in order[:step]]
+        shares = [weight / sum(weights) for weight in weights]
+        assert entropy == pytest.approx(-sum(p * math.log(p) for p in shares), abs=1e-9)
 
 
 def test_all_of_them_and_large_scores_are_finite():

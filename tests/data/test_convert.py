@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,29 @@ def test_arrow_reports_a_full_disk_by_the_number_we_look_for():
 def test_options(source, tmp_path, options):
     with pytest.raises(ValueError, match="must be"):
         convert(source, tmp_path / "target", **options)
+
+
+def test_answers_of_every_kind_survive_parquet(tmp_path):
+    source = tmp_path / "json"
+    (source / "images").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(source / "images/a.png")
+    common = {"image_path": "images/a.png", "question": "What is it?"}
+    rows = [
+        common | {"answer": "12 mm", "kind": "number", "tolerance": "10 %", "accepted": ["0.5 inch"]},
+        common | {"answer": ["effusion", "mass"], "kind": "list"},
+        common | {"answer": "a cyst", "kind": "text", "accepted": ["fluid", "a fluid collection"]},
+        common | {"question": "Is it?\nA. yes\nB. no", "answer": "B"},
+    ]
+    (source / "train.json").write_text(json.dumps(rows))
+    convert(source, tmp_path / "parquet", to="parquet")
+    convert(tmp_path / "parquet", tmp_path / "back", to="json")
+    before, after = (read_records(folder / "train.json") for folder in (source, tmp_path / "back"))
+    for one, other in zip(before, after, strict=True):
+        assert replace(one, image_paths=()) == replace(other, image_paths=())
+    letters = tmp_path / "letters"
+    (letters / "images").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(letters / "images/a.png")
+    (letters / "train.json").write_text(json.dumps(rows[3:]))
+    convert(letters, tmp_path / "plain", to="parquet")
+    (shard,) = (tmp_path / "plain").glob("*.parquet")
+    assert not {"kind", "accepted", "tolerance"} & set(pq.read_schema(shard).names)

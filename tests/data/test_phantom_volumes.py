@@ -45,6 +45,10 @@ def test_most_slices_show_nothing():
     assert 0.2 < np.mean(shares) < 0.7
 
 
+def test_the_shortest_volumes_have_room_for_their_findings():
+    assert all(len(stack) in (2, 4) for _, stack, _ in stack_samples("val", 30, slices=4))
+
+
 def test_splits_and_seeds_share_no_scene():
     seeds = [
         scene.texture_seed

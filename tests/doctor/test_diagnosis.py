@@ -97,6 +97,13 @@ def test_a_share_that_holds_no_sequence_is_refused_with_the_share_that_does():
         ("lingshu-7b-lora-2x24gb", ("train.sampler=vllm",), 2, "train.sampler", "no weights in 4 bits"),
         ("lingshu-7b-lora-2x24gb", ("model.lora=null",), 2, "model.quantization", "add model.lora"),
         ("lingshu-7b-lora-2x24gb", ("trainer={fsdp: true}",), 2, "trainer.fsdp", "not sharded"),
+        (
+            "lingshu-7b",
+            ("train.sampler_options={tensor_parallel_size: 3}",),
+            8,
+            "train.sampler_options",
+            "does not divide the 8 processes",
+        ),
     ],
 )
 def test_what_training_would_refuse_is_refused(recipe, changes, devices, key, words):

@@ -67,3 +67,14 @@ def test_names_cannot_bring_html_and_nulls_are_dashes(results):
     assert "<script" not in text
     assert "None" not in text
     assert "| Base model, all tokens | – |" in text
+
+
+def test_addresses_and_folders_of_benchmarks_are_left_out():
+    recipe = {
+        "judge": {"url": "http://10.0.0.5:8001/v1"},
+        "data": {"train": ["benchmark:slake@train=/data/someone/slake"]},
+    }
+    text = model_card({"dataset": "benchmark:vqa_rad=/data/someone/rad"}, recipe, "nano")
+    assert "10.0.0.5" not in text
+    assert "someone" not in text
+    assert "benchmark:slake@train=slake" in text

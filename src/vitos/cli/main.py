@@ -368,10 +368,7 @@ def doctor(
         Path | None, typer.Option(help="results.json of scripts/gpu_check.py, for its speeds instead of assumed ones.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of distinct training images, if known.")] = None,
-    probe: Annotated[
-        int | None,
-        typer.Option(min=1, help="Roll out this many of the recipe's questions: is the model ready for RL?"),
-    ] = None,
+    probe: Annotated[int | None, typer.Option(min=1, help="Questions to roll out: is the model ready for RL?")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
 ) -> None:
     """Check this machine, or estimate the memory and time of a recipe; exit 1 if something is missing."""
@@ -391,14 +388,15 @@ def doctor(
 
         on = find_device(device) if device else None
         speeds = measured_assumptions(measured) if measured else Assumptions()
-        diagnosis = diagnose_recipe(load_recipe(recipe, set_ or []), devices, on, images, speeds)
+        loaded = load_recipe(recipe, set_ or [])
+        diagnosis = diagnose_recipe(loaded, devices, on, images, speeds)
         checks = list(diagnosis.checks)
         console.print(render_diagnosis(diagnosis))
         if probe:
             from vitos.cli.run import probe_recipe
             from vitos.doctor.probe import render_probe
 
-            console.print(render_probe(probe_recipe(load_recipe(recipe, set_ or []), probe)))
+            console.print(render_probe(probe_recipe(loaded, probe)))
     if not is_ready(checks):
         raise typer.Exit(1)
 

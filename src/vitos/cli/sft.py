@@ -66,7 +66,6 @@ def supervised_config(recipe: Recipe) -> SupervisedConfig:
         max_skipped_updates=train.max_skipped_updates,
         bf16=train.bf16,
         logging_steps=train.logging_steps,
-        logging_first_step=True,
         save_steps=section.save_steps,
         save_total_limit=1,
         report_to=train.report_to,

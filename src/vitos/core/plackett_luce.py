@@ -27,6 +27,15 @@ def draw_order(scores: Tensor, count: int, uniform: Tensor) -> Tensor:
     return torch.argsort(scores.double() + gumbel, descending=True, stable=True)[:count]
 
 
+def order_entropies(scores: Tensor, order: Tensor) -> Tensor:
+    """Entropy of the distribution of each draw given those before it, in nats, shape (n,); as `order_logprobs`."""
+    left = torch.ones(len(order), len(scores), dtype=torch.bool, device=scores.device)  # (n, N)
+    for step in range(1, len(order)):
+        left[step:, order[step - 1]] = False
+    logprobs = scores.expand_as(left).masked_fill(~left, torch.finfo(scores.dtype).min).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).masked_fill(~left, 0.0).sum(-1)
+
+
 def order_logprobs(scores: Tensor, order: Tensor) -> Tensor:
     """Log-probability of each draw given those before it, shape (n,); their sum is that of the whole draw.
 

@@ -71,7 +71,7 @@ class StackQuestion:
 
 def make_volume(rng: np.random.Generator, slices: int = SLICES) -> Stack:
     """A stack of slices with two or three findings of different kinds, each in two or three neighbouring slices."""
-    count = int(rng.integers(FINDINGS[0], FINDINGS[1] + 1))
+    count = int(rng.integers(FINDINGS[0], min(FINDINGS[1], slices - 2) + 1))
     kinds = tuple(KINDS[i] for i in rng.permutation(len(KINDS))[:count])
     whole = make_scene(rng, kinds)
     cuts: list[list[Lesion]] = [[] for _ in range(slices)]

@@ -1,6 +1,6 @@
 """Draws of visual tokens by the evidence head: sampled and scored like completions, whose tokens are cells.
 
-A `CellPrompt` is a dense prompt that is completed by n visual tokens of its first image instead of text, drawn without
+A `CellPrompt` is a dense prompt that is completed by n of its visual tokens instead of text, drawn without
 replacement by the head's scores (`core/plackett_luce.py`). So the loss of written boxes is also the loss of drawn
 cells: `token_ids` are the cells in the order of the draws, `logprobs` the log-probability of each draw given the ones
 before it.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
-from vitos.core.plackett_luce import draw_order, order_logprobs
+from vitos.core.plackett_luce import draw_order, order_entropies, order_logprobs
 from vitos.core.prompt import Prompt
 from vitos.engines.base import Completion, Sampling
 from vitos.engines.in_flight import Runner, early_states, run_early
@@ -28,7 +28,7 @@ class CellPrompt(Prompt):
     """A dense prompt that is completed by visual tokens; `after` says behind which layer the head reads it.
 
     Attributes:
-        cells: number of visual tokens of the first image.
+        cells: number of visual tokens, over all images.
         count: number of them to draw.
     """
 
@@ -37,7 +37,7 @@ class CellPrompt(Prompt):
 
     @classmethod
     def of(cls, dense: Prompt, *, after: int, cells: int, count: int) -> CellPrompt:
-        """A dense prompt, to be completed by `count` of the first image's `cells` visual tokens."""
+        """A dense prompt, to be completed by `count` of its `cells` visual tokens."""
         values = {name: getattr(dense, name) for name in Prompt.__dataclass_fields__}
         return cls(**values | {"after": after}, cells=cells, count=count)
 
@@ -75,20 +75,23 @@ def sample_cells(
 
 def score_cells(
     engine: Runner, prompts: Sequence[CellPrompt], draws: Sequence[Sequence[Tensor]], temperature: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of given draws, differentiable in the head and the layers before it.
 
     Returns:
-        Log-probability of each draw, 0 on padding, and the mask of the draws, both (R, L).
+        Log-probability of each draw, the mask of the draws, and the entropy of the distribution of each draw; (R, L),
+        0 on padding.
     """
     rows: list[Tensor] = []
+    entropies: list[Tensor] = []
     states = early_states(engine, prompts)
     for prompt, own, orders in zip(prompts, states, draws, strict=True):
         scores = head_scores(engine.backbone, prompt, own, prompt.cells) / (temperature if temperature > 0 else 1.0)
         rows += [order_logprobs(scores, order.to(scores.device)) for order in orders]
-    logprobs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        entropies += [order_entropies(scores, order.to(scores.device)) for order in orders]
+    logprobs, spread = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in (rows, entropies))
     lengths = torch.tensor([len(row) for row in rows], device=logprobs.device)
-    return logprobs, torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
+    return logprobs, torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None], spread
 
 
 def only_cells(prompts: Sequence[Prompt]) -> list[CellPrompt] | None:

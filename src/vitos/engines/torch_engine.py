@@ -272,7 +272,8 @@ class TorchEngine:
             ValueError: for a model that cannot be scored this way; see `attention_masks` and `check_untouched`.
         """
         if (cells := only_cells(prompts)) is not None:
-            return Scores(*score_cells(self, cells, completions, temperature), sum(len(p) for p in prompts))
+            logprobs, mask, spread = score_cells(self, cells, completions, temperature)
+            return Scores(logprobs, mask, sum(len(p) for p in prompts), spread if entropy else None)
         packed = pack(prompts, completions, self.backbone.pad_token_id)
         config, family = self.backbone.model.config.get_text_config(), self.backbone.model.config.model_type
         inputs = self.backbone.model_inputs(packed.batch)

@@ -60,5 +60,10 @@ def _publishable(value: Any) -> Any:
 
 
 def _without_folder(text: str) -> str:
-    """`/data/someone/train.json` → `train.json`; relative paths and all other text stay."""
+    """`/data/someone/train.json` → `train.json`; addresses of servers are left out; all other text stays."""
+    if re.match(r"https?://", text):
+        return "(address left out)"
+    benchmark, equals, folder = text.partition("=")
+    if text.startswith("benchmark:") and equals:
+        return f"{benchmark}={_without_folder(folder)}"
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if re.match(r"[/~]|[A-Za-z]:[/\\]", text) else text

@@ -88,6 +88,7 @@ def save_adapted(policy: SparseVLM, weights: Mapping[str, Tensor], folder: Path)
     policy.save_pretrained(folder, weights)
     file = folder / "config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("quantization_config", None)  # what 4 bits stood for is written in full
     for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         if "dtype" in part:
             part["dtype"] = "float32"

@@ -40,6 +40,13 @@ def refusals(
         yield "trainer.fsdp", "weights in 4 bits are not sharded; leave out fsdp (DDP), or the quantization"
     if quantized and options.sampler == "vllm":
         yield "train.sampler", "vllm takes no weights in 4 bits; sample with torch, or leave out model.quantization"
+    shards = int(options.sampler_options.get("tensor_parallel_size", 1))
+    if options.sampler == "vllm" and processes % shards:
+        yield (
+            "train.sampler_options",
+            f"tensor_parallel_size {shards} does not divide the {processes} processes of the run, which share the "
+            "engines; choose a divisor",
+        )
     if options.questions_per_step % processes:
         yield (
             "train.questions_per_step",

@@ -92,7 +92,7 @@ class HeadLesson:
 
     Attributes:
         record: the question.
-        target: probability of evidence of each visual token of the first image, float32, (N,).
+        target: probability of evidence of each visual token, image by image, float32, (N,).
     """
 
     record: Record
@@ -235,7 +235,7 @@ class HeadStates:
     _bytes: int = 0
 
     def of(self, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
-        """For each question the states of the first image's visual tokens (N, hidden) and of its text (Q, hidden)."""
+        """For each question the states of its visual tokens (N, hidden) and of its text (Q, hidden)."""
         missing = [record for record in records if record.id not in self._kept]
         fresh = dict(zip((r.id for r in missing), self._run(missing), strict=True)) if missing else {}
         for name, pair in fresh.items():

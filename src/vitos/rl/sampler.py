@@ -11,17 +11,7 @@ from vitos.rl.config import DualStreamConfig
 
 
 def vllm_engine(backbone: Backbone, args: DualStreamConfig) -> VllmEngine:
-    """vLLM in this process, in the number format of the training.
-
-    Raises:
-        ValueError: for engines that share weights among a number of processes that does not fit.
-    """
-    siblings = int(args.sampler_options.get("tensor_parallel_size", 1))
-    if args.world_size % siblings:
-        raise ValueError(
-            f"train.sampler_options: tensor_parallel_size {siblings} does not divide the {args.world_size} processes "
-            "of the run, which share the engines; choose a divisor"
-        )
+    """vLLM in this process, in the number format of the training; `combinations.py` has what it does not go with."""
     dtype = torch.bfloat16 if args.bf16 else backbone.model.dtype
     name = str(dtype).removeprefix("torch.")
     sampler = VllmSampler(backbone, name, sleep_level=args.sampler_sleep, **args.sampler_options)

@@ -90,6 +90,8 @@ class SupervisedConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self.remove_unused_columns = False
         self.dataloader_pin_memory = False  # records are not tensors
+        self.save_strategy = self.logging_strategy = "steps"
+        self.logging_first_step = True
         if self.disable_tqdm is None:
             self.disable_tqdm = False
         super().__post_init__()  # type: ignore[no-untyped-call]

@@ -30,7 +30,7 @@ QUESTION = "<image>Where is the nodule?\nA. left\nB. right"
 ENCODING = ("crop", "resize")
 MERGING = ("tome", "tome_in_order", "visionzip", "visionzip_mean", "prumerge_plus", "sparsevlm")
 # A choice that depends on the budget as a whole: crops, rounds, stages, anchors and pivots per token.
-SIZED = ("inverted", "holov", "vispruner", "hiprune", "dart", "pyramiddrop")
+SIZED = ("inverted", "holov", "vispruner", "hiprune", "dart", "dart_in_flight", "pyramiddrop")
 BOXES = (Box(0.1, 0.1, 0.4, 0.5), Box(0.6, 0.7, 0.8, 0.9))
 
 

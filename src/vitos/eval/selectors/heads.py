@@ -25,7 +25,7 @@ def evidence_head(task: Task, count: int) -> Choice:
 
 @torch.no_grad()
 def _scores(task: Task) -> Tensor:
-    """Scores of the first image's visual tokens, shape (N,)."""
+    """Scores of the visual tokens of all images, shape (N,)."""
     policy = task.policy
     if policy.spec.evidence_head is None:
         raise ValueError("vitos.json does not say how to use an evidence head; train one with `vitos distill`")
