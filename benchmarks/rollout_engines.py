@@ -48,7 +48,14 @@ def main(
         queries = [Query(policy.encode(image), question_text(index)) for index, image in enumerate(images)]
     dense = [policy.branches.localize_prompt(query) for query in queries]
     sparse = [_kept(policy.branches.reason_prompt(query), i) for query in queries for i in range(group)]
-    sampler = VllmSampler(policy.backbone, "float32", enforce_eager=True, max_model_len=2048, block_size=32)
+    sampler = VllmSampler(
+        policy.backbone,
+        "float32",
+        enforce_eager=True,
+        max_model_len=2048,
+        block_size=32,
+        kv_cache_memory_bytes=1 << 28,
+    )
     engines = {"torch": TorchEngine(policy.backbone), "vllm": VllmEngine(policy.backbone, sampler)}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for run in range(runs + 1):
