@@ -8,6 +8,7 @@ Read in this order:
 4. `speed.py` and `vllm_speed.py`: the formulas for time, in plain PyTorch and in vLLM.
 5. `shapes.py`: the sizes of a model from its configuration; `devices.py`: memory and speed of known devices.
 
-`tests/doctor/test_estimate.py` compares the memory with measured peaks of small models, `tests/doctor/test_vllm_speed.py`
-the speed of vLLM with published runs. Neither was compared on GPUs by us; `scripts/gpu_check.py` is ready to do it.
+`tests/doctor/test_estimate.py` compares the memory with measured peaks of small models, and
+`tests/doctor/test_vllm_speed.py` the speed of vLLM with published runs. Neither was compared on GPUs by us;
+`scripts/gpu_check.py` is ready to do it.
 """
