@@ -9,14 +9,16 @@ from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import httpx2
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitos.config.judge import JudgeSection, judge_problems
 from vitos.core.record import IMAGE_PLACEHOLDER, Record
 from vitos.engines.judge.cache import GradeCache, JudgeError, default_cache, grade_key
-from vitos.engines.judge.client import JudgeClient, JudgeCounts, only_model
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from vitos.engines.judge.client import JudgeClient as Client
 
 T = TypeVar("T")
 LONGEST = 4000
@@ -60,6 +62,8 @@ class Judge:
     """
 
     def __init__(self, section: JudgeSection, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        from vitos.engines.judge.client import JudgeCounts, only_model  # HTTP is for those who have a judge
+
         if found := list(judge_problems(section)):
             raise JudgeError("; ".join(f"judge.{name} {why}" for name, why in found))
         self.section = section
@@ -81,6 +85,8 @@ class Judge:
 
     async def grades(self, claims: Sequence[Claim]) -> list[float | None]:
         """The same within a running event loop."""
+        from vitos.engines.judge.client import JudgeClient
+
         keys = {claim: self._key(claim) for claim in dict.fromkeys(claims)}
         known = self.cache.get(list(keys.values()))
         self.counts.claims += len(keys)
@@ -106,7 +112,7 @@ class Judge:
             "unavailable": dict(counts.unavailable),
         }
 
-    async def _ask(self, client: JudgeClient, claim: Claim) -> float | None:
+    async def _ask(self, client: Client, claim: Claim) -> float | None:
         value = await client.reply(self.model, self._prompt(claim), read_grade)
         if value is not None:
             self.cache.put(self._key(claim), value)
