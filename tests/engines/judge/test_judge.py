@@ -187,7 +187,7 @@ def test_a_reply_that_drips_is_a_time_out(ask):
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("header", ["0.4", formatdate(time.time() + 3600, usegmt=True)])
+@pytest.mark.parametrize("header", ["0.4", formatdate(4e9, usegmt=True)])
 def test_retry_after_is_kept_up_to_the_longest_pause(ask, header):
     times = []
 
