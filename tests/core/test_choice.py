@@ -346,10 +346,10 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_half_a_megabyte_takes_less_than_a_second(piece: str) -> None:
+def test_half_a_megabyte_takes_seconds_at_most(piece: str) -> None:
     for text in (piece * (500_000 // len(piece)), "B. " + piece * (500_000 // len(piece)) + "the answer is B"):
         for options in (OPTIONS, "ABCD"):
             start = time.process_time()
             parse_reasoning(tagged(text), options)
             parse_reasoning(text, options)
-            assert time.process_time() - start < 1.0
+            assert time.process_time() - start < 8.0  # in quadratic time it would be minutes

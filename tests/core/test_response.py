@@ -449,10 +449,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_megabyte_takes_less_than_a_second(name: str) -> None:
+def test_a_megabyte_takes_seconds_at_most(name: str) -> None:
     start = time.process_time()
     response = parse_localization(HOSTILE[name])
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 8.0  # in quadratic time it would be minutes
     assert response.boxes == ()
     assert not response.well_formed
 

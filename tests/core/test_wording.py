@@ -222,7 +222,5 @@ def test_it_is_total_and_stable(text: str) -> None:
 )
 def test_it_takes_linear_time(piece: str) -> None:
     start = time.process_time()
-    normalize_answer(piece * (20_000 // len(piece)))
-    short = time.process_time() - start
-    normalize_answer(piece * (80_000 // len(piece)))
-    assert time.process_time() - start - short < 10 * short + 0.5
+    normalize_answer(piece * (150_000 // len(piece)))
+    assert time.process_time() - start < 10  # in quadratic time it would be many minutes

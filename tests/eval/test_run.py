@@ -361,7 +361,7 @@ def test_the_report_s_files(whole):
         assert text in tables
         assert text in page
     assert "<script" not in page
-    assert "data:image/png;base64," in page
+    assert "data:image/svg+xml;base64," in page
     (times,) = results["seconds"]
     assert 0 < times["model_share"] <= 1
     assert {"vision", "open"} <= set(times["per_question"]["images"])

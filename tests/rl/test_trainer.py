@@ -279,7 +279,10 @@ def whole(make_trainer, warm_policy, clone_policy, tmp_path_factory):
 
 def series(run):
     rows = read_metrics(run / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not k.startswith("seconds/") and k != "total_flos"} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("seconds/", "memory/")) and k != "total_flos"}
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -594,7 +597,7 @@ def test_sampling_has_a_budget_of_its_own(
         TorchEngine, "prefill", lambda self, p, x: rows["sample"].append(len(p)) or prefill(self, p, x)
     )
     monkeypatch.setattr(
-        TorchEngine, "score", lambda self, p, c, t=1.0: rows["score"].append(len(p)) or score(self, p, c, t)
+        TorchEngine, "score", lambda self, p, c, t=1.0, **o: rows["score"].append(len(p)) or score(self, p, c, t, **o)
     )
     make_trainer(clone_policy(warm_policy), tmp_path / "a", micro_batch_tokens=1).train()
     one = {name: list(counts) for name, counts in rows.items()}
