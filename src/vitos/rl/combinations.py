@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vitos.config.options import DualStreamOptions, Problem
 
@@ -26,11 +26,7 @@ def refusals(
         sharded: whether FSDP shards the model.
         processes: number of training processes.
     """
-    if adapters and options.unfrozen_parameters is not None:
-        yield (
-            "train.unfrozen_parameters",
-            "adapters freeze all weights; leave out unfrozen_parameters, or the adapters",
-        )
+    yield from adapter_refusals(adapters, options.unfrozen_parameters)
     if quantized and not adapters:
         yield (
             "model.quantization",
@@ -58,4 +54,13 @@ def refusals(
             "train.minibatches",
             f"minibatches ({options.minibatches}) must not exceed the {share} questions of each process: each takes "
             "part in every optimizer step",
+        )
+
+
+def adapter_refusals(adapters: bool, unfrozen_parameters: str | Sequence[str] | None) -> Iterator[Problem]:
+    """What adapters do not go with; asked by reinforcement learning and by supervised training."""
+    if adapters and unfrozen_parameters is not None:
+        yield (
+            "train.unfrozen_parameters",
+            "adapters freeze all weights; leave out unfrozen_parameters, or the adapters",
         )

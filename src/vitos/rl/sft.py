@@ -29,6 +29,7 @@ from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback
 from vitos.rl.checkpoint import CheckpointedTrainer
+from vitos.rl.combinations import adapter_refusals
 from vitos.rl.distributed import (
     gradient_norm,
     is_sharded,
@@ -173,8 +174,8 @@ class SupervisedTrainer(CheckpointedTrainer):
     ) -> None:
         if args.train_encoder and (lora is not None or cache is not None or args.fsdp):
             raise ValueError("train_encoder does not go with adapters, an embedding cache or FSDP; leave one out")
-        if args.unfrozen_parameters is not None and lora is not None:
-            raise ValueError("adapters freeze all weights; leave out unfrozen_parameters, or the adapters")
+        for _, why in adapter_refusals(lora is not None, args.unfrozen_parameters):
+            raise ValueError(why)
         self.policy = model
         freeze_others(model.backbone, args.unfrozen_parameters, encoder=args.train_encoder)
         set_seed(args.seed)
