@@ -222,6 +222,7 @@ def test_gradients_are_those_of_the_masked_model(name, picture):
             found = torch.autograd.grad(total, weights)
         finally:
             backbone.model.gradient_checkpointing_disable()
+            backbone.model.disable_input_require_grads()
             backbone.model.eval()
         for which, ours, theirs in zip(names, found, expected, strict=True):
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max().clamp(min=1), which

@@ -179,6 +179,20 @@ def test_a_uniform_choice_takes_padding_last():
     assert not (uniform_mask(grid, int(inside.sum())) & ~inside).any()
 
 
+@pytest.mark.parametrize("name", [n for n in SELECTORS if n not in ENCODING])
+def test_a_policy_that_was_just_trained_is_asked_too(name, make_task):
+    """Gradient checkpointing leaves a hook on the model that asks for gradients of the input embeddings."""
+    task = make_task()
+    policy = copy.copy(task.policy)
+    backbone = policy.backbone = copy.copy(policy.backbone)
+    expected = SELECTORS[name].choose(task, 7)
+    model = backbone.model = copy.deepcopy(backbone.model).requires_grad_(True)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    found = SELECTORS[name].choose(replace(task, policy=policy, shared={}), 7)
+    assert (found.mask == expected.mask).all()
+
+
 @pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "llava, LLaVA-1.5", "internvl"])
 def test_fastv_ranks_by_the_eager_model_s_attention(name, make_task):
     task = make_task(name, size=(90, 131))

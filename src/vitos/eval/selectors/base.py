@@ -139,8 +139,8 @@ class Task:
         backbone = self.policy.backbone
         text = backbone.escape(self.query.question.replace(IMAGE_PLACEHOLDER, " ").strip())
         ids = torch.tensor(backbone.tokenizer(text, add_special_tokens=False)["input_ids"], device=backbone.device)
-        with torch.no_grad():
-            embeddings: Tensor = backbone.model.get_input_embeddings()(ids).float()
+        # Not `no_grad`: gradient checkpointing leaves a hook on the embeddings that asks for gradients all the same.
+        embeddings: Tensor = backbone.model.get_input_embeddings()(ids).detach().float()
         return embeddings
 
     def prompt_of(self, choice: Choice) -> Prompt:
