@@ -4,6 +4,7 @@ They are rows of `tests/backbones/families.py`. torch is imported on first use o
 """
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,14 @@ from PIL import Image
 # Time limits of single examples say something about a shared machine, not about the code.
 settings.register_profile("vitos", deadline=None)
 settings.load_profile("vitos")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_models_stay_as_they_are():
+    """A test that changes a shared model would break others, in some orders only."""
+    yield
+    family = sys.modules.get("tests.backbones.family")
+    assert not family or not (found := family.changes()), found
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ The independent side is the library's processor and the unmodified model.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,9 +44,28 @@ class Family:
         return self.library_processor(self.backbone())
 
 
-@functools.cache
+BUILT: dict[Callable[[], Backbone], Backbone] = {}
+"""What the tests of a session share."""
+
+
 def built(build: Callable[[], Backbone]) -> Backbone:
-    return build()
+    if build not in BUILT:
+        BUILT[build] = build()
+    return BUILT[build]
+
+
+def changes() -> list[str]:
+    """What tests changed in the models that they share; nothing, if all is well."""
+    found = []
+    for backbone in BUILT.values():
+        model: Any = backbone.model
+        if {weight.dtype for weight in model.parameters()} != {torch.float64}:
+            found.append(f"{type(model).__name__}: weights are not float64 any more")
+        if model.training:
+            found.append(f"{type(model).__name__}: left in training mode")
+        if getattr(model, "_require_grads_hook", None) is not None:
+            found.append(f"{type(model).__name__}: left with the hook of gradient checkpointing")
+    return found
 
 
 def library_inputs(processor: Any, text: str, images: Sequence[Image.Image], extra_ids: Sequence[int] = ()) -> Any:
