@@ -1,4 +1,4 @@
-"""`vitos distill`: train the evidence head of a checkpoint, for plan one_pass."""
+"""`vitos distill`: train the evidence head of a checkpoint, for the plans one_pass and glance."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def distill(
     head: Annotated[
         Literal["pointer", "glimpse"], typer.Option(help="Ours, or a rival: a learned token whose attention chooses.")
     ] = "pointer",
+    plan: Annotated[
+        list[str], typer.Option(help="Plan that the head is for, one_pass or glance; may be repeated.")
+    ] = ["one_pass"],  # noqa: B006 (typer reads it)
     layers: Annotated[
         int | None, typer.Option(min=0, help="Layers that see all tokens; by default a quarter of the model's.")
     ] = None,
@@ -44,6 +47,7 @@ def distill(
     options = DistillOptions(
         teacher=teacher,
         kind=head,
+        plans=tuple(plan),
         layers=layers,
         keep=keep,
         steps=steps,
@@ -69,13 +73,14 @@ def distill(
         policy.save_pretrained(staging)
         write_json_atomic(staging / REPORT, {"data": [str(path) for path in data], **report.to_json()})
     console.print(recall_table(report))
-    console.print(f"Head after layer {report.layers}: {out}. Answer by it with --plan one_pass.")
+    console.print(f"Head after layer {report.layers}: {out}. Answer by it with --plan {plan[0]}.")
 
 
 def recall_table(report: DistillReport) -> Table:
     """Share of the cells of evidence that is found, by template and kept share."""
     title = f"Evidence found on {report.validated} held-out questions ({report.left_out} had no box)"
-    table = Table("template", *(f"{share:g} kept" for share in report.recall["all"]), title=title)
+    shares = next(iter(report.recall.values()))
+    table = Table("template", *(f"{share:g} kept" for share in shares), title=title)
     for name, row in report.recall.items():
         table.add_row(name, *(f"{value:.2f}" for value in row.values()))
     return table
