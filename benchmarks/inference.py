@@ -2,9 +2,9 @@
 
 Evidence is given (a square in the image's middle) and nothing ends early, so that all plans read and write texts of
 the same length. A plan that writes no boxes chooses as many tokens around the middle by an evidence head behind a
-quarter of the layers, which computes its scores and is then told where to look. Each image is asked about once: only gather shares a prefix, between its own two
-branches. A run measures every plan in turn, starting with another one each time, and ratios are taken within a run:
-what slows the machine down for a while slows both sides down.
+quarter of the layers, which computes its scores and is then told where to look. Each image is asked about once: only
+gather shares a prefix, between its own two branches. A run measures every plan in turn, starting with another one each
+time, and ratios are taken within a run: what slows the machine down for a while slows both sides down.
 """
 
 from __future__ import annotations
