@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from vitos.cli.screen import console, quiet
 
 if TYPE_CHECKING:
-    from vitos.rl.distill import DistillReport
+    from vitos.config.recipe import HeadSection, Recipe
+    from vitos.core.record import Record
+    from vitos.rl.distill import DistillOptions, DistillReport
 
 REPORT = "distill.json"
 
@@ -74,6 +78,42 @@ def distill(
         write_json_atomic(staging / REPORT, {"data": [str(path) for path in data], **report.to_json()})
     console.print(recall_table(report))
     console.print(f"Head after layer {report.layers}: {out}. Answer by it with --plan {plan[0]}.")
+
+
+def head_options(section: HeadSection, recipe: Recipe) -> DistillOptions:
+    """How a recipe's head is trained.
+
+    Raises:
+        ValueError: for a plan that does not choose by an evidence head.
+    """
+    from vitos.rl.distill import DistillOptions
+
+    return DistillOptions(
+        plans=(section.plan,),
+        layers=section.layers,
+        keep=section.keep,
+        steps=section.steps,
+        max_tokens=recipe.train.max_localization_tokens,
+        seed=recipe.seed,
+    )
+
+
+def add_head(section: HeadSection, folder: Path, records: Sequence[Record], recipe: Recipe, console: Console) -> None:
+    """Give the checkpoint in `folder` a head that learns from its own boxes, unless it has one."""
+    from vitos.cli.run import final_options
+    from vitos.data.files import write_json_atomic
+    from vitos.policy.vlm import SparseVLM
+    from vitos.rl.checkpoint import extended_folder
+    from vitos.rl.distill import distill as train_head
+
+    policy = SparseVLM.from_pretrained(folder, **final_options(recipe.model))
+    if policy.backbone.evidence_head is None:
+        console.print(f"[bold]Evidence head[/bold]: plan {section.plan}, {section.questions} questions at most")
+        report = train_head(policy, records[: section.questions], head_options(section, recipe))
+        with extended_folder(folder) as staging:
+            policy.save_beside(staging)
+            write_json_atomic(staging / REPORT, report.to_json())
+        console.print(recall_table(report))
 
 
 def recall_table(report: DistillReport) -> Table:

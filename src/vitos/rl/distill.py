@@ -222,7 +222,7 @@ def head_lessons(
                 own.append(rollout.response.boxes)
         if options.teacher != "own":
             for own, record in zip(taught, batch, strict=True):
-                own.append(record.boxes)
+                own.append(record.boxes or ())
         for name, store in stores.items():
             for record, scan, all_boxes in zip(batch, store.get(batch), taught, strict=True):
                 grid = Query(scan, record.question).grid

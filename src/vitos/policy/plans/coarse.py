@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Coarse(Plan):
         return [
             Reasoning(dense, Kept.everything(whole.grid, problem))
             if problem and dense is not None
-            else at_full_resolution(branches, query, lambda grid, b=boxes: select(grid, b, branches.spec.keep), watch)
+            else at_full_resolution(branches, query, partial(select, boxes=boxes, rule=branches.spec.keep), watch)
             for problem, boxes in zip(problems, evidence, strict=True)
         ]
 

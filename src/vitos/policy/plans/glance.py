@@ -28,7 +28,7 @@ from vitos.policy.branches import Branches
 from vitos.policy.plans.base import Reasoning
 from vitos.policy.plans.coarse import Coarse, at_full_resolution
 from vitos.policy.plans.one_pass import OnePass, best_of
-from vitos.policy.types import Query
+from vitos.policy.types import Query, Rollout
 
 
 class Glance(OnePass):
@@ -37,7 +37,6 @@ class Glance(OnePass):
     reduced = True
     needs_pictures = True
     takes_masks = False
-    trainable = False
     timed_as = "vision"
 
     def refusal(self, backbone: Backbone) -> str:
@@ -69,6 +68,20 @@ class Glance(OnePass):
             at_full_resolution(branches, query, partial(_choice, branches, query, boxes), watch, only=True)
             for boxes in evidence
         ]
+
+    def reason_after(
+        self, branches: Branches, query: Query, rollouts: Sequence[Rollout], watch: Stopwatch
+    ) -> list[Reasoning]:
+        return [
+            at_full_resolution(branches, query, partial(_drawn, self._drawn(query, rollout)), watch, only=True)
+            for rollout in rollouts
+        ]
+
+
+def _drawn(few: Kept, grid: TokenGrid) -> Kept:
+    """The cells of the whole images whose centres lie in kept cells of the reduced ones."""
+    inside = enlarged(few.mask.astype(np.float32), few.grid, grid)
+    return Kept(grid, np.asarray(inside) > 0.5)
 
 
 def _choice(branches: Branches, query: Query, boxes: Sequence[Box], grid: TokenGrid) -> Kept:
