@@ -84,10 +84,15 @@ def run_seed(given: argparse.Namespace, seed: int, layers: int) -> None:
     rewards = {
         "sparsify.plan": "one_pass", "train.schedule": "localization-only", "train.localization_steps": given.updates,
         "train.unfrozen_parameters": "evidence_head", "train.stage1_num_localizations": 8,
-        "train.stage1_num_reasonings": 2, "train.stage1_learning_rate": 1e-3, "train.localization_kl": 0.0,
+        "train.stage1_num_reasonings": 2, "train.stage1_learning_rate": "null", "train.learning_rate": 1e-3,
+        "train.localization_kl": 0.0,
     }  # fmt: skip
     rewarded = train(given, seed, "rewarded-head", head, hidden, rewards)
-    stage = {"train.schedule": "reasoning-only", "train.reasoning_steps": given.reasoning}
+    stage = {
+        "train.schedule": "reasoning-only", "train.reasoning_steps": given.reasoning,
+        "train.stage1_num_localizations": "null", "train.stage1_num_reasonings": "null",
+        "train.stage1_learning_rate": "null", "train.localization_kl": 0.0,
+    }  # fmt: skip
     models = {
         "base": given.model,
         "two_pass": train(given, seed, "two_pass", given.model, hidden, stage),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -98,18 +98,23 @@ def head_options(section: HeadSection, recipe: Recipe) -> DistillOptions:
     )
 
 
-def add_head(section: HeadSection, folder: Path, records: Sequence[Record], recipe: Recipe, console: Console) -> None:
-    """Give the checkpoint in `folder` a head that learns from its own boxes, unless it has one."""
-    from vitos.cli.run import final_options
+def add_head(
+    folder: Path, options: DistillOptions, records: Sequence[Record], load: Mapping[str, Any], console: Console
+) -> None:
+    """Give the checkpoint in `folder` a head that learns from its own boxes, unless it has one.
+
+    Args:
+        load: options of `SparseVLM.from_pretrained`.
+    """
     from vitos.data.files import write_json_atomic
     from vitos.policy.vlm import SparseVLM
     from vitos.rl.checkpoint import extended_folder
     from vitos.rl.distill import distill as train_head
 
-    policy = SparseVLM.from_pretrained(folder, **final_options(recipe.model))
+    policy = SparseVLM.from_pretrained(folder, **load)
     if policy.backbone.evidence_head is None:
-        console.print(f"[bold]Evidence head[/bold]: plan {section.plan}, {section.questions} questions at most")
-        report = train_head(policy, records[: section.questions], head_options(section, recipe))
+        console.print(f"[bold]Evidence head[/bold]: plan {options.plans[0]}, {len(records)} questions")
+        report = train_head(policy, records, options)
         with extended_folder(folder) as staging:
             policy.save_beside(staging)
             write_json_atomic(staging / REPORT, report.to_json())

@@ -86,7 +86,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         )
         trainer.train(resume_from_checkpoint=resume or None)
     if recipe.evidence_head is not None and processes.is_main_process:
-        add_head(recipe.evidence_head, run / FINAL, ready.records, recipe, console)
+        section, options = recipe.evidence_head, head_options(recipe.evidence_head, recipe)
+        add_head(run / FINAL, options, ready.records[: section.questions], final_options(recipe.model), console)
     if recipe.data.eval and processes.is_main_process:
         if processes.num_processes > 1 and config.device.type == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # the other processes have finished

@@ -54,7 +54,7 @@ RESULTS, CASES, REPORT, ASKED = "results.json", "cases.jsonl", "report.html", "e
 MOST_UNREAD = 0.5
 """Share of unreadable answers from which the advice to start supervised is given."""
 
-_SPANS = (
+SPANS = (
     "vision",
     "prefix",
     "early_prefill",
@@ -64,6 +64,7 @@ _SPANS = (
     "reason_prefill",
     "reason_decode",
 )
+"""Spans of time in `seconds_by_stage`, in their order."""
 
 _log = logging.getLogger(__name__)
 
@@ -301,12 +302,12 @@ def _seconds(folder: EvalFolder, asked: Mapping[str, Any], questions: int) -> di
 
 def _spent(folder: EvalFolder, model: str, conditions: Sequence[str], plan: str) -> dict[str, float]:
     """Seconds of each span of some conditions, over all questions; the opening of files is left out."""
-    spent = dict.fromkeys(_SPANS, 0.0)
+    spent = dict.fromkeys(SPANS, 0.0)
     # Under a plan that begins with a reduced image, the whole images were encoded for the dense condition.
     shared = ("prefix",) if get_plan(plan).reduced else ("vision", "prefix")
     for name in folder.manifest()["benchmarks"]:
         for row in folder.times(model, name):
-            wanted = shared if row["condition"] == "images" else _SPANS
+            wanted = shared if row["condition"] == "images" else SPANS
             for span, value in row["seconds"].items():
                 if row["condition"] in conditions and span in wanted:
                     spent[span] += value
