@@ -120,7 +120,7 @@ def ship(run: Run, base: Path, vision: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/small"), help="folder for everything on the way")
+    parser.add_argument("--work", type=Path, default=Path("runs/make-small"), help="folder for everything on the way")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--vision", type=Path, default=Path("../shared/models/dinov2-small"), help="DINOv2-S")
     parser.add_argument("--only", choices=("data", "projector"), help="end after this step")

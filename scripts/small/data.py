@@ -154,8 +154,10 @@ def write_features(vision: Path, folder: Path) -> None:
     model = AutoModel.from_pretrained(vision, dtype="float32").eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     partial = folder / ".features.npy"
-    table = np.lib.format.open_memmap(partial, "w+", np.float16, (len(order), 256, 2 * HIDDEN))
-    for start in track(range(0, len(order), BATCH), "encoding"):
+    shape = (len(order), 256, 2 * HIDDEN)
+    table = np.lib.format.open_memmap(partial, "r+" if partial.is_file() else "w+", np.float16, shape)
+    done = int(np.searchsorted(-np.abs(table[:, 0, :8]).max(-1), 0.0))  # rows of a stopped run; the others are 0
+    for start in track(range(done // BATCH * BATCH, len(order), BATCH), "encoding"):
         images = [
             Image.open(folder / path).convert("RGB").resize((224, 224), 3) for path in order[start : start + BATCH]
         ]

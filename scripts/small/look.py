@@ -17,11 +17,12 @@ from small.lessons import Pictures
 from vitos.core.geometry import matched_iou
 from vitos.core.record import Record
 from vitos.data.readers import read_records
-from vitos.engines.base import Sampling
 from vitos.nano.small import add_shipped
+from vitos.policy.plans import Limits
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 
+LIMITS = Limits(max_tokens=48, max_evidence_tokens=140, evidence_only=True)
 AT_POINT = ("cell_type_at_point", "point_on_nucleus")
 
 
@@ -55,8 +56,8 @@ def look(policy: SparseVLM, own: Sequence[Record], unknown: Sequence[Record], ba
     for start in range(0, len(own), batch):
         records = own[start : start + batch]
         queries = _queries(policy, records)
-        findings = policy.answer(queries)
-        dense = policy.reason(queries, [policy.branches.reason_prompt(q) for q in queries], Sampling(max_tokens=48))
+        findings = policy.answer(queries, limits=LIMITS)
+        dense = policy.reason(queries, [policy.branches.reason_prompt(q) for q in queries], LIMITS.reason)
         for record, found, (rollout,) in zip(records, findings, dense, strict=True):
             name = record.meta["template"]
             right = float(rollout.response.answer == record.answer)
@@ -72,7 +73,7 @@ def look(policy: SparseVLM, own: Sequence[Record], unknown: Sequence[Record], ba
     for start in range(0, len(unknown), batch):
         records = unknown[start : start + batch]
         queries = _queries(policy, records)
-        asked = policy.reason(queries, [policy.branches.reason_prompt(q) for q in queries], Sampling(max_tokens=48))
+        asked = policy.reason(queries, [policy.branches.reason_prompt(q) for q in queries], LIMITS.reason)
         for record, (rollout,) in zip(records, asked, strict=True):
             out["unknown"].append(float(rollout.response.answer == record.answer))
             out["unknown_option"].append(float(rollout.response.answer is not None))

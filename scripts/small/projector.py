@@ -155,7 +155,7 @@ def train_projector(
     parameters = [*projector.parameters(), *task.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2e-3, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimizer, 2e-3, total_steps=steps, pct_start=0.051, cycle_momentum=False
     )
     for step in range(1, steps + 1):
         index = np.sort(np.random.default_rng([1, step]).choice(known, min(batch, len(known)), replace=False))

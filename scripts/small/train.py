@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from small.lessons import Batch, Pictures, Teacher
 from small.projector import CellTask, stacked, targets_of
-from vitos.nano.small import FIRST, SECOND, shipped_weights
+from vitos.nano.small import FIRST, SECOND, new_tokens, shipped_weights
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters
 from vitos.rl.lessons import pack_lessons
@@ -79,7 +79,7 @@ class Run:
         self.adapters = {n: p for n, p in self.model.named_parameters() if "lora_" in n}
         self.embeddings = self.model.get_input_embeddings().weight
         self.embeddings.requires_grad_(True)
-        self.first_row = len(self.embeddings) - _new_rows(policy)
+        self.first_row = len(self.embeddings) - new_tokens()
         self.embeddings.register_hook(self._own_rows)
         self.optimizer = torch.optim.AdamW(
             [
@@ -212,12 +212,6 @@ def _parts(lengths: list[int], most: int = 2600) -> Iterator[list[int]]:
         part.append(index)
     if part:
         yield part
-
-
-def _new_rows(policy: SparseVLM) -> int:
-    from vitos.nano.small import NUMBERS, TAGS
-
-    return len(TAGS) + len(NUMBERS) + 1
 
 
 def _only_rows(state: dict[str, Any], first: int) -> dict[str, Any]:

@@ -107,6 +107,15 @@ def load_language(source: str) -> tuple[Any, PreTrainedTokenizerBase]:
         ) from error
 
 
+def add_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add a token for each tag, for each number of a box, and for a visual token, in this order; and the template."""
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    # "0.34", but not the end of "10.34" or the start of "0.345".
+    tokenizer.add_tokens([AddedToken(number, normalized=False, single_word=True) for number in NUMBERS])
+    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+
+
 def build_small(
     tower: torch.nn.Module, language: Any, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[LlavaForConditionalGeneration, BitImageProcessorPil]:
@@ -119,11 +128,7 @@ def build_small(
         language: a `LlamaForCausalLM`; its embeddings grow.
         tokenizer: the language model's.
     """
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
-    # "0.34", but not the end of "10.34" or the start of "0.345".
-    tokenizer.add_tokens([AddedToken(number, normalized=False, single_word=True) for number in NUMBERS])
-    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    add_tokens(tokenizer)
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text: Any = language.config
     if hasattr(text, "quantization_config"):  # of the GGUF file; the weights are float32 now
@@ -159,7 +164,7 @@ def shipped_weights(model: LlavaForConditionalGeneration, adapters: Mapping[str,
             its weight, so a scale is a factor of one of them.
     """
     weights = {f"{PROJECTOR}{name}": t for name, t in model.model.multi_modal_projector.state_dict().items()}
-    weights |= {ROWS: model.get_input_embeddings().weight[-_new_tokens() :], **adapters}
+    weights |= {ROWS: model.get_input_embeddings().weight[-new_tokens() :], **adapters}
     return {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in weights.items()}
 
 
@@ -229,5 +234,6 @@ def _compare(expected: Tensor, seen: Tensor, least: float, part: str) -> None:
         )
 
 
-def _new_tokens() -> int:
+def new_tokens() -> int:
+    """Number of tokens that `add_tokens` adds."""
     return len(TAGS) + len(NUMBERS) + 1
