@@ -29,11 +29,12 @@ from small.look import look, probes, questions, shipped_policy
 from small.projector import ALL_KINDS, CellTask, start_rows, train_projector
 from small.train import Plan, Run
 
+from vitos.backbones.companions import PROCESSOR
 from vitos.backbones.llava import Llava
 from vitos.core.sparsify import KeepRule
 from vitos.data.files import set_default_modes, write_json_atomic
 from vitos.nano.real import load_vision
-from vitos.nano.small import build_small, language_source, load_language, save_adapters
+from vitos.nano.small import IMAGE_TOKEN, PATCH, build_small, language_source, load_language, save_adapters
 from vitos.policy.spec import VitosSpec
 from vitos.policy.vlm import SparseVLM
 
@@ -43,7 +44,47 @@ SPEC = VitosSpec(
     answer_with="text",
     keep=KeepRule(margin=1),
 )
-PARTS = ("config.json", "generation_config.json", "preprocessor_config.json", "vitos.json")
+# What plain transformers and vLLM read besides (`LlavaProcessor`).
+PROCESSOR_SETTINGS = {
+    "image_token": IMAGE_TOKEN,
+    "num_additional_image_tokens": 1,
+    "patch_size": PATCH,
+    "processor_class": "LlavaProcessor",
+    "vision_feature_select_strategy": "default",
+}
+PARTS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "vitos.json",
+    "chat_template.jinja",
+    PROCESSOR,
+)
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# small
+
+Projector, adapters and the rows of new tokens (bfloat16) for a LLaVA of DINOv2-S and SmolLM2-135M-Instruct, whose
+weights are not in this folder. Trained for {minutes:.0f} minutes ({step:.0f} updates, seed {seed}) on train images of
+public sets (NOTICE). It is no medical device. How it was made: `scripts/make_small.py`, docs/small.md.
+
+On {count} questions about held-out train images and as many in words and phrasings that it was never trained on,
+greedy, before any reinforcement learning:
+
+| figure | value |
+| --- | --- |
+| accuracy, all tokens | {dense:.3f} |
+| answers that are an option | {option:.3f} |
+| accuracy from the tokens of its own boxes ({kept:.0%} kept) | {sparse:.3f} |
+| questions with a readable box | {boxes:.3f} |
+| mean IoU of its boxes | {iou:.3f} |
+| unknown words: accuracy, all tokens | {unknown:.3f} |
+| unknown words: answers that are an option | {unknown_option:.3f} |
+"""
 STARTED, LOG = "task.pt", "figures.jsonl"
 
 
@@ -52,7 +93,9 @@ def make_base(folder: Path, vision: Path) -> None:
     language, tokenizer = load_language(language_source())
     model, processor = build_small(load_vision(str(vision), "small"), language, tokenizer)
     staging = folder.with_name(".base")
-    SparseVLM(Llava(model, tokenizer, processor), SPEC).save_pretrained(staging)
+    backbone = Llava(model, tokenizer, processor)
+    backbone.companions = {PROCESSOR: json.dumps(PROCESSOR_SETTINGS, indent=2).encode()}
+    SparseVLM(backbone, SPEC).save_pretrained(staging)
     staging.rename(folder)
 
 
@@ -105,16 +148,16 @@ def train(run: Run, base: Path, data: Path, folder: Path, looked_at: int) -> Non
                 seen = run.seconds
 
 
-def ship(run: Run, base: Path, vision: Path, out: Path) -> None:
-    """Write the part that ships with the package."""
+def ship(run: Run, base: Path, vision: Path, out: Path, looked_at: int) -> None:
+    """Write the part that ships with the package, with a card that has the figures of the last look."""
     out.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
         shutil.copyfile(base / name, out / name)
-    for name in ("chat_template.jinja", "processor_config.json"):
-        if (base / name).is_file():
-            shutil.copyfile(base / name, out / name)
     language, _ = load_language(language_source())
     save_adapters(run.weights(), load_vision(str(vision), "small"), language, out)
+    rows = [json.loads(line) for line in (run.folder / LOG).read_text(encoding="utf-8").splitlines()]
+    last = next(row for row in reversed(rows) if "dense" in row)
+    (out / "README.md").write_text(CARD.format(**last, seed=run.plan.seed, count=looked_at), encoding="utf-8")
     set_default_modes(out)
 
 
@@ -171,7 +214,7 @@ def main() -> None:
     run = Run(policy, task, pictures, plan, run_folder)
     train(run, base, data, run_folder, args.looked_at)
     if args.out is not None:
-        ship(run, base, args.vision, args.out)
+        ship(run, base, args.vision, args.out, args.looked_at)
 
 
 if __name__ == "__main__":
