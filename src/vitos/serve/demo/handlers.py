@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from vitos.core.geometry import Box
 from vitos.core.masks import fit_budget
@@ -200,10 +201,13 @@ class Handlers(Opening):
         """The tokens that the answer's plan would keep at a budget; None: there is no evidence."""
         grid, scores = answer.finding.grid, answer.finding.kept.scores
         count = max(1, round(budget * grid.num_tokens))
-        if scores is not None and not boxes:
-            rule = self.vlm.spec.evidence_head
-            share = rule.keep if rule is not None else 1.0
-            return best_cells(grid, scores, count if budget else max(1, round(share * grid.num_tokens)))
+        rule = self.vlm.spec.evidence_head
+        if scores is not None and rule is not None and not boxes:
+            if not budget:
+                least, share = self.vlm.spec.keep.min_tokens, rule.threshold
+                likely = round(rule.keep * grid.num_tokens)
+                count = max(likely if share is None else int((1 / (1 + np.exp(-scores)) > share).sum()), least)
+            return best_cells(grid, scores, min(count, grid.num_tokens))
         evidence = boxes or answer.finding.boxes
         if not evidence:
             return None
