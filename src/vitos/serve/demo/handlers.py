@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from vitos.core.geometry import Box
 from vitos.core.masks import fit_budget
-from vitos.core.sparsify import Kept, best_cells, select
+from vitos.core.sparsify import Kept, select
 from vitos.policy.plans import Limits
+from vitos.policy.plans.one_pass import best_of
 from vitos.policy.vlm import SparseVLM
 from vitos.serve.demo import figures, render
 from vitos.serve.demo.compare import DRAWN, ComparedAnswer, Comparison, compare, compare_plans, plans_of
@@ -200,19 +200,13 @@ class Handlers(Opening):
     def _at_budget(self, answer: ComparedAnswer, boxes: Sequence[Box], budget: float) -> Kept | None:
         """The tokens that the answer's plan would keep at a budget; None: there is no evidence."""
         grid, scores = answer.finding.grid, answer.finding.kept.scores
-        count = max(1, round(budget * grid.num_tokens))
-        rule = self.vlm.spec.evidence_head
-        if scores is not None and rule is not None and not boxes:
-            if not budget:
-                least, share = self.vlm.spec.keep.min_tokens, rule.threshold
-                likely = round(rule.keep * grid.num_tokens)
-                count = max(likely if share is None else int((1 / (1 + np.exp(-scores)) > share).sum()), least)
-            return best_cells(grid, scores, min(count, grid.num_tokens))
+        if scores is not None and not boxes:
+            return best_of(self.vlm.spec, grid, scores, budget or None)
         evidence = boxes or answer.finding.boxes
         if not evidence:
             return None
         if budget:
-            return Kept(grid, fit_budget(grid, evidence, count))
+            return Kept(grid, fit_budget(grid, evidence, max(1, round(budget * grid.num_tokens))))
         return select(grid, evidence, self.vlm.spec.keep)
 
 
