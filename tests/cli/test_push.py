@@ -93,7 +93,7 @@ def test_model_and_card_are_published_and_nothing_else(hub, model):
     assert push_to_hub(model, "me/mine") == f"{hub.address}/me/mine/commit/1"
     assert set(hub.tokens) == {"Bearer hf_of_this_test"}
     (created,) = [json.loads(raw) for path, raw in hub.seen if path.endswith("/repos/create")]
-    assert (created["name"], created["organization"], created["private"]) == ("mine", "me", True)
+    assert (created["name"], created["organization"], created["visibility"]) == ("mine", "me", "private")
     (commit,) = [raw for path, raw in hub.seen if "/commit/" in path]
     lines = [json.loads(line) for line in commit.splitlines()]
     sent = {
