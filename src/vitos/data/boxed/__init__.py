@@ -85,9 +85,9 @@ def _rows(images: Iterable[Marked], categories: Sequence[str]) -> Iterator[tuple
         boxes: dict[str, list[Box]] = {}
         for where, category, edges in image.marks:
             boxes.setdefault(category, []).append(boxed(where, edges, frame))
-        asked = [image.asked] if image.asked else questions(image.name, list(boxes), categories)
+        asked: Iterable[Row] = [image.asked] if image.asked else questions(image.name, list(boxes), categories)
         for row in asked:
-            evidence = boxes.get(row.get("category", ""), ())
+            evidence = boxes.get(row.get("category", ""), [])
             yield image.name, {**picture, **row, "bbox": [box.to_json() for box in evidence] or None}
 
 
@@ -118,8 +118,9 @@ def boxed(name: str, edges: Sequence[float], size: tuple[float, float]) -> Box:
         raise DataError(
             f"{name}: the box {list(edges)} leaves its image of {size[0]:g} x {size[1]:g} pixels; {remedy}"
         )
+    x1, y1, x2, y2 = (min(max(edge / limit, 0.0), 1.0) for edge, limit in zip(edges, (*size, *size), strict=True))
     try:
-        return Box(*(min(max(edge / limit, 0.0), 1.0) for edge, limit in zip(edges, (*size, *size), strict=True)))
+        return Box(x1, y1, x2, y2)
     except ValueError as error:
         raise DataError(f"{name}: the box {list(edges)} is empty; remove or mend it") from error
 

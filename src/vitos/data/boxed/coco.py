@@ -31,7 +31,7 @@ def _marked(file: Path, root: Path, names: dict[str, None]) -> list[Marked]:
     try:
         data: Any = json.loads(file.read_text(encoding="utf-8"))
         categories = {category["id"]: str(category["name"]) for category in data["categories"]}
-        marks = defaultdict(list)
+        marks: dict[Any, list[tuple[str, str, tuple[float, ...]]]] = defaultdict(list)
         for found in data["annotations"]:
             x, y, w, h = found["bbox"]
             where = f"{file.name}, annotation {found['id']}"
@@ -55,7 +55,8 @@ def write(records: Mapping[str, Sequence[Record]], folder: Path) -> None:
     names = {category for split in splits.values() for _, marks in split.values() for category, _ in marks}
     ids = {name: number for number, name in enumerate(sorted(names), 1)}
     for split, pictures in splits.items():
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for key, (name, ((width, height), marks)) in enumerate(pictures.items(), 1):
             images.append({"id": key, "file_name": Path(name).name, "width": width, "height": height})
             for category, box in marks:

@@ -26,7 +26,8 @@ def read(source: Path, images: Path | None = None) -> Annotations:
 
 def _marked(masks: dict[str, dict[str, Path]], pictures: dict[str, Path]) -> Iterator[Marked]:
     for stem, path in pictures.items():
-        marks, sizes = [], {load_image(path).size}
+        marks: list[tuple[str, str, tuple[float, ...]]] = []
+        sizes: set[tuple[int, ...]] = {load_image(path).size}
         for category, files in masks.items():
             if stem in files:
                 values = np.asarray(load_image(files[stem])).any(axis=-1)  # (height, width)

@@ -40,7 +40,7 @@ def read(source: Path, images: Path | None = None) -> Annotations:
 
 def _marked(path: Path, rows: Sequence[tuple[str, dict[str, str]]]) -> Marked:
     size: tuple[float, float] = open_picture(path)[1]
-    found = defaultdict(list)
+    found: dict[str, list[tuple[str, str, Box]]] = defaultdict(list)
     for where, row in rows:
         try:
             if row.get("width") and row.get("height"):
@@ -48,6 +48,8 @@ def _marked(path: Path, rows: Sequence[tuple[str, dict[str, str]]]) -> Marked:
             if any(row[name] for name in COLUMNS[2:]):
                 box = boxed(where, [float(row[name]) for name in COLUMNS[2:]], size)
                 found[row["class_name"]].append((row.get("rad_id") or where, where, box))
+        except DataError:
+            raise
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
     marks = [(where, category, edges) for category, boxes in found.items() for where, edges in agreed(boxes, size)]
@@ -63,4 +65,5 @@ def agreed(boxes: Sequence[tuple[str, str, Box]], size: tuple[float, float]) -> 
             groups.append(group := [])
         group.append((reader, where, box))
     for group in groups:
-        yield group[0][1], np.mean([box.as_tuple() for *_, box in group], axis=0) * [*size, *size]
+        mean = np.mean([box.as_tuple() for *_, box in group], axis=0)
+        yield group[0][1], (mean * [*size, *size]).tolist()

@@ -30,7 +30,11 @@ def _marked(file: Path, images: Path) -> Iterator[Marked]:
             item: Any = json.loads(line)
             marks = [(where, "evidence", [float(edge) for edge in box]) for box in item["bboxs"]]
             size = (float(item["width"]), float(item["height"])) if item.get("width") else None
-            asked = {"question": f"{IMAGE_PLACEHOLDER}{item['question']}", "answer": item["answer"], "kind": "text"}
+            asked: dict[str, Any] = {
+                "question": f"{IMAGE_PLACEHOLDER}{item['question']}",
+                "answer": item["answer"],
+                "kind": "text",
+            }
             others = [text for text in item.get("possible_answers", ()) if text != item["answer"]]
             asked |= {"accepted": others or None, "category": "evidence"}
             yield Marked(name=where, path=images / item["image"], marks=marks, size=size, asked=asked)

@@ -62,9 +62,11 @@ def _labels(file: str, lines: Sequence[str], names: Mapping[int, str]) -> Iterat
             if len(more) == 2:
                 edges = [x - more[0] / 2, y - more[1] / 2, x + more[0] / 2, y + more[1] / 2]
             else:
-                corners = list(zip([x, *more[::2]], [y, *more[1::2]], strict=True))
-                edges = [*map(min, *corners), *map(max, *corners)]
-        except (ValueError, KeyError, TypeError) as error:
+                xs, ys = [x, *more[::2]], [y, *more[1::2]]
+                if len(xs) != len(ys) or len(xs) < 3:
+                    raise ValueError(f"{len(words) - 1} numbers")
+                edges = [min(xs), min(ys), max(xs), max(ys)]
+        except (ValueError, KeyError) as error:
             raise DataError(
                 f"{file}, line {number}: no category of data.yaml with a box or polygon ({error!r})"
             ) from error
