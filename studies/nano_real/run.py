@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ from vitos.reports.curves import training_curves
 from vitos.reports.overlay import draw_overlay
 
 HERE = Path(__file__).parent
-RECIPE = "recipes/nano-real.yaml"
-CACHE = "runs/nano-real-cache"  # what the frozen encoder says of every image, made once
+NAME = "nano-real"
 CONDITIONS = {
     "base, dense": "base_dense",
     "base, own boxes": "untrained_sparse",
@@ -67,20 +66,29 @@ ROWS = {
 Case = dict[str, Any]
 
 
-def folder_of(seed: int) -> Path:
-    return Path(f"runs/nano-real-{seed}")
+def folder_of(seed: int, name: str = NAME) -> Path:
+    return Path(f"runs/{name}-{seed}")
 
 
-def run_one(seed: int) -> None:
-    folder = folder_of(seed)
+def recipe_of(name: str) -> str:
+    return f"recipes/{name}.yaml"
+
+
+def cache_of(name: str) -> str:
+    """Where what the frozen encoder says of every image is kept, made once."""
+    return f"runs/{name}-cache"
+
+
+def run_one(seed: int, name: str = NAME) -> None:
+    folder = folder_of(seed, name)
     if not (folder / "results.json").is_file():
-        sets = (f"seed={seed}", f"output_dir={folder}", f"data.cache={CACHE}")
-        command = [sys.executable, "-m", "vitos", "train", RECIPE, "--resume"]
+        sets = (f"seed={seed}", f"output_dir={folder}", f"data.cache={cache_of(name)}")
+        command = [sys.executable, "-m", "vitos", "train", recipe_of(name), "--resume"]
         subprocess.run(command + [part for value in sets for part in ("--set", value)], check=True)
 
 
-def read_cases(seed: int) -> list[Case]:
-    return [json.loads(line) for line in (folder_of(seed) / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+def read_cases(folder: Path) -> list[Case]:
+    return [json.loads(line) for line in (folder / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def values(runs: Sequence[Sequence[Case]], condition: str, key: str, chosen: Sequence[int]) -> np.ndarray:
@@ -121,7 +129,7 @@ def differences(runs: Sequence[Sequence[Case]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def by_seed(seeds: Sequence[int]) -> str:
+def by_seed(seeds: Sequence[int], name: str = NAME) -> str:
     keys = (
         "base_dense_accuracy",
         "control_untrained_sparse_accuracy",
@@ -137,7 +145,7 @@ def by_seed(seeds: Sequence[int]) -> str:
     )
     lines = ["| seed | " + " | ".join(keys) + " |", "| --- " * (len(keys) + 1) + "|"]
     for seed in seeds:
-        results = json.loads((folder_of(seed) / "results.json").read_text(encoding="utf-8"))
+        results = json.loads((folder_of(seed, name) / "results.json").read_text(encoding="utf-8"))
         lines.append(f"| {seed} | " + " | ".join(f"{results[key]:.3f}" for key in keys) + " |")
     return "\n".join(lines) + "\n"
 
@@ -159,7 +167,7 @@ def drawn_cases(cases: Sequence[Case], count: int = 10) -> tuple[list[Case], lis
     return out
 
 
-def picture(cases: Sequence[Case]) -> Figure:
+def picture(cases: Sequence[Case], folder: Path) -> Figure:
     """Kept tokens bright, own boxes orange, gold boxes blue; the answer given below, and the right one if another."""
     columns = 5
     rows = -(-len(cases) // columns)
@@ -169,7 +177,7 @@ def picture(cases: Sequence[Case]) -> Figure:
         grid = TokenGrid.single(view["rows"], view["cols"], Rect(*view["rect"]))
         sparse, own = case["conditions"]["sparse"], case["conditions"]["localization"]["boxes"]
         overlay = draw_overlay(
-            load_image(folder_of(0) / case["image"]),
+            load_image(folder / case["image"]),
             grid,
             sparse["kept"],
             [Box(*box) for box in own],
@@ -186,23 +194,35 @@ def picture(cases: Sequence[Case]) -> Figure:
     return figure
 
 
+def study(name: str, seeds: int, here: Path, more: Callable[[Sequence[Sequence[Case]]], str] | None = None) -> None:
+    """Train and evaluate the recipe of this name once a seed; write tables, curves and cases into `here`.
+
+    Args:
+        more: makes a further table from the cases of all seeds.
+    """
+    subprocess.run(
+        [sys.executable, "-m", "vitos", "data", "cache", recipe_of(name), "--out", cache_of(name)], check=True
+    )
+    for seed in range(seeds):
+        run_one(seed, name)
+    runs = [read_cases(folder_of(seed, name)) for seed in range(seeds)]
+    tables = f"{table(runs)}\n{differences(runs)}\n{by_seed(range(seeds), name)}"
+    if more is not None:
+        tables += f"\n{more(runs)}"
+    (here / "table.md").write_text(tables, encoding="utf-8")
+    first = folder_of(0, name)
+    (here / "results.json").write_text((first / "results.json").read_text(encoding="utf-8"), encoding="utf-8")
+    metrics = [json.loads(line) for line in (first / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    training_curves(metrics).savefig(here / "curves.png", dpi=90)
+    right, wrong = drawn_cases(runs[0])
+    picture([*right, *wrong], first).savefig(here / "cases.jpg", dpi=80, pil_kwargs={"quality": 85})
+    print(tables)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
-    subprocess.run([sys.executable, "-m", "vitos", "data", "cache", RECIPE, "--out", CACHE], check=True)
-    for seed in range(args.seeds):
-        run_one(seed)
-    runs = [read_cases(seed) for seed in range(args.seeds)]
-    tables = f"{table(runs)}\n{differences(runs)}\n{by_seed(range(args.seeds))}"
-    (HERE / "table.md").write_text(tables, encoding="utf-8")
-    first = folder_of(0)
-    (HERE / "results.json").write_text((first / "results.json").read_text(encoding="utf-8"), encoding="utf-8")
-    metrics = [json.loads(line) for line in (first / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    training_curves(metrics).savefig(HERE / "curves.png", dpi=90)
-    right, wrong = drawn_cases(runs[0])
-    picture([*right, *wrong]).savefig(HERE / "cases.jpg", dpi=80, pil_kwargs={"quality": 85})
-    print(tables)
+    study(NAME, parser.parse_args().seeds, HERE)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ checkpoint in the user's cache, which is then used like any other folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
-from vitos.data.files import set_default_modes
 from vitos.nano import DECODER_PATH, NANO_REAL
+from vitos.nano.cache import cached_folder, source_name
 
 DECODER_FILE = "decoder.safetensors"
 VISION_VARIABLE = "VITOS_DINOV2"
@@ -41,28 +39,10 @@ def nano_real_path() -> Path:
     Raises:
         OSError: if it cannot be loaded; the message says what to do.
     """
-    source = os.environ.get(VISION_VARIABLE) or VISION_ON_HUB
-    if Path(source).is_dir():
-        source = str(Path(source).resolve())
-    parts = b"".join(file.read_bytes() for file in sorted(DECODER_PATH.iterdir()) if file.is_file())
-    key = hashlib.sha256(source.encode() + parts).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitos"
-    target = cache / f"{NANO_REAL}-{key}"
-    if not target.is_dir():
-        tower = _load_vision(source)
-        cache.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{NANO_REAL}-", dir=cache))
-        try:
-            _assemble(tower, staging)
-            set_default_modes(staging)
-            staging.chmod(cache.stat().st_mode)
-            staging.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return target
+    source = source_name(os.environ.get(VISION_VARIABLE) or VISION_ON_HUB)
+    return cached_folder(
+        NANO_REAL, DECODER_PATH, source, lambda folder: _assemble(load_vision(source, NANO_REAL), folder)
+    )
 
 
 def save_decoder(checkpoint: Path, folder: Path) -> None:
@@ -86,12 +66,17 @@ def vision_probe(tower: torch.nn.Module) -> Tensor:
     return seen.contiguous()
 
 
-def _load_vision(source: str) -> torch.nn.Module:
+def load_vision(source: str, name: str) -> torch.nn.Module:
+    """DINOv2-S from a folder or hub id, float32, for the model of this name.
+
+    Raises:
+        OSError: if it cannot be loaded; the message says what to do.
+    """
     try:
         tower: torch.nn.Module = AutoModel.from_pretrained(source, dtype="float32")
     except OSError as error:
         raise OSError(
-            f"{NANO_REAL} needs the vision encoder DINOv2-S, which could not be loaded from {source!r}: {error}\n"
+            f"{name} needs the vision encoder DINOv2-S, which could not be loaded from {source!r}: {error}\n"
             f"With access to the Hugging Face hub it is fetched from {VISION_ON_HUB}; without, set {VISION_VARIABLE} "
             "to a folder with it (config.json and model.safetensors of a Dinov2Model)."
         ) from error

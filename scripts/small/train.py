@@ -1,0 +1,232 @@
+"""The training of `small` with its language model: projector, new tokens, adapters. It can be stopped at any time.
+
+The base's weights are frozen, those of its linear layers in bfloat16, and everything runs under bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from small.lessons import Batch, Pictures, Teacher
+from small.projector import CellTask, stacked, targets_of
+from vitos.nano.small import FIRST, SECOND, new_tokens, shipped_weights
+from vitos.policy.vlm import SparseVLM
+from vitos.rl.adapters import add_adapters
+from vitos.rl.lessons import pack_lessons
+
+ROWS_KEY, STATE = "rows", "state.pt"
+CELL_WEIGHT = 0.2  # of the projector's own task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast.
+
+    Attributes:
+        minutes: all of the training, over all runs that share the folder.
+        projector_share: share of it before the adapters move.
+        pictures, soups: in a step.
+        rank: of the adapters.
+        adapter_rate, projector_rate, row_rate: peak learning rates.
+        keep_minutes, look_minutes: between two saves, and between two looks at held-out questions.
+    """
+
+    minutes: float
+    projector_share: float = 0.1
+    pictures: int = 4
+    soups: int = 2
+    rank: int = 16
+    adapter_rate: float = 1e-3
+    projector_rate: float = 5e-4
+    row_rate: float = 1e-3
+    answer_weight: float = 2.0
+    keep_minutes: float = 4.0
+    look_minutes: float = 12.0
+    seed: int = 0
+
+
+class Run:
+    """The model in training with its optimizer; `state.pt` in its folder.
+
+    Args:
+        policy: the untrained model (`build_small`), its projector and rows as they start.
+        task: the projector's own task, as trained.
+    """
+
+    def __init__(self, policy: SparseVLM, task: CellTask, pictures: Pictures, plan: Plan, folder: Path) -> None:
+        self.policy, self.task, self.pictures, self.plan, self.folder = policy, task, pictures, plan, folder
+        self.model = policy.backbone.model
+        torch.manual_seed(plan.seed)
+        add_adapters(policy, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear"))
+        for module in self.model.model.language_model.modules():
+            if type(module) is nn.Linear and not module.weight.requires_grad:
+                module.weight.data = module.weight.data.bfloat16()
+        self.projector = self.model.model.multi_modal_projector
+        self.projector.requires_grad_(True)
+        self.adapters = {n: p for n, p in self.model.named_parameters() if "lora_" in n}
+        self.embeddings = self.model.get_input_embeddings().weight
+        self.embeddings.requires_grad_(True)
+        self.first_row = len(self.embeddings) - new_tokens()
+        self.embeddings.register_hook(self._own_rows)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.adapters.values()), "lr": plan.adapter_rate, "weight_decay": 0.01},
+                {"params": [*self.projector.parameters(), *task.parameters()], "lr": plan.projector_rate},
+                {"params": [self.embeddings], "lr": plan.row_rate},
+            ],
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+        )
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.teacher = Teacher(policy.backbone, pictures, policy.spec, seed=plan.seed)
+        self.step, self.seconds = 0, 0.0
+        if (folder / STATE).is_file():
+            self._load()
+
+    def _own_rows(self, gradient: Tensor) -> Tensor:
+        """The gradient of the new tokens' rows alone: the others stay as they are, to the bit."""
+        own = torch.zeros_like(gradient)
+        own[self.first_row :] = gradient[self.first_row :]
+        return own
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.seconds / (60 * self.plan.minutes))
+
+    def updates(self) -> Iterator[dict[str, float]]:
+        """Updates until the time is up; figures of each."""
+        while self.progress < 1:
+            start = time.perf_counter()
+            self.step += 1
+            figures = self._update()
+            took = time.perf_counter() - start
+            self.seconds += took
+            yield figures | {"step": self.step, "seconds": took, "minutes": self.seconds / 60}
+
+    def _update(self) -> dict[str, float]:
+        progress, plan, engine = self.progress, self.plan, self.policy.engine
+        self._set_rates(progress)
+        self.model.train()
+        rng = np.random.default_rng([plan.seed, self.step, 2])
+        largest = round(8 * 32 ** min(1.0, progress / 0.35))  # soups grow to whole grids
+        sizes = [int(rng.integers(max(8, largest // 2), largest + 1)) for _ in range(plan.soups)]
+        with torch.autocast("cpu", torch.bfloat16):
+            batch = self.teacher.batch(self.step, plan.pictures, sizes)
+            packed = pack_lessons(self.policy.backbone, batch.lessons, plan.answer_weight)
+            loss, weight, tokens = 0.0, packed.weight, 0
+            for part in _parts(
+                [len(p) + sum(map(len, ids)) for p, ids in zip(packed.prompts, packed.token_ids, strict=True)]
+            ):
+                some = packed.loss(engine, part, weight)
+                # Soups run the projector themselves, in one graph for each.
+                some.backward()
+                loss += float(some.detach())
+            tokens = sum(len(p) + sum(map(len, ids)) for p, ids in zip(packed.prompts, packed.token_ids, strict=True))
+            cells, right, place = self._cells(batch)
+        norm = nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+        if not math.isfinite(loss + float(norm)):
+            raise ValueError(f"the loss of step {self.step} is {loss}, its gradient {float(norm)}; lower the rates")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss, "norm": float(norm), "tokens": tokens, "cells": cells, "named": right, "place": place}
+
+    def _cells(self, batch: Batch) -> tuple[float, float, float]:
+        """Gradients of the projector: what the lessons say of its tokens, and its own task."""
+        seen = torch.from_numpy(self.pictures.features[batch.index].astype(np.float32))
+        tokens = self.projector(seen).float()
+        scenes = [(i, s) for i, k in enumerate(batch.index) if (s := self.pictures.scenes[k]) is not None]
+        loss, right, place = tokens.sum() * 0, float("nan"), float("nan")
+        if scenes:
+            own = stacked([targets_of(scene) for _, scene in scenes])
+            loss, right, place = self.task(tokens[[i for i, _ in scenes]], *own)
+        given = batch.tokens.grad if batch.tokens.grad is not None else torch.zeros_like(tokens)
+        torch.autograd.backward([CELL_WEIGHT * loss, tokens], [None, given])
+        return float(loss.detach()), right, place
+
+    def _set_rates(self, progress: float) -> None:
+        """A short rise, then a cosine; the adapters' begins when the projector has had its share."""
+        share = self.plan.projector_share
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            begun = share if group is self.optimizer.param_groups[0] else 0.0
+            own = (progress - begun) / (1 - begun)
+            rise = min(1.0, own / 0.03)
+            group["lr"] = peak * max(0.0, rise) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * max(own, 0.0))))
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """What ships."""
+        scale, adapters = 2.0, {}  # lora_alpha / r
+        for name, value in self.adapters.items():
+            layer, _, kind = name.partition(".lora_")
+            adapters[f"{layer}{FIRST if kind[0] == 'A' else SECOND}"] = value * (scale if kind[0] == "B" else 1.0)
+        return shipped_weights(self.model, adapters)
+
+    def save(self) -> None:
+        """Write the state; a run that is killed meanwhile keeps the one before."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "plan": json.dumps(dataclasses.asdict(self.plan)),
+            "trained": [p.detach() for p in (*self.adapters.values(), *self.projector.parameters())],
+            ROWS_KEY: self.embeddings.detach()[self.first_row :].clone(),
+            "task": self.task.state_dict(),
+            "optimizer": _only_rows(self.optimizer.state_dict(), self.first_row),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save(state, self.folder / f".{STATE}")
+        os.replace(self.folder / f".{STATE}", self.folder / STATE)
+
+    @torch.no_grad()
+    def _load(self) -> None:
+        state: dict[str, Any] = torch.load(self.folder / STATE, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        for own, kept in zip((*self.adapters.values(), *self.projector.parameters()), state["trained"], strict=True):
+            own.copy_(kept)
+        self.embeddings[self.first_row :] = state[ROWS_KEY]
+        self.task.load_state_dict(state["task"])
+        self.optimizer.load_state_dict(_all_rows(state["optimizer"], self.first_row))
+
+
+def _parts(lengths: list[int], most: int = 2600) -> Iterator[list[int]]:
+    """Lessons of similar length together, at most so many tokens with padding."""
+    part: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        first = lengths[part[0]] if part else 0
+        if part and (lengths[index] < 0.8 * first or first * (len(part) + 1) > most):
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part
+
+
+def _only_rows(state: dict[str, Any], first: int) -> dict[str, Any]:
+    """An optimizer's state with the moments of the embeddings' new rows alone; those of the others are 0."""
+    return _mapped(state, lambda moment: moment[first:].clone())
+
+
+def _all_rows(state: dict[str, Any], first: int) -> dict[str, Any]:
+    return _mapped(state, lambda moment: torch.cat([moment.new_zeros(first, moment.shape[1]), moment]))
+
+
+def _mapped(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    (index,) = state["param_groups"][2]["params"]
+    moments = state["state"].get(index)
+    if moments is None:
+        return state
+    own = {name: change(value) if value.dim() == 2 else value for name, value in moments.items()}
+    return {**state, "state": {**state["state"], index: own}}

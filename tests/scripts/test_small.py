@@ -1,0 +1,232 @@
+"""What `small` is trained on is true of its pictures, and its training can be stopped and gone on with."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.backbones.family import stand_in_tokenizer
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+
+from vitos.backbones.llava import Llava
+from vitos.core.record import parse_options
+from vitos.data.readers import read_records
+from vitos.nano import small
+from vitos.nano.real import load_vision
+from vitos.policy.vlm import SparseVLM
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+SETS = ("brain_tumor_mri", "blood_cells", "nuclei", "fundus", "red_cells", "vqa_rad")
+needs_data = pytest.mark.skipif(not all((DATA / s).is_dir() for s in SETS), reason=f"{DATA} is not on this machine")
+
+
+@pytest.fixture(autouse=True)
+def scripts_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What `make_small.py --share 0.01` writes: some sixty pictures."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from small.data import write_data
+
+    out = tmp_path_factory.mktemp("small")
+    write_data(DATA, out, seed=3, share=0.01)
+    yield out
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+def test_options_hold_the_truth_under_another_name():
+    from small.rows import Asker
+    from small.words import NAMES, Words
+
+    asker = Asker({}, Words(np.random.default_rng(0)))
+    concepts = ("meningioma", "glioma", "pituitary tumour")
+    seen = Counter()
+    for _ in range(300):
+        row = asker.choose("t", "Which?", concepts, "glioma", [], "a glioma")
+        options = parse_options(row["question"])
+        assert len(options) == 3
+        assert options[row["answer"]] in NAMES["glioma"][:-1]  # the last name is for the probe alone
+        assert ("letter" in row["question"]) == (row["meta"]["form"] == "letter")
+        seen[row["answer"]] += 1
+    assert min(seen.values()) > 60  # no letter is favoured
+
+
+def test_names_that_are_held_out_are_never_drawn_in_training():
+    from small.words import NAMES, PHRASES, Words
+
+    rng = np.random.default_rng(0)
+    for concept, names in NAMES.items():
+        drawn = {Words(rng).name(concept) for _ in range(100)}
+        assert drawn == set(names[:-1]), concept
+        assert Words(rng, held_out=True).name(concept) == names[-1]
+        assert len({name.casefold() for name in names}) == len(names)
+    for key, phrases in PHRASES.items():
+        assert phrases[-1] not in {Words(rng).phrase(key) for _ in range(100)}
+
+
+def test_a_place_is_where_the_finding_is():
+    from nano_real.scenes import Scene
+    from small.rows import Asker
+    from small.words import NAMES, Words
+
+    asker = Asker({}, Words(np.random.default_rng(1)))
+    concept = {name: key for key in ("left", "right", "upper", "lower", "upper left") for name in NAMES[key]}
+    scene = Scene("fundus", (("optic disc", (0.1, 0.2, 0.2, 0.3)),), frozenset({"optic disc", "haemorrhage"}))
+    rows = [row for _ in range(60) if (row := asker.place(scene)) is not None]
+    said = {concept[parse_options(row["question"])[row["answer"]]] for row in rows}
+    assert said == {"left", "upper", "upper left"}
+    for _ in range(60):
+        if (row := asker.present(scene)) is not None:
+            answer = parse_options(row["question"]).get(row["answer"], row["answer"])
+            thing_there = row["meta"]["thought"].startswith("an optic disc")
+            assert (answer in NAMES["yes"]) == thing_there == ("bbox" in row)
+
+
+@needs_data
+def test_the_records_are_valid_and_of_train_images_alone(folder):
+    records = read_records(folder / "train.json")
+    order = json.loads((folder / "scenes.json").read_text())
+    assert len(order["images"]) == len(order["scenes"]) == len({r.image_paths for r in records})
+    templates = Counter(record.meta["template"] for record in records)
+    assert {"tumour_type", "cell_type_at_point", "at_point", "caption", "radiology", "find", "modality"} <= set(
+        templates
+    )
+    names = " ".join(str(path) for record in records for path in record.image_paths)
+    held_out = json.loads((DATA / "vqa_rad" / "heldout_images.json").read_text())
+    assert not [name for name in held_out if f"-{Path(name).stem}." in names]
+    for record in records:
+        assert record.meta["form"] in ("text", "letter")
+        if record.kind == "letter":
+            assert record.answer in record.options
+    val = read_records(folder / "val.json")
+    assert len(val) == 246
+
+
+@needs_data
+def test_it_is_the_same_for_a_seed(folder, tmp_path):
+    from small.data import write_data
+
+    write_data(DATA, tmp_path, seed=3, share=0.01)
+    for name in ("train.json", "probe.json", "scenes.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(folder, tmp_path):
+    """`start()`: a tiny untrained model with its task; always the same. Features are noise."""
+    from small.lessons import read_pictures
+    from small.projector import ALL_KINDS, CellTask, start_rows
+
+    count = len(json.loads((folder / "scenes.json").read_text())["images"])
+    if not (folder / "features.npy").is_file():
+        np.save(folder / "features.npy", np.random.default_rng(0).normal(size=(count, 256, 768)).astype(np.float16))
+    pictures = read_pictures(folder)
+
+    def make():
+        special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+        tokenizer = stand_in_tokenizer(special, [], small.CHAT_TEMPLATE)
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        language = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=True,
+                max_position_embeddings=8192, **sizes,
+            )
+        )  # fmt: skip
+        tower = Dinov2Model(Dinov2Config(hidden_size=384, num_hidden_layers=2, num_attention_heads=6, mlp_ratio=1))
+        model, processor = small.build_small(tower, language, tokenizer)
+        from make_small import SPEC
+
+        policy = SparseVLM(Llava(model, tokenizer, processor), SPEC)
+        rows = model.get_input_embeddings().weight
+        old = rows[: -small.new_tokens()].detach()
+        task = CellTask(old, [tokenizer(kind)["input_ids"] for kind in ALL_KINDS])
+        start_rows(rows.detach()[len(old) :], old, tokenizer, task)
+        return policy, task, pictures
+
+    return make
+
+
+def trained(run, steps):
+    from itertools import islice
+
+    return [figures["loss"] for figures in islice(run.updates(), steps)]
+
+
+@needs_data
+def test_a_run_that_was_stopped_goes_on_where_it_was(start, tmp_path):
+    from small.train import Plan, Run
+
+    plan = Plan(minutes=1e4, projector_share=0.0, pictures=2, soups=0, rank=2)  # soups need more scenes
+    policy, task, pictures = start()
+    old = policy.backbone.model.get_input_embeddings().weight[: -small.new_tokens()].detach().clone()
+    whole = Run(policy, task, pictures, plan, tmp_path / "whole")
+    trained(whole, 1)
+    whole.seconds = 500.0  # rates depend on the time that has passed
+    whole.save()
+    (tmp_path / "whole").rename(tmp_path / "half")
+    told = trained(whole, 2)
+    again = Run(*start(), plan, tmp_path / "half")
+    assert (again.step, again.seconds) == (1, 500.0)
+    assert trained(again, 1) == pytest.approx(told[:1], rel=1e-6)
+    assert torch.equal(policy.backbone.model.get_input_embeddings().weight[: len(old)], old)  # only new rows move
+    assert {n for n, p in policy.backbone.model.named_parameters() if p.requires_grad} >= set(whole.adapters)
+
+
+@needs_data
+def test_it_learns_and_what_ships_answers_the_same(start, tmp_path):
+    """A few pictures by heart; then the shipped part on a fresh base gives the loss of the adapted model."""
+    from dataclasses import replace
+
+    from small.train import Plan, Run
+
+    from vitos.nano.small import add_shipped
+    from vitos.rl.lessons import supervised_loss
+
+    policy, task, pictures = start()
+    few = replace(pictures, features=pictures.features[:3], scenes=pictures.scenes[:3], records=pictures.records[:3])
+    rates = {"adapter_rate": 1e-2, "projector_rate": 5e-3, "row_rate": 1e-2}
+    run = Run(policy, task, few, Plan(minutes=1e4, projector_share=0.0, pictures=3, soups=0, **rates), tmp_path)
+    run.seconds = 0.04 * 60e4  # behind the rise of the rates
+    run.teacher.asked = 2  # the tokenizer of bytes makes long texts
+    losses = trained(run, 16)
+    assert np.mean(losses[-3:]) < 0.93 * np.mean(losses[:3])
+    fresh, _, _ = start()
+    add_shipped(fresh.backbone.model, run.weights())
+    lessons = run.teacher.batch(1, 3, ()).lessons
+    policy.backbone.model.eval()
+    with torch.no_grad():
+        ours = supervised_loss(policy.engine, lessons)
+        theirs = supervised_loss(fresh.engine, lessons)
+    assert float(ours) == pytest.approx(float(theirs), rel=0.02)  # bfloat16
+
+
+@needs_data
+def test_the_projector_learns_its_own_task(start):
+    from small.projector import CONTENT_RMS, train_projector
+
+    policy, task, pictures = start()
+    projector = policy.backbone.model.model.multi_modal_projector
+    told = []
+    few = [scene for scene in pictures.scenes if scene is not None][:2]  # noise can only be learned by heart
+    train_projector(projector, task, pictures.features[:2], few, 60, lambda *row: told.append(row[2]), batch=2)
+    assert np.mean(told[-5:]) < 0.7 * np.mean(told[:3])
+    across = task.directions[:, :16]
+    tokens = projector(torch.from_numpy(pictures.features[:2].astype(np.float32)))
+    rest = tokens - tokens @ across @ across.T
+    assert float(rest.detach().square().mean().sqrt()) == pytest.approx(CONTENT_RMS, rel=0.3)
+
+
+def test_loading_the_encoder_names_the_model():
+    with pytest.raises(OSError, match="small needs the vision encoder"):
+        load_vision("/nowhere/dinov2", "small")
