@@ -245,7 +245,7 @@ def test_the_whole_script_makes_a_model_that_loads(tmp_path, monkeypatch):
     Dinov2Model(Dinov2Config(**tower)).save_pretrained(tmp_path / "vision")
     BitImageProcessorPil().save_pretrained(tmp_path / "vision")
     monkeypatch.setenv(small.LANGUAGE_VARIABLE, str(tmp_path / "language"))
-    monkeypatch.setenv(VISION_VARIABLE, str(tmp_path / "vision"))
+    monkeypatch.setenv(small.VISION_VARIABLE, str(tmp_path / "vision"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "shipped"
     words = (
