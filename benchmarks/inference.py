@@ -1,10 +1,10 @@
 """What each plan costs, stage by stage: `python -m benchmarks infer`.
 
 Evidence is given (a square in the image's middle) and nothing ends early, so that all plans read and write texts of
-the same length. A plan that writes no boxes chooses as many tokens itself, by an evidence head of random weights
-behind a quarter of the layers. Each image is asked about once: only gather shares a prefix, between its own two
-branches. A run measures every plan in turn, starting with another one each time, and ratios are taken within a run:
-what slows the machine down for a while slows both sides down.
+the same length. A plan that writes no boxes chooses as many tokens around the middle by an evidence head behind a
+quarter of the layers, which computes its scores and is then told where to look. Each image is asked about once: only
+gather shares a prefix, between its own two branches. A run measures every plan in turn, starting with another one each
+time, and ratios are taken within a run: what slows the machine down for a while slows both sides down.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scripts.nano_model import NANO_SPEC
+from torch import Tensor
 
 from benchmarks.inference_models import build_model
 from benchmarks.peak import peak_memory
@@ -68,7 +69,7 @@ class Settings:
     parts: int = 4
     dtype: str = "float32"
     device: str = "cpu"
-    plans: tuple[str, ...] = ("dense", "two_pass", "gather", "coarse", "crop", "one_pass")
+    plans: tuple[str, ...] = ("dense", "two_pass", "gather", "coarse", "crop", "one_pass", "glance")
     sizes: tuple[int, ...] = (512, 1024)
     kept: tuple[float, ...] = (0.25,)
     batches: tuple[int, ...] = (1,)
@@ -120,7 +121,7 @@ def run_benchmark(settings: Settings, progress: Callable[[str], object] = lambda
     """Measure all plans for every size, kept share and batch; see `summarize` for the figures."""
     device = torch.device(settings.device)
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), device)
-    spec = with_random_head(backbone, settings.early)
+    spec = with_told_head(backbone, settings.early)
     return {
         "model": settings.model,
         "said": said,
@@ -214,7 +215,7 @@ def _measure(
         with watch.span("vision"):
             scan = plan.scan(vlm.branches, [picture])
         watch.count("vision", scan.visuals[0].grid.num_tokens)
-        grid = scan.visuals[0].grid
+        grid = vlm.backbone.layout(picture)[0]
         chosen = not plan.localizes and plan.drops
         queries.append(Query(scan, QUESTION, budget=float(grid.overlapping([box]).mean()) if chosen else None))
     if plan.shares_prefix:  # as it would itself; here to know their size
@@ -241,12 +242,22 @@ def _measure(
     }
 
 
-def with_random_head(backbone: Backbone, early: float) -> VitosSpec:
-    """Give a model an evidence head of random weights; the spec that uses it behind that share of the layers."""
+class ToldHead(EvidenceHead):
+    """An evidence head that computes its scores and then looks at the middle of a square image."""
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        scores, side = super().forward(tokens, text), math.isqrt(len(tokens))
+        away = (torch.arange(side, device=scores.device) - (side - 1) / 2).abs()
+        distance = torch.maximum(away[:, None], away[None]).flatten()
+        return 0 * scores - distance
+
+
+def with_told_head(backbone: Backbone, early: float) -> VitosSpec:
+    """Give a model an evidence head; the spec that uses it behind that share of the layers."""
     depth = len(backbone.language_model.layers)
     torch.manual_seed(0)
     with torch.device("cpu"):
-        head = EvidenceHead(backbone.model.config.get_text_config().hidden_size)
+        head = ToldHead(backbone.model.config.get_text_config().hidden_size)
     backbone.evidence_head = head.to(backbone.device)
     return replace(NANO_SPEC, evidence_head=HeadRule(after=max(1, round(early * depth))))
 

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-MOST_LINES = 37_500
-"""The aim of the renovation was 21,000, for what the package did then. It must not grow unseen."""
+MOST_LINES = 39_500
+"""The aim of the renovation was 21,000, for what the package did then. It must not grow unseen; 2,000 came with the
+frames of the demo, plan glance and the small model."""
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation")
 HIDDEN = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VITOS_TRACEBACK"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from benchmarks.inference import Settings, device_name, measure_cases, with_random_head
+from benchmarks.inference import Settings, device_name, measure_cases, with_told_head
 from benchmarks.inference_models import build_model
 from scripts.gpu import Setting
 
@@ -33,7 +33,7 @@ def rows(setting: Setting) -> Iterator[dict[str, Any]]:
     """One row per share kept and batch."""
     settings = replace(TINY if setting.tiny else TRUE, device=str(setting.device))
     backbone, said = build_model(settings.model, settings.parts, getattr(torch, settings.dtype), setting.device)
-    spec = with_random_head(backbone, settings.early)
+    spec = with_told_head(backbone, settings.early)
     for case in measure_cases(backbone, spec, settings):
         plans = {name: case[name] for name in settings.names}
         faster = ", ".join(f"{name} {plans[name]['total_ratio'][0]:.2f}" for name in settings.names[1:])

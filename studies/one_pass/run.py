@@ -1,19 +1,22 @@
-"""Plan one_pass on phantoms: `python studies/one_pass/run.py [--seeds 3]`. Resumable: finished parts are kept.
+"""The plans without written boxes on phantoms: `python studies/one_pass/run.py [--seeds 3]`. Resumable.
 
-For each seed: phantoms whose gold boxes are hidden from training; the head distilled from the policy's own boxes, the
-rival (`--head glimpse`) from the same ones; the head reinforced by rewards alone; then one `vitos bench run` over the
-test phantoms. The layer of the head is chosen on the held-out images of the distillation, never on the test split.
-Everything is below `--out`; `table.md` and `results.json` in it hold means over the seeds with paired bootstrap
-intervals (questions of all seeds).
+For each seed: phantoms whose gold boxes are hidden from training; heads distilled from the policy's own boxes, for
+one_pass, for glance, and the trained rival (`--head glimpse`); one of them reinforced by rewards alone; then the same
+reasoning stage under each plan, and for two_pass and gather, whose boxes the model writes. Each model answers the test
+phantoms at the same budgets. The layer of the heads is chosen once, on held-out training images of the first seed,
+never on the test split. Everything is below `--out`; `table.md` and `results.json` in it hold means over the questions
+of all seeds, with intervals over seeds and questions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,148 +25,205 @@ import numpy as np
 from vitos.data.files import write_json_atomic, write_text_atomic
 from vitos.data.readers import read_records
 from vitos.eval.scoring import Verdict, score_answer
-from vitos.eval.statistics import bootstrap_mean
+from vitos.eval.seeds import nested_bootstrap
 
 BUDGETS = ("0.125", "0.25")
-SELECTORS = ("one_pass", "evidence_head", "policy", "oracle", "random", "fastv")
 RECIPE = "recipes/quickstart.yaml"
+# Model → the selector by which it chooses, next to random.
+ASKED = {
+    "base": ("policy", "oracle"),
+    "two_pass": ("policy", "oracle"),
+    "gather": ("policy",),
+    "one_pass": ("one_pass",),
+    "reinforced": ("one_pass",),
+    "glance": ("glance",),
+    "glimpse": ("one_pass",),
+}
 
 
 def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--model", default="nano", help="checkpoint that writes boxes, such as runs/quickstart/model")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each")
+    parser.add_argument("--model", default="nano", help="checkpoint that writes boxes")
     parser.add_argument("--out", type=Path, default=Path("runs/one_pass"))
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3], help="candidates for the head's layer")
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 3], help="candidates for the heads' layer")
     parser.add_argument("--train", type=int, default=1600)
     parser.add_argument("--test", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=1500, help="updates of the distillation, at most")
-    parser.add_argument("--updates", type=int, default=60, help="updates of the reinforcement; 0 leaves it out")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of a distillation, at most")
+    parser.add_argument("--updates", type=int, default=40, help="updates of the head by rewards")
+    parser.add_argument("--reasoning", type=int, default=100, help="updates of each reasoning stage")
     given = parser.parse_args()
-    for seed in range(given.seeds):
-        run_seed(given, seed, given.out / str(seed))
-    results = summarize(given, [given.out / str(seed) / "bench" for seed in range(given.seeds)])
+    layers = best_layer(given)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(lambda seed: run_seed(given, seed, layers), range(given.seeds)))
+    results = summarize(given, layers)
     write_json_atomic(given.out / "results.json", results)
     write_text_atomic(given.out / "table.md", table(results))
     print((given.out / "table.md").read_text(encoding="utf-8"))
 
 
-def run_seed(given: argparse.Namespace, seed: int, folder: Path) -> None:
-    """Data, heads and answers of one seed."""
-    data = folder / "phantom"
+def best_layer(given: argparse.Namespace) -> int:
+    """The layer behind which the first seed's head finds most of the evidence of held-out training images."""
+    hidden = phantoms(given, 0)
+    found = {}
+    for layers in given.layers:
+        report = json.loads((distil(given, 0, hidden, layers) / "distill.json").read_text(encoding="utf-8"))
+        found[layers] = float(report["recall"]["all"]["0.25"])
+    print("recall at 25 %, held-out training images, by layer:", found, flush=True)
+    return max(found, key=lambda layers: found[layers])
+
+
+def run_seed(given: argparse.Namespace, seed: int, layers: int) -> None:
+    """Data, heads, trainings and answers of one seed."""
+    hidden, folder = phantoms(given, seed), given.out / str(seed)
+    head = distil(given, seed, hidden, layers)
+    glance = distil(given, seed, hidden, layers, "--plan", "glance")
+    glimpse = distil(given, seed, hidden, layers, "--head", "glimpse")
+    rewards = {
+        "sparsify.plan": "one_pass", "train.schedule": "localization-only", "train.localization_steps": given.updates,
+        "train.unfrozen_parameters": "evidence_head", "train.stage1_num_localizations": 8,
+        "train.stage1_num_reasonings": 2, "train.stage1_learning_rate": "null", "train.learning_rate": 1e-3,
+        "train.localization_kl": 0.0,
+    }  # fmt: skip
+    rewarded = train(given, seed, "rewarded-head", head, hidden, rewards)
+    stage = {
+        "train.schedule": "reasoning-only", "train.reasoning_steps": given.reasoning,
+        "train.stage1_num_localizations": "null", "train.stage1_num_reasonings": "null",
+        "train.stage1_learning_rate": "null", "train.localization_kl": 0.0,
+    }  # fmt: skip
+    models = {
+        "base": given.model,
+        "two_pass": train(given, seed, "two_pass", given.model, hidden, stage),
+        "gather": train(given, seed, "gather", given.model, hidden, stage | {"sparsify.plan": "gather"}),
+        "one_pass": train(given, seed, "one_pass", head, hidden, stage | {"sparsify.plan": "one_pass"}),
+        "reinforced": train(given, seed, "reinforced", rewarded, hidden, stage | {"sparsify.plan": "one_pass"}),
+        "glance": train(given, seed, "glance", glance, hidden, stage | {"sparsify.plan": "glance"}),
+        "glimpse": train(given, seed, "glimpse", glimpse, hidden, stage | {"sparsify.plan": "one_pass"}),
+    }
+    for name, path in models.items():
+        selectors = [part for one in (*ASKED[name], "random") for part in ("--selector", one)]
+        budgets = [part for budget in BUDGETS for part in ("--budget", budget)]
+        out = folder / "answers" / name
+        vitos(
+            out / "results.json",
+            *("bench", "run", f"{name}={path}", "--out", out, "--data", f"phantom={folder / 'phantom/test.json'}"),
+            *(*selectors, *budgets, "--no-looks", "--max-tokens", 96, "--batch-size", 100),
+        )
+
+
+def phantoms(given: argparse.Namespace, seed: int) -> Path:
+    """The training records of a seed, without their gold boxes."""
+    data = given.out / str(seed) / "phantom"
     counts = ("--train", given.train, "--val", 0, "--test", given.test)
     vitos(data / "test.json", "data", "phantom", data, *counts, "--seed", seed)
-    hidden = without_boxes(data / "train.json")
-    heads = {}
-    for layers in given.layers:
-        heads[layers] = folder / f"own-{layers}"
-        distil(heads[layers], given, hidden, seed, layers)
-    best = max(heads, key=lambda layers: found(heads[layers]))
-    distil(folder / "glimpse", given, hidden, seed, best, "--head", "glimpse")
-    models = {"distilled": heads[best], "glimpse": folder / "glimpse"}
-    if given.updates:
-        models["reinforced"] = folder / "reinforced/model"
-        sets = {
-            "model.path": heads[best], "output_dir": folder / "reinforced", "seed": seed, "data.train": hidden,
-            "data.eval": "[]", "sparsify.plan": "one_pass", "train.schedule": "localization-only",
-            "train.localization_steps": given.updates, "train.unfrozen_parameters": "evidence_head",
-            "train.stage1_num_localizations": 8, "train.stage1_num_reasonings": 2,
-            "train.stage1_learning_rate": 1e-3, "train.localization_kl": 0.0,
-        }  # fmt: skip
-        pairs = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-        vitos(models["reinforced"] / "COMPLETE", "train", RECIPE, *pairs)
-    named = [f"{name}={path}" for name, path in models.items()]
-    options = [part for name in SELECTORS for part in ("--selector", name)]
-    options += [part for budget in BUDGETS for part in ("--budget", budget)]
-    vitos(
-        folder / "bench/results.json",
-        *("bench", "run", *named, "--out", folder / "bench", "--data", f"phantom={data / 'test.json'}"),
-        *(*options, "--no-looks", "--max-tokens", 96, "--batch-size", 100),
-    )
+    out = data / "train-without-boxes.json"
+    if not out.exists():
+        rows = json.loads((data / "train.json").read_text(encoding="utf-8"))
+        write_json_atomic(out, [{key: value for key, value in row.items() if key != "bbox"} for row in rows])
+    return out
 
 
-def distil(out: Path, given: argparse.Namespace, data: Path, seed: int, layers: int, *more: str) -> None:
-    """One head, by the policy's own boxes."""
+def distil(given: argparse.Namespace, seed: int, data: Path, layers: int, *more: str) -> Path:
+    """The base model with a head that learned from its own boxes."""
+    out = given.out / str(seed) / f"head-{'-'.join((str(layers), *more[1:]))}"
     options = ("--steps", given.steps, "--max-tokens", 96, "--seed", seed, "--layers", layers, *more)
     vitos(out / "distill.json", "distill", given.model, "--data", data, "--out", out, *options)
+    return out
 
 
-def found(folder: Path) -> float:
-    """Share of the evidence found at a quarter of the tokens, on the distillation's held-out images."""
-    report = json.loads((folder / "distill.json").read_text(encoding="utf-8"))
-    return float(report["recall"]["all"]["0.25"])
+def train(
+    given: argparse.Namespace, seed: int, name: str, start: str | Path, data: Path, sets: Mapping[str, object]
+) -> Path:
+    """A model trained from another one."""
+    run = given.out / str(seed) / f"run-{name}"
+    common = {
+        "model.path": start, "output_dir": run, "seed": seed, "data.train": data, "data.eval": "[]",
+        "evaluate.budgets": "[]", "evidence_head": "null", "train.log_samples_steps": 0, "train.save_steps": 1000,
+    }  # fmt: skip
+    pairs = [part for key, value in (common | dict(sets)).items() for part in ("--set", f"{key}={value}")]
+    vitos(run / "model/COMPLETE", "train", RECIPE, *pairs)
+    return run / "model"
 
 
 def vitos(done: Path, *command: object) -> None:
-    """A `vitos` command, unless the file that it ends with is there."""
-    if not done.exists():
-        print("vitos", *command, flush=True)
-        subprocess.run([sys.executable, "-m", "vitos", *map(str, command)], check=True)
-
-
-def without_boxes(source: Path) -> Path:
-    """The same records without their gold boxes."""
-    out = source.with_name("train-without-boxes.json")
-    if not out.exists():
-        rows = json.loads(source.read_text(encoding="utf-8"))
-        write_json_atomic(out, [{key: value for key, value in row.items() if key != "bbox"} for row in rows])
-    return out
+    """A `vitos` command with one thread, unless the file that it ends with is there; its output goes to a log."""
+    if done.exists():
+        return
+    print("vitos", *command, flush=True)
+    done.parent.parent.mkdir(parents=True, exist_ok=True)
+    log = done.parent.parent / f"{done.parent.name}.log"
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run(
+            [sys.executable, "-m", "vitos", *map(str, command)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+    if code:
+        raise SystemExit(f"failed with {code}, see {log}")
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-def summarize(given: argparse.Namespace, folders: Sequence[Path]) -> dict[str, Any]:
-    """Accuracy of each model and condition over the questions of all seeds, and its difference to dense."""
-    right: dict[tuple[str, str], list[float]] = {}
-    for folder in folders:
-        records = {record.id: record for record in read_records(folder.parent / "phantom/test.json")}
+def summarize(given: argparse.Namespace, layers: int) -> dict[str, Any]:
+    """Accuracy of each model and condition, and its paired differences to the base's dense answers and to two_pass."""
+    right: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for seed in range(given.seeds):
+        folder = given.out / str(seed)
+        records = {record.id: record for record in read_records(folder / "phantom/test.json")}
         for path in sorted((folder / "answers").rglob("*.jsonl")):
-            model = path.relative_to(folder / "answers").parts[0]
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            for row in sorted(rows, key=lambda row: row["id"]):
-                if row["condition"] != "localize" and row["text"] is not None:
+            model = path.relative_to(folder / "answers").parts[0]
+            found: dict[str, dict[str, float]] = {}
+            for row in rows:
+                if row.get("condition", "localize") != "localize" and row["text"] is not None:
                     verdict = score_answer(row["text"], records[row["id"]]).verdict
-                    right.setdefault((model, row["condition"]), []).append(float(verdict is Verdict.CORRECT))
-    out = []
+                    found.setdefault(row["condition"], {})[row["id"]] = float(verdict is Verdict.CORRECT)
+            for condition, by_id in found.items():
+                values = [by_id.get(name, np.nan) for name in sorted(records)]
+                right.setdefault((model, condition), {})[seed] = np.array(values)
+    rows = []
     for (model, condition), values in right.items():
-        dense = np.array(right[model, "dense"])
-        whole = len(values) == len(dense)
-        out.append(
-            {
-                "model": model,
-                "condition": condition,
-                "questions": len(values),
-                "accuracy": interval(np.array(values)),
-                "minus_dense": interval(np.array(values) - dense) if whole else None,
+        budget = condition.partition("@")[2]
+        rivals = {
+            "minus_base_dense": right["base", "dense"],
+            "minus_two_pass": right.get(("two_pass", f"policy@{budget}")),
+        }
+        rows.append(
+            {"model": model, "condition": condition, "accuracy": interval(list(values.values()))}
+            | {
+                name: interval([values[seed] - other[seed] for seed in values]) if other else None
+                for name, other in rivals.items()
             }
         )
-    return {"seeds": given.seeds, "model": given.model, "layers": given.layers, "rows": out}
+    return {"command": f"python studies/one_pass/run.py --seeds {given.seeds}", "layers": layers, "rows": rows}
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """Mean and bounds of a bootstrap interval of 95 %."""
-    spread = bootstrap_mean(values, samples=10_000, seed=0)
+def interval(values: Sequence[np.ndarray]) -> list[float]:
+    """Mean and bounds of an interval of 95 % over seeds and questions; questions without an answer are left out."""
+    spread = nested_bootstrap(np.stack(values), samples=10_000, seed=0)
     return [spread.estimate, spread.low, spread.high]
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
-        "# One pass on phantoms",
+        "# Plans without written boxes, on phantoms",
         "",
-        f"`python studies/one_pass/run.py --seeds {results['seeds']} --model {results['model']}`. Accuracy in per "
-        "cent with a bootstrap interval over the questions of all seeds, and the paired difference to dense.",
+        f"`{results['command']}`; heads behind layer {results['layers']}. Accuracy in per cent with an interval over "
+        "seeds and questions, and paired differences in points: to the base model's dense answers, and to two_pass "
+        "with its own boxes at the same budget.",
         "",
-        "| model | condition | questions | accuracy | minus dense |",
+        "| model | condition | accuracy | minus base dense | minus two_pass |",
         "| :-- | :-- | --: | --: | --: |",
     ]
     for row in results["rows"]:
-        other = "–" if row["minus_dense"] is None else shown(row["minus_dense"])
-        lines.append(
-            f"| {row['model']} | {row['condition']} | {row['questions']} | {shown(row['accuracy'])} | {other} |"
-        )
+        cells = ("–" if row[key] is None else shown(row[key]) for key in ("minus_base_dense", "minus_two_pass"))
+        lines.append(f"| {row['model']} | {row['condition']} | {shown(row['accuracy'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

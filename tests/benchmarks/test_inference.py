@@ -48,10 +48,11 @@ def test_tokens_of_every_plan_and_stage(results):
         assert case["tokens"] == 64
         assert {plan: row["vision"] // batch for plan, row in rows.items()} == {
             "dense": 64, "two_pass": 64, "gather": 64, "coarse": 16 + 16, "crop": 64 + 16, "one_pass": 64,
+            "glance": 16 + 16,
         }  # fmt: skip
         for plan, row in rows.items():
             assert row["decode 2"] == 4 * batch
-            assert row["decode 1"] == (0 if plan in ("dense", "one_pass") else 3 * batch)
+            assert row["decode 1"] == (0 if plan in ("dense", "one_pass", "glance") else 3 * batch)
             assert not case[plan]["fallback"]
         assert rows["two_pass"]["prefill 2"] == (text + 16) * batch
         assert rows["coarse"]["prefill 2"] == (text + 16) * batch
@@ -60,8 +61,10 @@ def test_tokens_of_every_plan_and_stage(results):
         assert rows["coarse"]["prefill 1"] == rows["two_pass"]["prefill 1"] - 48 * batch
         assert rows["one_pass"]["prefill 1"] == rows["dense"]["prefill 2"]  # through one of four layers
         assert rows["one_pass"]["prefill 2"] == (text + 16) * batch  # through the other three
+        assert rows["glance"]["prefill 1"] == rows["dense"]["prefill 2"] - 48 * batch  # a quarter of the tokens
+        assert rows["glance"]["prefill 2"] == (text + 16) * batch
         kv = {plan: case[plan]["kv_bytes"] for plan in results["plans"]}
-        assert kv["one_pass"] == kv["gather"] == kv["coarse"] == kv["two_pass"] < kv["dense"]
+        assert kv["glance"] == kv["one_pass"] == kv["gather"] == kv["coarse"] == kv["two_pass"] < kv["dense"]
         # 4 layers x keys and values x 2 heads of 32 x 4 bytes; the last token is never run.
         assert kv["dense"] == batch * (64 + text + 3) * 4 * 2 * 2 * 32 * 4
         # What a plan holds at least: the cache it ends with, beside the prefix that gather took it from.

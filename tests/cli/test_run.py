@@ -138,14 +138,18 @@ def test_ask_answers_and_draws(folder, capsys, monkeypatch, tmp_path):
     assert Image.open(tmp_path / "o.png").width >= 384
 
 
-def test_ask_by_a_plan_without_its_head_says_how_to_train_one(folder, capsys, monkeypatch):
+HEADED = ("glance", "one_pass")
+
+
+@pytest.mark.parametrize("plan", HEADED)
+def test_ask_by_a_plan_without_its_head_says_how_to_train_one(folder, capsys, monkeypatch, plan):
     image = next((folder / "images").iterdir())
-    code, _, error = vitos(capsys, monkeypatch, "ask", "nano", image, QUESTION, "--plan", "one_pass")
+    code, _, error = vitos(capsys, monkeypatch, "ask", "nano", image, QUESTION, "--plan", plan)
     assert code == 1
-    assert "vitos distill" in error
+    assert f"vitos distill --plan {plan}" in error
 
 
-@pytest.mark.parametrize("plan", [name for name in PLANS.names() if name != "one_pass"])
+@pytest.mark.parametrize("plan", [name for name in PLANS.names() if name not in HEADED])
 def test_ask_by_a_plan(folder, capsys, monkeypatch, tmp_path, plan):
     image = f"{next((folder / 'images').iterdir())}#crop=0,0,1,0.75"
     options = ("--plan", plan, "--max-tokens", 60, "--overlay", tmp_path / "o.png")
@@ -182,7 +186,7 @@ def test_eval_refuses_the_plan_that_it_compares_with(folder, capsys, monkeypatch
     args = ["--data", folder / "test.json", "--out", tmp_path]
     code, _, error = vitos(capsys, monkeypatch, "eval", "nano", *args, "--plan", "dense")
     assert code == 1
-    assert "choose one of coarse, crop, gather, one_pass, two_pass" in error
+    assert "choose one of coarse, crop, gather, glance, one_pass, two_pass" in error
 
 
 def test_data_verbs(folder, capsys, monkeypatch, tmp_path):

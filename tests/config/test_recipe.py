@@ -265,7 +265,7 @@ def test_what_contradicts_another_plan(write, plan, change, said):
 
 def test_a_plan_that_is_none_is_named(write):
     (line,) = problems_of(write(MINIMAL), ["sparsify.plan=fast"])
-    assert line == "sparsify.plan: must be one of coarse, crop, dense, gather, one_pass, two_pass, got 'fast'"
+    assert line == "sparsify.plan: must be one of coarse, crop, dense, gather, glance, one_pass, two_pass, got 'fast'"
 
 
 def test_adapters_leave_no_weights_to_unfreeze(write):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tests.backbones.families import FAMILIES_BY_NAME
 from typer.testing import CliRunner
 
 from vitos.backbones.evidence_head import EvidenceHead
@@ -14,6 +15,7 @@ from vitos.core.geometry import TokenGrid
 from vitos.core.sparsify import best_cells, rectangles, select
 from vitos.data.phantom import write_phantoms
 from vitos.data.readers import read_records
+from vitos.policy.plans import get_plan
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.distill import (
@@ -43,7 +45,7 @@ def nano_policy():
 def test_lessons_are_the_cells_of_the_teachers_boxes(nano_policy, phantoms, teacher):
     """By hand: the answers of the localization branch, and the records' boxes."""
     records = [dataclasses.replace(r, boxes=()) if i == 3 else r for i, r in enumerate(read_records(phantoms)[:8])]
-    lessons = head_lessons(nano_policy, records, ScanStore(nano_policy), DistillOptions(teacher=teacher))
+    lessons = head_lessons(nano_policy, records, {"one_pass": ScanStore(nano_policy)}, DistillOptions(teacher=teacher))
     found = {lesson.record.id: lesson.target.numpy() for lesson in lessons}
     assert len(found) >= 6
     for record in records:
@@ -59,12 +61,12 @@ def test_lessons_are_the_cells_of_the_teachers_boxes(nano_policy, phantoms, teac
 
 def test_the_loss_is_the_formula(nano_policy, phantoms):
     records = read_records(phantoms)[:2]
-    states = HeadStates(nano_policy, ScanStore(nano_policy), 1, 1 << 30)
+    states = HeadStates(nano_policy, {"one_pass": ScanStore(nano_policy)}, 1, 1 << 30)
     torch.manual_seed(0)
     head = EvidenceHead(nano_policy.backbone.model.config.get_text_config().hidden_size, 8)
     lessons = [HeadLesson(record, (torch.arange(64) % (5 + i) == 0).float()) for i, record in enumerate(records)]
     expected = []
-    for lesson, (visual, text) in zip(lessons, states.of(records), strict=True):
+    for lesson, (visual, text) in zip(lessons, states.of(lessons), strict=True):
         p = torch.sigmoid(head(visual, text))
         y = lesson.target
         expected.append(-(3 * y * p.log() + (1 - y) * (1 - p).log()).mean())
@@ -72,10 +74,11 @@ def test_the_loss_is_the_formula(nano_policy, phantoms):
 
 
 def test_states_are_the_same_with_and_without_memory(nano_policy, phantoms):
-    records = read_records(phantoms)[:5]
-    kept, none = (HeadStates(nano_policy, ScanStore(nano_policy), 2, memory) for memory in (1 << 30, 0))
+    stores = {name: ScanStore(nano_policy, plan=get_plan(name)) for name in ("one_pass", "glance")}
+    lessons = [HeadLesson(record, torch.ones(1), plan) for record in read_records(phantoms)[:5] for plan in stores]
+    kept, none = (HeadStates(nano_policy, stores, 2, memory) for memory in (1 << 30, 0))
     for _ in range(2):
-        for (a, b), (c, d) in zip(kept.of(records), none.of(records), strict=True):
+        for (a, b), (c, d) in zip(kept.of(lessons), none.of(lessons), strict=True):
             assert torch.equal(a, c)
             assert torch.equal(b, d)
 
@@ -106,7 +109,9 @@ def test_distill_from_gold_boxes_finds_held_out_evidence(nano_policy, phantoms):
     assert nano_policy.spec.evidence_head.after == 3
     # What it says of itself is what the plan then does: recall of the kept cells, by hand.
     _, held_out = split_by_image(
-        head_lessons(nano_policy, records, ScanStore(nano_policy), options), options.validation, options.seed
+        head_lessons(nano_policy, records, {"one_pass": ScanStore(nano_policy)}, options),
+        options.validation,
+        options.seed,
     )
     shares = []
     for lesson in held_out:
@@ -114,6 +119,35 @@ def test_distill_from_gold_boxes_finds_held_out_evidence(nano_policy, phantoms):
         (found,) = nano_policy.answer([Query(scan, lesson.record.question, lesson.record.kind)], plan="one_pass")
         shares.append(float(lesson.target.numpy()[found.kept.mask].sum() / lesson.target.sum()))
     assert np.mean(shares) == pytest.approx(report.recall["all"][0.25], abs=1e-6)
+
+
+def test_one_head_for_two_plans_says_which_and_finds_evidence_under_both(nano_policy, phantoms, tmp_path):
+    records = read_records(phantoms)
+    plain = ("one_pass", "glance")
+    options = DistillOptions(teacher="gold", layers=3, steps=150, validation=0.2, patience=3, plans=plain)
+    report = distill(nano_policy, records, options)
+    assert report.trained + report.validated + report.left_out == len(records)
+    assert min(report.recall[f"{plan}: all"][0.25] for plan in plain) > 0.45
+    nano_policy.save_pretrained(tmp_path)
+    again = SparseVLM.from_pretrained(tmp_path, device="cpu")
+    assert again.backbone.evidence_head.plans == plain
+    image, text = records[0].image_paths[0], records[0].question
+    for plan in plain:
+        finding = again.ask(again.encode(image, plan=plan), text, plan=plan, budget=0.125)
+        assert (finding.kept.count, finding.grid.num_tokens, finding.plan) == (8, 64, plan)
+    again.backbone.evidence_head.plans = ("glance",)
+    with pytest.raises(ValueError, match=r"trained for plan glance, not one_pass.*vitos distill --plan one_pass"):
+        again.encode(image, plan="one_pass")
+
+
+def test_plans_without_a_head_and_families_that_cannot_are_refused(nano_policy, phantoms):
+    with pytest.raises(ValueError, match="two_pass does not choose by an evidence head"):
+        DistillOptions(plans=("one_pass", "two_pass"))
+    with pytest.raises(ValueError, match="at least one plan"):
+        DistillOptions(plans=())
+    llava = SparseVLM(FAMILIES_BY_NAME["llava, LLaVA-1.5"].backbone())
+    with pytest.raises(ValueError, match="one resolution"):
+        distill(llava, read_records(phantoms)[:2], DistillOptions(plans=("glance",), teacher="gold"))
 
 
 def test_the_command_writes_an_ordinary_checkpoint_and_its_report(phantoms, tmp_path):

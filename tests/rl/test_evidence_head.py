@@ -112,6 +112,28 @@ def test_a_rollout_answers_from_the_drawn_cells(policy, phantom_records):
         torch.testing.assert_close(row[: len(theirs)], theirs, rtol=0, atol=1e-4)
 
 
+def test_under_glance_a_rollout_answers_from_the_cells_in_the_drawn_ones(policy, phantom_records):
+    """Drawn on a grid of 4 x 4 and read in one of 8 x 8: each drawn cell is four, encoded at full resolution."""
+    policy = policy.with_spec(plan="glance")
+    options = RolloutOptions(
+        num_localizations=2, num_reasonings=2, localize=Sampling(9, 1.4), reason=Sampling(9, 1.4), seed=3
+    )
+    scans = ScanStore(policy).get(phantom_records[:2])
+    batch = roll_out(policy, phantom_records[:2], scans, 0, options, RewardWeights())
+    prompts = iter(batch.reason_prompts)
+    for group in batch.groups:
+        for rollout, kept in zip(group.localizations, group.kept, strict=True):
+            drawn = np.zeros(16, dtype=bool)
+            drawn[rollout.completion.token_ids] = True
+            assert drawn.sum() == 4
+            certain = np.kron(drawn.reshape(4, 4), np.ones((2, 2))).ravel() > 0
+            assert (kept.mask | ~certain).all()
+            assert kept.grid.num_tokens == 64
+            prompt = next(prompts)
+            assert int(prompt.is_visual.sum()) == kept.count < 64
+            assert prompt.after is None
+
+
 def head_of(policy):
     return {name: value.clone() for name, value in policy.backbone.evidence_head.state_dict().items()}
 

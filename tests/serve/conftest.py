@@ -3,7 +3,7 @@
 import pytest
 
 from vitos.policy.vlm import SparseVLM
-from vitos.serve.demo import inputs
+from vitos.serve.demo.examples import draw_examples
 
 
 @pytest.fixture(scope="module")
@@ -13,4 +13,4 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    return inputs.draw_examples(tmp_path_factory.mktemp("examples"))
+    return draw_examples(tmp_path_factory.mktemp("examples"))

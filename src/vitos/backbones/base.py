@@ -102,7 +102,7 @@ class Backbone(ABC):
         tokenizer: its tokenizer, with a chat template.
         image_processor: its PIL image processor.
         companions: content of the other small files of the checkpoint, by name.
-        evidence_head: scores of visual tokens, for plan one_pass; None if the checkpoint has none.
+        evidence_head: scores of visual tokens, for the plans one_pass and glance; None if the checkpoint has none.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 FILE_NAME = "evidence_head.safetensors"
@@ -29,11 +30,15 @@ class EvidenceHead(torch.nn.Module):
     Args:
         hidden: size of a hidden state.
         size: m, size of the space in which question and tokens are compared.
+
+    Attributes:
+        plans: names of the plans that it was trained for; empty if nothing is said.
     """
 
     def __init__(self, hidden: int, size: int = 64) -> None:
         super().__init__()
         self.size = size
+        self.plans: tuple[str, ...] = ()
         self.norm_question = torch.nn.LayerNorm(hidden)
         self.norm_token = torch.nn.LayerNorm(hidden)
         self.question = torch.nn.Linear(hidden, size)
@@ -63,7 +68,7 @@ class EvidenceHead(torch.nn.Module):
     def save(self, folder: Path) -> None:
         """Write the weights as `evidence_head.safetensors`."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / FILE_NAME)
+        save_file(weights, folder / FILE_NAME, {"plans": ",".join(self.plans)} if self.plans else None)
 
 
 class GlimpseHead(EvidenceHead):
@@ -98,7 +103,9 @@ def load_head(file: Path, kind: HeadKind, hidden: int) -> EvidenceHead:
     """
     if not file.is_file():
         raise ValueError(f"{file} is missing, though vitos.json names it; copy it, or train one: vitos distill")
-    weights = load_file(file)
+    with safe_open(file, "pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        said = (opened.metadata() or {}).get("plans", "")
     try:
         size, found = weights["question.weight"].shape
         head = HEADS[kind](found, size)
@@ -110,4 +117,5 @@ def load_head(file: Path, kind: HeadKind, hidden: int) -> EvidenceHead:
             f"{file} reads hidden states of {found} numbers, but the model's have {hidden}; it belongs to another "
             "model"
         )
+    head.plans = tuple(filter(None, said.split(",")))
     return head

@@ -1,17 +1,21 @@
-"""`vitos distill`: train the evidence head of a checkpoint, for plan one_pass."""
+"""`vitos distill`: train the evidence head of a checkpoint, for the plans one_pass and glance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from vitos.cli.screen import console, quiet
 
 if TYPE_CHECKING:
-    from vitos.rl.distill import DistillReport
+    from vitos.config.recipe import HeadSection, Recipe
+    from vitos.core.record import Record
+    from vitos.rl.distill import DistillOptions, DistillReport
 
 REPORT = "distill.json"
 
@@ -26,6 +30,9 @@ def distill(
     head: Annotated[
         Literal["pointer", "glimpse"], typer.Option(help="Ours, or a rival: a learned token whose attention chooses.")
     ] = "pointer",
+    plan: Annotated[
+        list[str], typer.Option(help="Plan that the head is for, one_pass or glance; may be repeated.")
+    ] = ["one_pass"],  # noqa: B006 (typer reads it)
     layers: Annotated[
         int | None, typer.Option(min=0, help="Layers that see all tokens; by default a quarter of the model's.")
     ] = None,
@@ -44,6 +51,7 @@ def distill(
     options = DistillOptions(
         teacher=teacher,
         kind=head,
+        plans=tuple(plan),
         layers=layers,
         keep=keep,
         steps=steps,
@@ -69,13 +77,55 @@ def distill(
         policy.save_pretrained(staging)
         write_json_atomic(staging / REPORT, {"data": [str(path) for path in data], **report.to_json()})
     console.print(recall_table(report))
-    console.print(f"Head after layer {report.layers}: {out}. Answer by it with --plan one_pass.")
+    console.print(f"Head after layer {report.layers}: {out}. Answer by it with --plan {plan[0]}.")
+
+
+def head_options(section: HeadSection, recipe: Recipe) -> DistillOptions:
+    """How a recipe's head is trained.
+
+    Raises:
+        ValueError: for a plan that does not choose by an evidence head.
+    """
+    from vitos.rl.distill import DistillOptions
+
+    return DistillOptions(
+        plans=(section.plan,),
+        layers=section.layers,
+        keep=section.keep,
+        steps=section.steps,
+        max_tokens=recipe.train.max_localization_tokens,
+        seed=recipe.seed,
+    )
+
+
+def add_head(
+    folder: Path, options: DistillOptions, records: Sequence[Record], load: Mapping[str, Any], console: Console
+) -> None:
+    """Give the checkpoint in `folder` a head that learns from its own boxes, unless it has one.
+
+    Args:
+        load: options of `SparseVLM.from_pretrained`.
+    """
+    from vitos.data.files import write_json_atomic
+    from vitos.policy.vlm import SparseVLM
+    from vitos.rl.checkpoint import extended_folder
+    from vitos.rl.distill import distill as train_head
+
+    policy = SparseVLM.from_pretrained(folder, **load)
+    if policy.backbone.evidence_head is None:
+        console.print(f"[bold]Evidence head[/bold]: plan {options.plans[0]}, {len(records)} questions")
+        report = train_head(policy, records, options)
+        with extended_folder(folder) as staging:
+            policy.save_beside(staging)
+            write_json_atomic(staging / REPORT, report.to_json())
+        console.print(recall_table(report))
 
 
 def recall_table(report: DistillReport) -> Table:
     """Share of the cells of evidence that is found, by template and kept share."""
     title = f"Evidence found on {report.validated} held-out questions ({report.left_out} had no box)"
-    table = Table("template", *(f"{share:g} kept" for share in report.recall["all"]), title=title)
+    shares = next(iter(report.recall.values()))
+    table = Table("template", *(f"{share:g} kept" for share in shares), title=title)
     for name, row in report.recall.items():
         table.add_row(name, *(f"{value:.2f}" for value in row.values()))
     return table

@@ -15,6 +15,7 @@ from vitos.eval.sources import is_benchmark
 from vitos.policy.locate import resolve_model_path
 from vitos.policy.plans import check_recipe
 from vitos.rl.config import bf16_problem, check_trainer_fields
+from vitos.rl.evidence_head import join_head
 from vitos.rl.freezing import freeze_others
 from vitos.rl.trainer import too_few_questions
 
@@ -70,4 +71,6 @@ def _model(recipe: Recipe) -> Iterator[str]:
     if not folder.is_dir() or sum(file.stat().st_size for file in folder.glob("*.safetensors")) > SMALL:
         yield f"train.unfrozen_parameters was not checked: {recipe.model.path} is not here, or too large to load."
         return
-    freeze_others(load_policy(recipe, torch.device("cpu")).backbone, patterns)
+    policy = load_policy(recipe, torch.device("cpu"))
+    join_head(policy, sharded=bool(recipe.trainer.get("fsdp")))
+    freeze_others(policy.backbone, patterns)

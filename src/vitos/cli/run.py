@@ -17,6 +17,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainingArguments
 
+from vitos.cli.distill import add_head, head_options
 from vitos.cli.resume import WARM_START, begin_run, check_resumed, is_trained
 from vitos.cli.sft import lora_config, section_of, started, supervised_config, supervised_start
 from vitos.config.recipe import ModelSection, Recipe
@@ -84,6 +85,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             judge=Judge(recipe.judge) if recipe.judge is not None else None,
         )
         trainer.train(resume_from_checkpoint=resume or None)
+    if recipe.evidence_head is not None and processes.is_main_process:
+        section, options = recipe.evidence_head, head_options(recipe.evidence_head, recipe)
+        add_head(run / FINAL, options, ready.records[: section.questions], final_options(recipe.model), console)
     if recipe.data.eval and processes.is_main_process:
         if processes.num_processes > 1 and config.device.type == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)  # the other processes have finished
@@ -145,6 +149,8 @@ class _Ready:
 def _prepare(recipe: Recipe, config: TrainingArguments, resume: bool, console: Console) -> _Ready:
     """Check the recipe and its data, and load the model; the first process writes what is about to be done."""
     check_recipe(recipe)
+    if recipe.evidence_head is not None:
+        head_options(recipe.evidence_head, recipe)  # its errors, before anything is trained
     run = Path(recipe.output_dir)
     _check_data(recipe, console)
     read = read_training_records(recipe)
@@ -185,8 +191,8 @@ def _evaluation(recipe: Recipe, base: str) -> Evaluation:
         budgets=recipe.evaluate.budgets,
         limit=recipe.data.limit_eval,
         bootstrap_samples=recipe.evaluate.bootstrap_samples,
-        # Adapters were merged in float32, onto what the 4 bits stood for.
-        load=load_options(recipe.model) | ({"dtype": "auto", "quantization": None} if recipe.model.lora else {}),
+        load=final_options(recipe.model),
+        head_plan=recipe.evidence_head.plan if recipe.evidence_head is not None else None,
         cache=recipe.data.cache,
         judge=recipe.judge,
         metrics=recipe.evaluate.metrics,
@@ -220,6 +226,11 @@ def load_options(model: ModelSection) -> dict[str, Any]:
     """Options with which `SparseVLM.from_pretrained` loads the recipe's models."""
     names = ("dtype", "attn_implementation", "trust_remote_code", "min_pixels", "max_pixels", "quantization")
     return {name: getattr(model, name) for name in names}
+
+
+def final_options(model: ModelSection) -> dict[str, Any]:
+    """The same of the final model; adapters were merged in float32, onto what the 4 bits stood for."""
+    return load_options(model) | ({"dtype": "auto", "quantization": None} if model.lora else {})
 
 
 def _check_data(recipe: Recipe, console: Console) -> None:

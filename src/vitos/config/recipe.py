@@ -45,6 +45,7 @@ __all__ = [
     "DualStreamOptions",
     "EvaluateSection",
     "ExtraRewardSection",
+    "HeadSection",
     "LoraSection",
     "ModelSection",
     "Recipe",
@@ -272,6 +273,31 @@ class EvaluateSection:
     metrics: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class HeadSection:
+    """An evidence head that learns from the trained policy's own boxes, as by `vitos distill`; it is evaluated too.
+
+    Attributes:
+        plan: plan that it is for, "one_pass" or "glance".
+        layers: number of layers of the language model before it; None: a quarter.
+        keep: share of the visual tokens that it keeps, in (0, 1].
+        questions: number of training questions that it learns from, from the first one on.
+        steps: largest number of updates.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN
+
+    plan: str = "one_pass"
+    layers: Count | None = None
+    keep: Annotated[Number, Field(gt=0, le=1)] = 0.25
+    questions: Count = 1000
+    steps: Count = 2000
+
+    def problems(self) -> Iterator[Problem]:
+        if self.plan not in PLANS.names():
+            yield "plan", f"must be one of {', '.join(PLANS.names())}, got {self.plan!r}"
+
+
 # Fields of TrainingArguments that follow from other keys of the recipe, with the key to set instead.
 _OWNED = {
     "output_dir": "output_dir",
@@ -305,6 +331,7 @@ class Recipe:
         train: options of the reinforcement learning.
         trainer: other fields of `transformers.TrainingArguments` (fsdp_config, deepspeed, ...), checked when the
             trainer is built.
+        evidence_head: a head that finds the evidence inside the first pass, trained behind `train`; None: no head.
         evaluate: options of the evaluation after training.
     """
 
@@ -321,6 +348,7 @@ class Recipe:
     judge: Annotated[JudgeSection, Checked] | None = None
     train: Annotated[DualStreamOptions, Checked] = field(default_factory=DualStreamOptions)
     trainer: Annotated[Mapping[str, Any], AfterValidator(_not_owned)] = field(default_factory=dict)
+    evidence_head: Annotated[HeadSection, Checked] | None = None
     evaluate: EvaluateSection = EvaluateSection()
 
     def problems(self) -> Iterator[Problem]:

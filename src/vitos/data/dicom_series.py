@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitos.data.dicom import is_dicom, silenced
+from vitos.data.dicom_header import whole
 from vitos.data.gray import VolumeError
 
+T = TypeVar("T")
 TAGS = (
     "SeriesInstanceUID",
     "ImageType",
@@ -170,21 +172,32 @@ def spacing(slices: Sequence[DicomSlice]) -> float | None:
     return float(np.median(np.diff([one.position @ np.cross(*slices[0].axes) for one in slices])))
 
 
+def frame_count(path: Path) -> int:
+    """Number of frames of a DICOM file by its header; no pixel is read.
+
+    Raises:
+        VolumeError: no pydicom, or a broken header.
+    """
+    return _from_header(path, ["NumberOfFrames"], lambda header: whole(header, "NumberOfFrames", 1) or 1)
+
+
 def _read(path: Path) -> Iterator[DicomSlice]:
+    yield from _from_header(path, TAGS, lambda header: list(_slices(path, header)))
+
+
+def _from_header(path: Path, tags: Sequence[str], read: Callable[[Any], T]) -> T:
     try:
         import pydicom
     except ImportError:
         raise VolumeError("reading DICOM needs pydicom 3; install it with pip install 'vitos[dicom]'") from None
     with silenced():
         try:
-            header: Any = pydicom.dcmread(path, specific_tags=list(TAGS), stop_before_pixels=True)
-            slices = list(_slices(path, header))
+            return read(pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True))
         except VolumeError:
             raise
         except Exception as error:  # noqa: BLE001  # pydicom raises anything on broken headers; told by its type only
             kind = type(error).__name__
             raise VolumeError(f"{path.name}: its header is broken or truncated ({kind}); export it again") from None
-    yield from slices
 
 
 def _slices(path: Path, header: Any) -> Iterator[DicomSlice]:

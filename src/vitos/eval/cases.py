@@ -14,7 +14,7 @@ from vitos.eval.judged import AnswerKey, read_grades
 from vitos.eval.scoring import Verdict, score_answer
 from vitos.eval.store import EvalFolder, StoredRow
 
-TRAINED, BASE, RL_DENSE = "trained", "base", "rl_dense"
+TRAINED, BASE, RL_DENSE, HEAD = "trained", "base", "rl_dense", "evidence_head"
 NAMES = {
     TRAINED: {LOCALIZE: "localization", OWN_BOXES: "sparse", DENSE: "dense", BLANK: "text_only"},
     BASE: {
@@ -24,6 +24,7 @@ NAMES = {
         BLANK: "untrained_text_only",
     },
     RL_DENSE: {DENSE: "rl_dense"},
+    HEAD: {OWN_BOXES: "evidence_head"},
 }
 """Model → stored condition → its name in a case."""
 

@@ -34,7 +34,7 @@ from vitos.core.registry import PLANS
 from vitos.core.version import __version__
 from vitos.data.files import atomic_write, write_json_atomic, write_text_atomic
 from vitos.engines.judge.judge import Judge
-from vitos.eval.cases import BASE, RL_DENSE, TRAINED, cases_of
+from vitos.eval.cases import BASE, HEAD, RL_DENSE, TRAINED, cases_of
 from vitos.eval.conditions import BLANK, DENSE, LOCALIZE, OWN_BOXES, EvalSet, Settings, control_conditions
 from vitos.eval.judged import GRADES, grade_answers
 from vitos.eval.metrics import check_metrics
@@ -54,6 +54,18 @@ RESULTS, CASES, REPORT, ASKED = "results.json", "cases.jsonl", "report.html", "e
 MOST_UNREAD = 0.5
 """Share of unreadable answers from which the advice to start supervised is given."""
 
+SPANS = (
+    "vision",
+    "prefix",
+    "early_prefill",
+    "localize_prefill",
+    "localize_decode",
+    "sparsify",
+    "reason_prefill",
+    "reason_decode",
+)
+"""Spans of time in `seconds_by_stage`, in their order."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +84,7 @@ class Evaluation:
         settings: longest responses, batch size and seed.
         base: path of the model before training; None: there is no dense accuracy to relate to.
         rl_dense: path of a model trained without pruning, or None.
+        head_plan: a plan by whose evidence head the trained model answers too, or None.
         controls: whether to answer from other tokens in the same number too, if the plan takes masks.
         budgets: shares of the visual tokens, 0..1, at which own boxes, random, centre, inverted and oracle compete.
         limit: number of questions per file, from its start; None: all.
@@ -90,6 +103,7 @@ class Evaluation:
     settings: Settings = field(default_factory=Settings)
     base: str | None = None
     rl_dense: str | None = None
+    head_plan: str | None = None
     controls: bool = True
     budgets: tuple[float, ...] = ()
     limit: int | None = None
@@ -147,6 +161,7 @@ def evaluate(
         "checkpoint": evaluation.checkpoint,
         "base": evaluation.base,
         "plan": spec.plan,
+        "head_plan": evaluation.head_plan,
         "bootstrap_samples": evaluation.bootstrap_samples,
         "models": [model.name for model in models],
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -212,7 +227,7 @@ def score(folder: Path, out: Path, metrics: Sequence[Mapping[str, Any]] = ()) ->
         **summarize(cases, bootstrap_samples=samples, seed=asked["seed"], metrics=asked.get("metrics", ())),
         **({"judge": asked["judge"]} if asked.get("judge") else {}),
         "left_out": stored.left_out(models[0]),
-        "seconds_by_stage": _seconds(stored, models, asked["plan"], len(cases)),
+        "seconds_by_stage": _seconds(stored, asked, len(cases)),
     }
     for case in cases:
         case["image"] = os.path.relpath(case["image"], out)
@@ -246,11 +261,16 @@ def _models(evaluation: Evaluation, spec: VitosSpec, text_only: bool) -> list[As
     conditions = control_conditions(budgets, controls=controls and plan.takes_masks, text_only=text_only)
     models = [model(TRAINED, evaluation.checkpoint, conditions, spec)]
     if evaluation.base:
-        models.append(
-            model(BASE, evaluation.base, (LOCALIZE, OWN_BOXES, DENSE, *([BLANK] if text_only else ())), spec)
-        )
+        base = VitosSpec.load(resolve_model_path(evaluation.base))
+        able = plan.localizes or (base is not None and base.evidence_head is not None)
+        asked = (*((LOCALIZE, OWN_BOXES) if able else ()), DENSE, *([BLANK] if text_only else ()))
+        own = spec if able else dataclasses.replace(spec, plan="two_pass")  # of which no answer is asked
+        models.append(model(BASE, evaluation.base, asked, own))
     if evaluation.rl_dense:
         models.append(model(RL_DENSE, evaluation.rl_dense, (DENSE,), None))
+    if evaluation.head_plan:
+        by_head = dataclasses.replace(spec, plan=evaluation.head_plan)
+        models.append(model(HEAD, evaluation.checkpoint, (OWN_BOXES,), by_head))
     return models
 
 
@@ -266,24 +286,29 @@ def _fingerprint(evaluation: Evaluation, plan: str, models: Sequence[AskedModel]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).hexdigest()
 
 
-def _seconds(folder: EvalFolder, models: Sequence[str], plan: str, questions: int) -> dict[str, float | None]:
-    """Seconds per question of each span of the two passes, their total, and the base model's dense pass."""
-    branches = ("early_prefill", "localize_prefill", "localize_decode", "sparsify", "reason_prefill", "reason_decode")
-    spent = dict.fromkeys(("vision", "prefix", *branches), 0.0)
-    dense = 0.0
-    for name in folder.manifest()["benchmarks"]:
-        # Under a plan that begins with a reduced image, the whole images were encoded for the dense condition.
-        shared = ("prefix",) if get_plan(plan).reduced else ("vision", "prefix")
-        for row in folder.times(TRAINED, name):
-            wanted = shared if row["condition"] == "images" else spent
-            for span, value in row["seconds"].items():
-                if row["condition"] in ("images", LOCALIZE, OWN_BOXES) and span in wanted:
-                    spent[span] += value
-        for row in folder.times(BASE, name) if BASE in models else ():
-            if row["condition"] in ("images", DENSE):
-                dense += sum(value for span, value in row["seconds"].items() if span != "open")
+def _seconds(folder: EvalFolder, asked: Mapping[str, Any], questions: int) -> dict[str, float | None]:
+    """Seconds per question of each span of the two passes, their total, and those of the other models' one pass."""
+    models, whole = asked["models"], ("images", DENSE)
+    spent = _spent(folder, TRAINED, ("images", LOCALIZE, OWN_BOXES), asked["plan"])
+    dense = sum(_spent(folder, BASE, whole, "dense").values()) if BASE in models else None
+    head = sum(_spent(folder, HEAD, ("images", OWN_BOXES), asked["head_plan"]).values()) if HEAD in models else None
     seconds: dict[str, float | None] = {name: value / questions for name, value in spent.items()}
     return seconds | {
         "total": sum(spent.values()) / questions,
-        "dense_total": dense / questions if BASE in models else None,
+        "dense_total": None if dense is None else dense / questions,
+        **({} if head is None else {"evidence_head_total": head / questions}),
     }
+
+
+def _spent(folder: EvalFolder, model: str, conditions: Sequence[str], plan: str) -> dict[str, float]:
+    """Seconds of each span of some conditions, over all questions; the opening of files is left out."""
+    spent = dict.fromkeys(SPANS, 0.0)
+    # Under a plan that begins with a reduced image, the whole images were encoded for the dense condition.
+    shared = ("prefix",) if get_plan(plan).reduced else ("vision", "prefix")
+    for name in folder.manifest()["benchmarks"]:
+        for row in folder.times(model, name):
+            wanted = shared if row["condition"] == "images" else SPANS
+            for span, value in row["seconds"].items():
+                if row["condition"] in conditions and span in wanted:
+                    spent[span] += value
+    return spent

@@ -32,6 +32,7 @@ _COMPARED = (
     "oracle",
     "rl_dense",
     "text_only",
+    "evidence_head",
 )
 _BY_GROUP = ("base_dense", "localization", "sparse", "dense", "untrained_sparse", "random", "shifted", "oracle")
 
@@ -74,6 +75,9 @@ def summarize(
     results["by_template"] = _by_group(cases, "template")
     results["by_dataset"] = _by_group(cases, "dataset")
     results["budgets"] = _budgets(cases)
+    if "evidence_head" in results["conditions"]:
+        gap = difference(_correct(cases, "evidence_head"), _correct(cases, "base_dense"), bootstrap_samples, seed)
+        results["evidence_head"] = results["conditions"]["evidence_head"] | {"minus_base_dense": gap}
     if any("text_only" in case["conditions"] for case in cases):
         results["control_text_only_accuracy"] = mean(_correct(cases, "text_only"))
     if found := open_figures(cases, samples=bootstrap_samples, seed=seed, metrics=metrics):

@@ -136,7 +136,8 @@ def build_small(
     text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     vision: Any = tower.config
     text.name_or_path = vision.name_or_path = ""  # folders of this machine
-    config = LlavaConfig(
+    made: Any = LlavaConfig
+    config = made(
         vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(PIXELS // PATCH) ** 2, vision_feature_layer=list(LAYERS),
         vision_feature_select_strategy="default", tie_word_embeddings=True, dtype="float32",
@@ -164,7 +165,8 @@ def shipped_weights(model: LlavaForConditionalGeneration, adapters: Mapping[str,
             its weight, so a scale is a factor of one of them.
     """
     weights = {f"{PROJECTOR}{name}": t for name, t in model.model.multi_modal_projector.state_dict().items()}
-    weights |= {ROWS: model.get_input_embeddings().weight[-new_tokens() :], **adapters}
+    embeddings: Any = model.get_input_embeddings()
+    weights |= {ROWS: embeddings.weight[-new_tokens() :], **adapters}
     return {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in weights.items()}
 
 
@@ -194,6 +196,7 @@ def add_shipped(model: LlavaForConditionalGeneration, weights: Mapping[str, Tens
         OSError: if they do not fit the model.
     """
     own = dict(model.named_parameters())
+    target: Tensor | None
     for name, value in weights.items():
         layer = name.removesuffix(FIRST)
         if name.endswith(SECOND):

@@ -39,7 +39,7 @@ COORDINATE_TEXT: dict[CoordinateStyle, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRule:
-    """How the evidence head of a checkpoint is used (plan one_pass).
+    """How the evidence head of a checkpoint is used (plans one_pass and glance).
 
     Attributes:
         after: number of layers that see all tokens; the head reads their output.

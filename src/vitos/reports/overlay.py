@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from vitos.core.geometry import BoolArray, Box, Rect, TokenGrid, View
 # Okabe–Ito colours, which differ under every common colour vision deficiency. The gold box is dashed as well.
 PREDICTED_COLOUR = (230, 159, 0)
 GOLD_COLOUR = (86, 180, 233)
+SCORE_COLOUR = (204, 121, 167)
 
 _HALO = (0, 0, 0, 150)
 _CELL_LINE = (255, 255, 255, 56)
@@ -22,6 +24,9 @@ _VIEW_LINE = (255, 255, 255, 120)
 # Share of the picture that remains in dropped cells; the rest is a dark blue, which differs from black too.
 _DIM = 0.4
 _DIM_COLOUR = np.array([18.0, 24.0, 44.0])
+# Share of the colour at the highest score, so that the picture stays visible.
+_SCORE_SHARE = 0.65
+T = TypeVar("T", bound=np.generic)
 
 
 def draw_overlay(
@@ -31,6 +36,7 @@ def draw_overlay(
     boxes: Sequence[Box],
     gold_boxes: Sequence[Box] = (),
     min_side: int = 384,
+    scores: Sequence[float] | NDArray[np.floating[Any]] | None = None,
 ) -> Image.Image:
     """Draw kept tokens, predicted boxes (orange) and gold boxes (sky blue, dashed) over an image.
 
@@ -46,12 +52,13 @@ def draw_overlay(
         gold_boxes: annotated evidence.
         min_side: images with a side smaller than this are enlarged by an integer factor, without smoothing; narrow
             strips only until their long side reaches four times this.
+        scores: a number in 0..1 per token, painted over its cell the denser the higher (purple); needs the grid.
 
     Returns:
         A new RGB image; its side lengths are those of `image` times an integer.
 
     Raises:
-        ValueError: if `kept` does not fit `grid`, or is given without one.
+        ValueError: if `kept` or `scores` do not fit `grid`, or are given without one.
     """
     if min_side < 1:
         raise ValueError(f"min_side must be at least 1, got {min_side}")
@@ -71,6 +78,11 @@ def draw_overlay(
                 draw.rectangle(_pixels(view.rect, canvas.size), outline=_VIEW_LINE, width=max(1, line // 2))
         for view, mask in shown:
             _draw_cells(draw, view, mask, canvas.size, max(1, line // 2))
+
+    if scores is not None:
+        if grid is None or len(scores) != grid.num_tokens:
+            raise ValueError("scores need the grid of their tokens, one number for each")
+        canvas = _tint(canvas, _shown_views(grid, np.asarray(scores, dtype=np.float64)))
 
     draw = ImageDraw.Draw(canvas, "RGBA")
     for box in boxes:
@@ -99,8 +111,8 @@ def as_mask(kept: Sequence[int] | BoolArray, num_tokens: int) -> BoolArray:
     return np.isin(np.arange(num_tokens), values)
 
 
-def _shown_views(grid: TokenGrid, mask: BoolArray) -> list[tuple[View, BoolArray]]:
-    """The views whose cells are drawn, each with its kept cells, shape (rows, cols)."""
+def _shown_views(grid: TokenGrid, mask: NDArray[T]) -> list[tuple[View, NDArray[T]]]:
+    """The views whose cells are drawn, each with the values of its cells, shape (rows, cols)."""
     ends = np.cumsum([view.num_tokens for view in grid.views])
     parts = np.split(mask, ends[:-1])
     views = [(view, part.reshape(view.rows, view.cols)) for view, part in zip(grid.views, parts, strict=True)]
@@ -122,6 +134,19 @@ def _dim(canvas: Image.Image, shown: Sequence[tuple[View, BoolArray]]) -> Image.
     pixels = np.asarray(canvas, dtype=np.float64)
     dimmed = _DIM * pixels + (1 - _DIM) * _DIM_COLOUR
     return Image.fromarray(np.where(bright[..., None], pixels, dimmed).round().astype(np.uint8))
+
+
+def _tint(canvas: Image.Image, shown: Sequence[tuple[View, NDArray[np.float64]]]) -> Image.Image:
+    """Paint each cell with `SCORE_COLOUR`, by its score; where views overlap, by the highest."""
+    share = np.zeros((canvas.height, canvas.width))
+    for view, scores in shown:
+        x, y = (np.maximum(edges, 0) for edges in _edges(view, canvas.size))
+        for (row, col), score in np.ndenumerate(scores):
+            cell = share[y[row] : y[row + 1], x[col] : x[col + 1]]
+            np.maximum(cell, min(max(score, 0.0), 1.0) * _SCORE_SHARE, out=cell)
+    pixels = np.asarray(canvas, dtype=np.float64)
+    painted = pixels + share[..., None] * (np.array(SCORE_COLOUR, dtype=np.float64) - pixels)
+    return Image.fromarray(painted.round().astype(np.uint8))
 
 
 def _draw_cells(draw: ImageDraw.ImageDraw, view: View, mask: BoolArray, size: tuple[int, int], line: int) -> None:

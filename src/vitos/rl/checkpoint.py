@@ -73,6 +73,27 @@ def staged_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def extended_folder(target: Path) -> Iterator[Path]:
+    """`staged_folder` for a complete folder that gets further files: the block finds copies of all files there.
+
+    Weights are linked, not copied, where the file system can: the block must not change them.
+
+    Raises:
+        CheckpointError: as `staged_folder`.
+    """
+    with staged_folder(target) as staging:
+        for path in _files(target):
+            copy = staging / path.relative_to(target)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (os.link if path.suffix == ".safetensors" else shutil.copy2)(path, copy)
+            except OSError:
+                shutil.copy2(path, copy)
+        (staging / MARKER).unlink(missing_ok=True)
+        yield staging
+
+
 def damage(folder: Path) -> str | None:
     """The damage of a folder that `staged_folder` should have completed; None if there is none.
 

@@ -2,7 +2,7 @@
 
     records ─► localize ─► own boxes ─► cells ─┐
                                                ├─► binary cross-entropy ─► head (the model stays as it is)
-    records ─► layers 1..k ─► states ─► scores ┘
+    records ─► layers 1..k ─► states ─► scores ┘      (of whole images, reduced ones, or both: by the plan)
 
 The teacher is the policy's own localization branch, so no gold boxes are needed; gold boxes can be used instead, or
 both. Part of the images is never trained on: on them the training is stopped, and the head is reported on.
@@ -10,8 +10,9 @@ both. Part of the images is never trained on: on them the training is stopped, a
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitos.backbones.evidence_head import HEADS, EvidenceHead, HeadKind
-from vitos.core.geometry import BoolArray, TokenGrid
+from vitos.core.geometry import BoolArray, Box, TokenGrid
 from vitos.core.record import Record
 from vitos.core.sparsify import best_cells, select
 from vitos.engines.base import Sampling
 from vitos.engines.in_flight import run_early
+from vitos.policy.plans import get_plan
 from vitos.policy.spec import HeadRule
 from vitos.policy.types import Query
 from vitos.policy.vlm import SparseVLM
@@ -44,6 +46,7 @@ class DistillOptions:
         layers: number of layers before the head; None for a quarter of the model's, at least 1.
         teacher: boxes to learn from: the policy's own, gold ones, or the mean of both.
         kind: "pointer" (ours), or "glimpse", a rival (`backbones/evidence_head.py`).
+        plans: names of the plans that the head is for; with several it learns from the images of each.
         keep: share of the visual tokens to keep, at which the training is judged and which the checkpoint then keeps.
         size: size of the space in which the head compares question and tokens.
         steps: largest number of updates.
@@ -64,6 +67,7 @@ class DistillOptions:
     layers: int | None = None
     teacher: Teacher = "own"
     kind: HeadKind = "pointer"
+    plans: tuple[str, ...] = ("one_pass",)
     keep: float = 0.25
     size: int = 64
     steps: int = 2000
@@ -84,6 +88,10 @@ class DistillOptions:
         for name, known in (("teacher", get_args(Teacher)), ("kind", tuple(HEADS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if wrong := [name for name in self.plans if get_plan(name).localizes or not get_plan(name).drops]:
+            raise ValueError(f"plan {wrong[0]} does not choose by an evidence head; take one_pass, glance or both")
+        if not self.plans:
+            raise ValueError("plans must name at least one plan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +101,12 @@ class HeadLesson:
     Attributes:
         record: the question.
         target: probability of evidence of each visual token, image by image, float32, (N,).
+        plan: name of the plan whose images the tokens are of.
     """
 
     record: Record
     target: Tensor
+    plan: str = "one_pass"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +116,13 @@ class DistillReport:
     Attributes:
         options: the options of the training.
         layers: number of layers before the head.
-        trained, validated: number of questions.
+        trained, validated: number of questions; each is learned once for each plan.
         left_out: questions without a box of the teacher.
         updates: number of updates of the weights that were kept.
         losses: (update, training loss, validation loss) at each look.
         recall: template → share of the cells of evidence that is found when a share of the visual tokens is kept, by
-            that share; "all" for all questions. A random choice finds the share that it keeps.
+            that share; "all" for all questions. A random choice finds the share that it keeps. Of several plans, each
+            has rows of its own, whose names begin with the plan's.
     """
 
     options: DistillOptions
@@ -147,60 +158,78 @@ def distill(
     """
     depth = len(policy.backbone.language_model.layers)
     layers = max(1, depth // 4) if options.layers is None else options.layers
-    store = ScanStore(policy)
-    progress(f"{options.teacher} boxes of {len(records)} questions")
-    lessons = head_lessons(policy, records, store, options)
-    states = HeadStates(policy, store, layers, options.memory)
-    training, held_out = split_by_image(lessons, options.validation, options.seed)
-    if not training or not held_out:
-        raise ValueError(
-            f"{len(lessons)} of {len(records)} questions have boxes, too few to train and validate on; give more "
-            "data, or another teacher"
-        )
     hidden = int(policy.backbone.model.config.get_text_config().hidden_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         head = HEADS[options.kind](hidden, options.size).to(policy.backbone.device)
+    stores = head_stores(policy, head, options.plans)
+    progress(f"{options.teacher} boxes of {len(records)} questions")
+    lessons = head_lessons(policy, records, stores, options)
+    states = HeadStates(policy, stores, layers, options.memory)
+    training, held_out = split_by_image(lessons, options.validation, options.seed)
+    if not training or not held_out:
+        raise ValueError(
+            f"{_questions(lessons)} of {len(records)} questions have boxes, too few to train and validate on; give "
+            "more data, or another teacher"
+        )
     updates, losses = fit_head(head, training, held_out, states, options, progress)
+    head.plans = options.plans
     policy.backbone.evidence_head = head.requires_grad_(False)
     policy.spec = policy.with_spec(evidence_head=HeadRule(after=layers, keep=options.keep, kind=options.kind)).spec
     return DistillReport(
         options=options,
         layers=layers,
-        trained=len(training),
-        validated=len(held_out),
-        left_out=len(records) - len(lessons),
+        trained=_questions(training),
+        validated=_questions(held_out),
+        left_out=len(records) - _questions(lessons),
         updates=updates,
         losses=losses,
         recall=recall_by_template(head, held_out, states),
     )
 
 
+def _questions(lessons: Sequence[HeadLesson]) -> int:
+    return len({lesson.record.id for lesson in lessons})
+
+
 # --- what is learned ------------------------------------------------------------------------------------------------
 
 
+def head_stores(policy: SparseVLM, head: EvidenceHead, plans: Sequence[str]) -> dict[str, ScanStore]:
+    """The images that a head is trained on, plan by plan.
+
+    Raises:
+        ValueError: if the family cannot follow one of the plans.
+    """
+    fresh = copy.copy(policy.backbone)
+    fresh.evidence_head = head
+    for name in plans:
+        if refusal := get_plan(name).refusal(fresh):
+            raise ValueError(refusal)
+    return {name: ScanStore(policy, plan=get_plan(name)) for name in plans}
+
+
 def head_lessons(
-    policy: SparseVLM, records: Sequence[Record], store: ScanStore, options: DistillOptions
+    policy: SparseVLM, records: Sequence[Record], stores: Mapping[str, ScanStore], options: DistillOptions
 ) -> list[HeadLesson]:
-    """The questions for which the teacher has a box, with the cells that its boxes keep."""
-    out = []
+    """The questions for which the teacher has a box, with the cells that its boxes keep; for each plan."""
+    out, whole = [], ScanStore(policy, plan=get_plan("two_pass"))
     for batch in _batches(records, options.batch_size):
-        queries = [Query(s, r.question, r.kind) for s, r in zip(store.get(batch), batch, strict=True)]
-        masks: list[list[BoolArray]] = [[] for _ in batch]
+        taught: list[list[Sequence[Box]]] = [[] for _ in batch]
         if options.teacher != "gold":
-            found = policy.localize(queries, Sampling(options.max_tokens))
-            for own, query, (rollout,) in zip(masks, queries, found, strict=True):
-                if boxes := rollout.response.boxes:
-                    own.append(select(query.grid, boxes, policy.spec.keep).mask)
+            queries = [Query(s, r.question, r.kind) for s, r in zip(whole.get(batch), batch, strict=True)]
+            for own, (rollout,) in zip(taught, policy.localize(queries, Sampling(options.max_tokens)), strict=True):
+                own.append(rollout.response.boxes)
         if options.teacher != "own":
-            for own, query, record in zip(masks, queries, batch, strict=True):
-                if record.boxes:
-                    own.append(select(query.grid, record.boxes, policy.spec.keep).mask)
-        out += [
-            HeadLesson(record, torch.from_numpy(np.mean(own, axis=0, dtype=np.float32)))
-            for record, own in zip(batch, masks, strict=True)
-            if own
-        ]
+            for own, record in zip(taught, batch, strict=True):
+                own.append(record.boxes or ())
+        for name, store in stores.items():
+            for record, scan, all_boxes in zip(batch, store.get(batch), taught, strict=True):
+                grid = Query(scan, record.question).grid
+                masks = [select(grid, boxes, policy.spec.keep).mask for boxes in all_boxes if boxes]
+                if masks:
+                    target = torch.from_numpy(np.mean(masks, axis=0, dtype=np.float32))
+                    out.append(HeadLesson(record, target, name))
     return out
 
 
@@ -222,31 +251,33 @@ class HeadStates:
 
     Attributes:
         policy: the model.
-        store: its images.
+        stores: its images, by plan.
         layers: number of layers.
         memory: largest number of bytes to keep.
     """
 
     policy: SparseVLM
-    store: ScanStore
+    stores: Mapping[str, ScanStore]
     layers: int
     memory: int
-    _kept: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _kept: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _bytes: int = 0
 
-    def of(self, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
-        """For each question the states of its visual tokens (N, hidden) and of its text (Q, hidden)."""
-        missing = [record for record in records if record.id not in self._kept]
-        fresh = dict(zip((r.id for r in missing), self._run(missing), strict=True)) if missing else {}
-        for name, pair in fresh.items():
+    def of(self, lessons: Sequence[HeadLesson]) -> list[tuple[Tensor, Tensor]]:
+        """For each lesson the states of its visual tokens (N, hidden) and of its text (Q, hidden)."""
+        keys = [(one.plan, one.record.id) for one in lessons]
+        missing = {key: one for key, one in zip(keys, lessons, strict=True) if key not in self._kept}
+        fresh = dict(zip(missing, self._run(list(missing.values())), strict=True)) if missing else {}
+        for key, pair in fresh.items():
             size = sum(tensor.nbytes for tensor in pair)
             if self._bytes + size <= self.memory:
-                self._kept[name], self._bytes = pair, self._bytes + size
-        return [fresh[r.id] if r.id in fresh else self._kept[r.id] for r in records]
+                self._kept[key], self._bytes = pair, self._bytes + size
+        return [fresh[key] if key in fresh else self._kept[key] for key in keys]
 
-    def _run(self, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
+    def _run(self, lessons: Sequence[HeadLesson]) -> list[tuple[Tensor, Tensor]]:
         branches = self.policy.branches
-        queries = [Query(s, r.question, r.kind) for s, r in zip(self.store.get(records), records, strict=True)]
+        scans = [self.stores[one.plan].get([one.record])[0] for one in lessons]
+        queries = [Query(s, one.record.question, one.record.kind) for s, one in zip(scans, lessons, strict=True)]
         prompts = [branches.reason_prompt(query) for query in queries]
         early = run_early(self.policy.engine, prompts, [None] * len(prompts), self.layers)
         out = []
@@ -311,7 +342,7 @@ def fit_head(
 def head_loss(head: EvidenceHead, lessons: Sequence[HeadLesson], states: HeadStates, weight: float) -> Tensor:
     """Binary cross-entropy of scores against cells of evidence, mean over the tokens of a question, then questions."""
     losses = []
-    for lesson, (visual, text) in zip(lessons, states.of([one.record for one in lessons]), strict=True):
+    for lesson, (visual, text) in zip(lessons, states.of(lessons), strict=True):
         target = lesson.target.to(visual.device)
         cell = torch.nn.functional.binary_cross_entropy_with_logits(
             head(visual, text), target, pos_weight=torch.tensor(weight, device=visual.device)
@@ -325,13 +356,14 @@ def recall_by_template(
     head: EvidenceHead, lessons: Sequence[HeadLesson], states: HeadStates
 ) -> dict[str, dict[float, float]]:
     """Share of the teacher's cells among the best ones, by template and kept share; mean over questions."""
-    found: dict[str, list[list[float]]] = {"all": []}
+    found: dict[str, list[list[float]]] = {}
+    several = len({lesson.plan for lesson in lessons}) > 1
     for batch in _batches(lessons, 64):
-        for lesson, (visual, text) in zip(batch, states.of([one.record for one in batch]), strict=True):
+        for lesson, (visual, text) in zip(batch, states.of(batch), strict=True):
             scores, target = head(visual, text).cpu().numpy(), lesson.target.numpy()
             row = [float(target[_best(scores, share)].sum() / target.sum()) for share in SHARES]
-            found["all"].append(row)
-            found.setdefault(lesson.record.meta.get("template", "none"), []).append(row)
+            for name in ("all", lesson.record.meta.get("template", "none")):
+                found.setdefault(f"{lesson.plan}: {name}" if several else name, []).append(row)
     return {name: dict(zip(SHARES, np.mean(rows, axis=0).tolist(), strict=True)) for name, rows in found.items()}
 
 

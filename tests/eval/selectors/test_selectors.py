@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from vitos.core.geometry import WHOLE_IMAGE, Box, Rect, TokenGrid
 from vitos.core.masks import fit_budget
 from vitos.core.record import Record
 from vitos.core.sparsify import Fusion
+from vitos.core.stopwatch import Stopwatch
 from vitos.eval.selectors import SELECTORS, Task
 from vitos.eval.selectors.attention import text_attention
 from vitos.eval.selectors.crop import crop, scaled
 from vitos.eval.selectors.diversity import relevance
 from vitos.eval.selectors.places import uniform_mask
+from vitos.policy.plans import get_plan
 from vitos.policy.plans.crop import cut_out
 from vitos.policy.spec import HeadRule, VitosSpec
 from vitos.policy.types import Query
@@ -89,7 +92,7 @@ def test_the_model_sees_what_was_chosen(name, task):
     prompt = task.prompt_of(choice)
     assert int(prompt.is_visual.sum()) == len(prompt.embeddings)
     assert len(left(prompt)) == choice.count
-    if choice.visual is None and choice.fusion == Fusion("none"):
+    if choice.visual is None and choice.prompt is None and choice.fusion == Fusion("none"):
         kept = torch.from_numpy(choice.mask)
         torch.testing.assert_close(prompt.embeddings, task.visual.embeddings[kept])
         visual_positions = task.prompt.position_ids[:, task.prompt.is_visual]
@@ -262,7 +265,29 @@ def test_the_evidence_head_chooses_as_in_its_plan(make_task):
         prompt = task.prompt_of(choice)
         assert (prompt.after, prompt.cached_length) == (after, len(task.prompt) - (~choice.mask).sum())
     plain = SELECTORS["one_pass"].refusal(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone())
-    assert "'one_pass' needs an evidence head" in plain
+    assert "'one_pass': the checkpoint has no evidence head" in plain
+    assert "one resolution" in SELECTORS["glance"].refusal(make_task("llava, LLaVA-1.5").policy.backbone)
+
+
+def test_glance_is_its_plan(make_task, picture):
+    """Same cells, embeddings and positions as in an answer of the plan, for one image and for two."""
+    task = make_task()
+    policy, other = task.policy, picture(90, 90, 1)
+    question = "<image><image>Which?\nA. 1\nB. 2"
+    query = Query(policy.encode(task.image(), other), question)
+    record = replace(task.record, question=question)
+    two = Task(policy, query, record, boxes=BOXES, image=task.image, others=(lambda: other,))
+    for one, images in ((task, [task.image()]), (two, [task.image(), other])):
+        scan = policy.encode(*images, plan="glance")
+        plan = get_plan("glance")
+        (ready,) = plan.prepare(policy.branches, policy.engine, [Query(scan, one.query.question)], Stopwatch())
+        (expected,) = plan.reason(policy.branches, replace(ready, budget=0.25), [()], Stopwatch())
+        choice = SELECTORS["glance"].choose(one, round(0.25 * one.grid.num_tokens))
+        seen = one.prompt_of(choice)
+        np.testing.assert_array_equal(choice.mask, expected.kept.mask)
+        assert torch.equal(seen.embeddings, expected.prompt.embeddings)
+        assert torch.equal(seen.position_ids, expected.prompt.position_ids)
+        assert choice.count == round(0.25 * one.grid.num_tokens)
 
 
 def test_refusals(make_task):
@@ -288,7 +313,15 @@ def test_several_images_share_one_budget(make_task, picture):
     task = make_task()
     policy = task.policy
     query = Query(policy.encode(picture(120, 160), picture(90, 90, 1)), "<image><image>Which?\nA. 1\nB. 2")
-    two = Task(policy, query, replace(task.record, question=query.question), boxes=BOXES, image=task.image)
+    second = partial(picture, 90, 90, 1)
+    two = Task(
+        policy,
+        query,
+        replace(task.record, question=query.question),
+        boxes=BOXES,
+        image=task.image,
+        others=[second],
+    )
     for name, selector in SELECTORS.items():
         choice = selector.choose(two, 6)
         if {"encoder_attention", "any_resolution"} & set(selector.needs):

@@ -2,17 +2,19 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.backbones.families import FAMILIES, FAMILIES_BY_NAME
 from tests.backbones.family import library_inputs
 from tests.driven import up_to
 
 from vitos.backbones.evidence_head import FILE_NAME, HEADS, EvidenceHead
-from vitos.core.geometry import Box
-from vitos.core.sparsify import select
+from vitos.core.geometry import Box, TokenGrid
+from vitos.core.sparsify import Fusion, cell_rectangles, select
 from vitos.engines.base import Sampling
 from vitos.policy.spec import HeadRule, VitosSpec
 from vitos.policy.types import Query
@@ -168,3 +170,63 @@ def test_a_rival_head_is_saved_and_read_as_what_it_is(picture, tmp_path):
 def test_a_rule_refuses_what_it_cannot_mean(name, value):
     with pytest.raises(ValueError, match="must be"):
         HeadRule(**{"after": 1, name: value})
+
+
+# --- glance ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl, nano", "qwen3_vl"])
+@torch.no_grad()
+def test_a_glance_keeps_the_best_cells_of_the_reduced_image_and_encodes_them_alone(name, picture):
+    """By hand: the library's hidden states on the image that Pillow halved, and Pillow's bilinear enlargement."""
+    family = FAMILIES_BY_NAME[name]
+    vlm = with_head(family.backbone()).with_spec(plan="glance")
+    backbone, text = vlm.backbone, vlm.spec.reason_text("<image>" + QUESTION)
+    side = backbone.geometry.patch_size * backbone.geometry.merge_size
+    (view,) = backbone.layout(picture(600, 900))[0].views
+    rows, cols = view.rows - view.rows % 2, view.cols - view.cols % 2
+    image = picture(cols * side, rows * side)
+    small = image.resize((cols * side // 2, rows * side // 2), Image.Resampling.BICUBIC)
+    scores = by_hand(family, backbone.evidence_head, text, small).reshape(rows // 2, cols // 2)
+    large = np.asarray(Image.fromarray(scores.astype(np.float32)).resize((cols, rows), Image.Resampling.BILINEAR))
+    finding = vlm.ask(vlm.encode(image), QUESTION, limits=up_to(4))
+    np.testing.assert_allclose(finding.kept.scores, large.ravel(), rtol=0, atol=2e-4)
+    assert finding.kept.count == round(0.25 * rows * cols)
+    assert large.ravel()[finding.kept.mask].min() >= large.ravel()[~finding.kept.mask].max() - 2e-4
+    mask = torch.from_numpy(finding.kept.mask)
+    (whole,) = backbone.encode([image])
+    parts = cell_rectangles(finding.grid, finding.kept.mask)
+    place = np.concatenate([np.arange(rows * cols).reshape(rows, cols)[a:c, b:d].ravel() for a, b, c, d in parts])
+    tensors = [t.clone() for t in whole.tensors]
+    for own, cells in zip(tensors, backbone.encode_cells(image, parts), strict=True):
+        own[torch.from_numpy(place)] = cells
+    seen = replace(whole, embeddings=tensors[0], streams=tuple(tensors[1:]))
+    prompt = backbone.build_prompt(text, [seen]).sparse([mask], Fusion("none"))
+    (expected,) = vlm.engine.sample([prompt], Sampling(4), [[0]])[0]
+    assert finding.reasoning.completion.token_ids.tolist() == expected.token_ids.tolist()
+    torch.testing.assert_close(finding.reasoning.completion.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    assert finding.localization is None
+
+
+def test_a_glance_follows_boxes_and_budgets_in_cells_of_the_whole_image(picture):
+    vlm = with_head(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone()).with_spec(plan="glance")
+    scan, boxes = vlm.encode(picture(128, 128)), [Box(0, 0, 0.5, 0.25)]
+    for budget, count in ((0.05, 3), (0.5, 32), (1.0, 64)):
+        assert vlm.ask(scan, QUESTION, budget=budget, limits=up_to(2)).kept.count == count
+        given = vlm.ask(scan, QUESTION, boxes=boxes, budget=budget, limits=up_to(2))
+        assert (given.kept.count, given.boxes) == (count, tuple(boxes))
+    kept = vlm.ask(scan, QUESTION, boxes=boxes, limits=up_to(2)).kept
+    np.testing.assert_array_equal(kept.mask, select(TokenGrid.single(8, 8), boxes).mask)
+    with pytest.raises(ValueError, match="encodes the image twice"):
+        vlm.answer([Query.about(scan, QUESTION, tokens=np.ones(16, bool))])
+    with pytest.raises(ValueError, match=r'made for another plan than glance; use encode\(…, plan="glance"\)'):
+        vlm.ask(vlm.encode(picture(64, 64), plan="one_pass"), QUESTION)
+
+
+def test_a_glance_at_two_images_keeps_cells_where_the_scores_are(picture):
+    vlm = with_head(FAMILIES_BY_NAME["qwen2_5_vl, nano"].backbone()).with_spec(plan="glance")
+    images = picture(128, 128), picture(96, 64, 1)
+    finding = vlm.ask(vlm.encode(*images), "<image><image>" + QUESTION, budget=0.1, limits=up_to(2))
+    assert finding.grid == TokenGrid.joined([TokenGrid.single(8, 8), TokenGrid.single(4, 6)])
+    assert finding.kept.count == round(0.1 * 88)
+    assert finding.kept.scores[finding.kept.mask].min() >= finding.kept.scores[~finding.kept.mask].max()

@@ -61,9 +61,12 @@ def test_every_plan_reports_time_tokens_and_what_it_kept(vlm, picture):
     assert kept[2:7, 2:6].all()
     for plan in ("gather", "coarse", "crop"):
         np.testing.assert_array_equal(findings[plan].kept.mask, kept.ravel())
+    text = len(vlm.backbone.build_prompt(vlm.spec.reason_text("<image>" + QUESTION), vlm.encode(image).visuals)) - 64
+    assert findings["glance"].kept.count == findings["one_pass"].kept.count == 16
+    assert findings["glance"].tokens["early_prefill"] == findings["one_pass"].tokens["early_prefill"]
+    assert findings["glance"].tokens["reason_prefill"] == text + 16
     assert findings["dense"].kept.all
     assert findings["dense"].localization is None
-    text = len(vlm.backbone.build_prompt(vlm.spec.reason_text("<image>" + QUESTION), vlm.encode(image).visuals)) - 64
     assert findings["two_pass"].tokens["reason_prefill"] == text + 20
     assert findings["gather"].tokens["reason_prefill"] == findings["dense"].tokens["reason_prefill"] < text
     assert findings["coarse"].tokens["vision"] == 20
@@ -200,14 +203,16 @@ def test_plans_that_a_family_or_a_scan_cannot_follow_are_refused(vlm, picture):
         vlm.with_spec(localize_prompt="Locate. {question}", plan="gather")
     with pytest.raises(ValueError, match="renumber has no effect"):
         SparseVLM(vlm.backbone, VitosSpec(positions="renumber", plan="gather"))
-    with pytest.raises(ValueError, match="plan must be one of coarse, crop, dense, gather, one_pass, two_pass"):
+    with pytest.raises(
+        ValueError, match="plan must be one of coarse, crop, dense, gather, glance, one_pass, two_pass"
+    ):
         VitosSpec(plan="fast")
 
 
 # --- many questions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["two_pass", "gather", "coarse", "dense", "one_pass"])
+@pytest.mark.parametrize("plan", ["two_pass", "gather", "coarse", "dense", "one_pass", "glance"])
 def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypatch):
     """Outputs of ten questions about one scan are those of ten scans; tokens are counted where the model is called."""
     image, questions = picture(128, 128), [f"Is it number {k}?\nA. yes\nB. no" for k in range(10)]
@@ -221,7 +226,7 @@ def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypat
 
     scan = vlm.encode(image, plan=plan)
     prefix = processed()
-    visual = 16 if plan == "coarse" else 64
+    visual = 16 if plan in ("coarse", "glance") else 64
     assert prefix == len(scan.prefix) > visual
     shared, costs = [], []
     for question in questions:
@@ -229,9 +234,9 @@ def test_further_questions_pay_for_themselves_only(vlm, picture, plan, monkeypat
         costs.append(processed())
         tokens = shared[-1].tokens
         # The last token of a completion is written, not run.
-        branches = 1 if plan in ("dense", "one_pass") else 2
+        branches = 1 if plan in ("dense", "one_pass", "glance") else 2
         assert costs[-1] == sum(n for stage, n in tokens.items() if stage != "vision") - branches
-    kept = {"two_pass": 20, "coarse": 20, "one_pass": 16}.get(plan, 0)
+    kept = {"two_pass": 20, "coarse": 20, "one_pass": 16, "glance": 16}.get(plan, 0)
     assert max(costs) < 2 * (len(vlm.backbone.tokenizer(vlm.spec.localize_text(questions[0])).input_ids) + 30) + kept
     for question, found in zip(questions, shared, strict=True):
         unshared = Scan(scan.visuals, pictures=scan.pictures, reduced=scan.reduced)

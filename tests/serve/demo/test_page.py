@@ -11,10 +11,14 @@ gr = pytest.importorskip("gradio", reason="the demo extra is not installed")
 
 from vitos.serve.demo import handlers as events  # noqa: E402
 from vitos.serve.demo import inputs  # noqa: E402
-from vitos.serve.demo.handlers import Handlers, Session, no_answers  # noqa: E402
+from vitos.serve.demo import opening as opened_by  # noqa: E402
+from vitos.serve.demo.handlers import Handlers  # noqa: E402
+from vitos.serve.demo.opening import RESULTS, SHOWS, no_answers  # noqa: E402
 from vitos.serve.demo.page import build, launch  # noqa: E402
+from vitos.serve.demo.session import Session  # noqa: E402
 
 SKIP = gr.skip()
+SHOWN = ("preview", "facts", "heading", "slider", "axis", "slices", "centre", "width", "boxes", "asks", "asks_all")
 QUESTION = "What?\nA. cyst\nB. mass"
 
 
@@ -48,10 +52,10 @@ def click(x, y):
     return SimpleNamespace(index=[x, y])
 
 
-def opened(handlers, session, file, part=""):
-    """New values for preview, facts, part, centre, width and boxes when the file has been read."""
-    *_, last = handlers.open(session, None if file is None else str(file), part)
-    return last[: events.SHOWS]
+def opened(handlers, session, *files):
+    """New values for what is shown when the files have been read."""
+    *_, last = handlers.open(session, [str(file) for file in files])
+    return SimpleNamespace(**dict(zip(SHOWN, last[:SHOWS], strict=True)))
 
 
 def asked(handlers, session, begin=True, **given):
@@ -70,18 +74,18 @@ def pixels(file):
 
 
 def test_two_clicks_make_a_box_that_is_drawn(handlers, session, examples, told):
-    preview, *_ = opened(handlers, session, examples[0].image)
+    preview = opened(handlers, session, examples[0].image).preview
     assert session.opened.size == Image.open(preview).size == (384, 384)
-    assert handlers.click(session, "", 0, click(288, 96)) == (SKIP, SKIP)
+    assert handlers.click(session, "", click(288, 96)) == (SKIP, SKIP)
     assert session.opened.corner == (0.75, 0.25)
     assert tuple(pixels(handlers.draw(session, 0, 1, ""))[96, 288]) == (230, 159, 0)
-    boxes, drawn = handlers.click(session, "", 0, click(96, 192))
+    boxes, drawn = handlers.click(session, "", click(96, 192))
     assert (session.opened.corner, boxes, drawn) == (None, "0.25, 0.25, 0.75, 0.5", 1)
     box = pixels(handlers.draw(session, 0, 1, boxes))
     assert (box[96, 96:288] == (230, 159, 0)).all()
     assert (box[97:190, 110:280] == pixels(preview)[97:190, 110:280]).mean() > 0.95
-    handlers.click(session, boxes, drawn, click(0, 0))
-    assert handlers.click(session, boxes, drawn, click(0, 100)) == (SKIP, SKIP)
+    handlers.click(session, boxes, click(0, 0))
+    assert handlers.click(session, boxes, click(0, 100)) == (SKIP, SKIP)
     assert "must differ" in told[0]
     assert (handlers.clear(session), session.opened.corner) == ("", None)
 
@@ -98,14 +102,16 @@ def test_ask_shows_three_answers_and_the_boxes(handlers, session, vlm, examples)
     boxed = asked(handlers, session, question=example.question, boxes="0,0,0.25,0.25")
     assert "4 of 64" in boxed[1]
     assert "4 of 64" in boxed[2]
-    table, thoughts = handlers.ask_all(session, 0, 1, example.question, 0.0, "")
-    assert table.count("<tr>") == thoughts.count("<dt>") + 1 == 6
+    handlers.begin(session, 0, 1, example.question)
+    *_, table, thoughts, cards, link = handlers.ask_all(session, 0, 1, example.question, 0.0, "")
+    assert table.count("<tr>") == thoughts.count("<dt>") + 1 == cards.count("<figure>") + 1 == 6
+    assert "plan=" not in link
 
 
 def test_what_is_wrong_is_told_in_one_message_and_changes_nothing(handlers, session, examples, told):
     """An error that is raised would mark each of the components with a badge."""
     assert set(map(str, asked(handlers, session))) == {str(SKIP)}
-    assert handlers.ask_all(session, 0, 1, QUESTION, 0.0, "") == (SKIP, SKIP)
+    assert set(map(str, handlers.ask_all(session, 0, 1, QUESTION, 0.0, ""))) == {str(SKIP)}
     assert told == ["Choose an example or a file first."] * 2
     opened(handlers, session, examples[0].image)
     for call, words in (
@@ -115,7 +121,7 @@ def test_what_is_wrong_is_told_in_one_message_and_changes_nothing(handlers, sess
         ({"plan": "crop", "budget": 0.5}, "leave out the budget"),
     ):
         told.clear()
-        assert asked(handlers, session, **call) == (SKIP,) * events.RESULTS
+        assert asked(handlers, session, **call) == (SKIP,) * RESULTS
         assert len(told) == 1
         assert words in told[0]
 
@@ -124,24 +130,23 @@ def test_files_that_cannot_be_used(handlers, session, tmp_path, told):
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / "b.dcm").write_bytes(bytes(128) + b"DICM" + bytes(50))
     for name in ("a.png", "b.dcm"):
-        preview, facts, part, *_ = opened(handlers, session, tmp_path / name)
-        assert session.opened is preview is None
-        assert facts.startswith(f"{name}: ")
-        assert str(tmp_path) not in facts
-        assert part["visible"] is (name == "b.dcm")
-    assert len(told) == 2
-    assert opened(handlers, session, None)[:2] == (None, "")
+        shown = opened(handlers, session, tmp_path / name)
+        assert session.opened is shown.preview is None
+        assert shown.facts.startswith(f"{name}: ")
+        assert str(tmp_path) not in shown.facts
+    opened(handlers, session, tmp_path / "gone.png")
+    assert "choose it again" in told[-1]
+    assert len(told) == 3
+    shown = opened(handlers, session)
+    assert (shown.preview, shown.facts) == (None, "")
     assert handlers.draw(session, 0, 1, "") == SKIP
 
 
 def test_frames_and_windows_of_dicom(handlers, session, dicom, told):
-    *_, part, _, _, _ = opened(handlers, session, dicom)
-    assert session.opened is None
-    assert "2 frames" in told[0]
-    assert part["visible"]
-    *_, last = handlers.open_part(session, "frame=2")
-    preview, facts, part, centre, width, _ = last[: events.SHOWS]
-    assert "frame 2, window 40,400 (file)" in facts
+    shown = opened(handlers, session, dicom)
+    assert (shown.slider["visible"], shown.slider["maximum"], shown.slider["value"]) == (True, 2, 2)
+    assert "frame 2, window 40,400 (file)" in shown.facts
+    centre, width, preview = shown.centre, shown.width, shown.preview
     assert (centre["visible"], centre["value"], centre["minimum"], centre["maximum"]) == (True, 40, -960, 1040)
     assert (width["value"], width["minimum"], width["maximum"]) == (400, 0, 2000)
     same, other = (pixels(handlers.draw(session, *window, "")) for window in ((40, 400), (1000, 1800)))
@@ -166,20 +171,20 @@ def test_opening_removes_everything_of_the_picture_before(handlers, session, exa
     assert handlers.take(session)
     for event in (
         handlers.open(session, str(examples[1].image)),
-        handlers.open_part(session, ""),
+        handlers.open_axis(session, "1"),
         handlers.open(session, None),
     ):
         first = next(event)  # before the file is read
         assert first[0] is None
-        assert first[5] == ""
-        assert first[events.SHOWS :] == no_answers()
+        assert first[8] == ""
+        assert first[SHOWS:] == no_answers()
         assert session.opened is None
         assert handlers.take(session) == ""
         list(event)
     assert all(update["value"] is None for update in no_answers()[3:6])
     first, _ = handlers.open_example(session, examples[1])
     assert first[:2] == (None, examples[1].question)
-    assert first[2 + events.SHOWS :] == no_answers()
+    assert first[2 + SHOWS :] == no_answers()
 
 
 @pytest.mark.parametrize("ask_all", [False, True])
@@ -188,8 +193,10 @@ def test_an_answer_about_something_else_is_never_shown(handlers, session, dicom,
     """The change comes while the answer is computed; and, without `begin`, before that."""
     changes = {
         "file": lambda: list(handlers.open(session, str(examples[0].image))),
-        "same file": lambda: list(handlers.open(session, str(dicom), "frame=1")),
-        "frame": lambda: list(handlers.open_part(session, "frame=2")),
+        "same file": lambda: list(handlers.open(session, str(dicom))),
+        "frame": lambda: handlers.change(
+            session, *([40, 400] + [QUESTION] * bool(handlers.show(session, 1, 40, 400, "")))
+        ),
         "window": lambda: handlers.change(session, 50, 500, QUESTION),
         "question": lambda: handlers.change(session, 40, 400, "Which?\nA. cyst\nB. mass"),
         "no file": lambda: list(handlers.open(session, None)),
@@ -203,21 +210,21 @@ def test_an_answer_about_something_else_is_never_shown(handlers, session, dicom,
         changes[what]()
         return found
 
-    opened(handlers, session, dicom, "frame=1")
+    opened(handlers, session, dicom)
     handlers.begin(session, 40, 400, QUESTION)
     if ask_all:
         ask = lambda: handlers.ask_all(session, 40, 400, QUESTION, 0.0, "")  # noqa: E731
     else:
         ask = lambda: asked(handlers, session, begin=False, centre=40, width=400)  # noqa: E731
     monkeypatch.setattr(events, name, meanwhile)
-    before = len(list(handlers.folder.glob("*")))
+    before = len(list(handlers.folder.path.glob("*")))
     out = ask()
     if what == "nothing":
-        assert out[-1].startswith("<dl")
+        assert out[7].startswith("<dl")
         return
     assert set(map(str, out)) == {str(SKIP)}
     assert handlers.take(session) == ""
-    assert len(list(handlers.folder.glob("*"))) - before <= 1  # only the preview of a picture that was opened
+    assert len(list(handlers.folder.path.glob("*"))) - before <= 1  # only the preview of a picture that was opened
     monkeypatch.setattr(events, name, lambda *_, **__: pytest.fail("the model was asked"))
     if what != "no file":
         assert set(map(str, ask())) == {str(SKIP)}
@@ -227,28 +234,28 @@ def test_a_file_that_is_read_slowly_does_not_replace_a_later_one(handlers, sessi
     slow = handlers.open(session, str(examples[0].image))
     next(slow)
     later = opened(handlers, session, examples[1].image)
-    assert next(slow) == (SKIP,) * (events.SHOWS + events.RESULTS)
-    assert session.opened.file == str(examples[1].image)
-    assert [str(file) for file in handlers.folder.iterdir()] == [later[0]]
+    assert next(slow) == (SKIP,) * (SHOWS + RESULTS)
+    assert session.opened.stack.paths == examples[1].images
+    assert [str(file) for file in handlers.folder.path.iterdir()] == [later.preview]
 
 
 def test_a_preview_of_an_earlier_picture_is_not_shown(handlers, session, examples, monkeypatch):
     opened(handlers, session, examples[0].image)
-    real = events.open_image
+    real = opened_by.open_image
 
     def meanwhile(name):
-        monkeypatch.setattr(events, "open_image", real)
+        monkeypatch.setattr(opened_by, "open_image", real)
         opened(handlers, session, examples[1].image)
         return real(name)
 
-    monkeypatch.setattr(events, "open_image", meanwhile)
+    monkeypatch.setattr(opened_by, "open_image", meanwhile)
     assert handlers.draw(session, 0, 1, "") == SKIP
 
 
 def test_a_changed_question_removes_the_answers_an_unchanged_one_does_not(handlers, session, examples):
     opened(handlers, session, examples[0].image)
     asked(handlers, session)
-    assert handlers.change(session, 0, 1, QUESTION) == (SKIP,) * events.RESULTS
+    assert handlers.change(session, 0, 1, QUESTION) == (SKIP,) * RESULTS
     assert handlers.change(session, 0, 1, QUESTION + " ") == no_answers()
     assert handlers.take(session) == ""
 
@@ -261,34 +268,34 @@ def test_each_preview_is_a_file_of_its_own_that_is_complete_when_it_appears(hand
     with ThreadPoolExecutor(4) as pool:
         drawing = [pool.submit(handlers.draw, session, 0, 1, "0,0,0.5,0.5") for _ in range(60)]
         while not all(job.done() for job in drawing):
-            for file in handlers.folder.glob("*.png"):
+            for file in handlers.folder.path.glob("*.png"):
                 Image.open(file).load()
     names = [job.result() for job in drawing]
     assert len(set(names)) == 60
     assert {Image.open(name).size for name in names} == {(384, 384)}
-    assert not list(handlers.folder.glob("*.part"))
+    assert not list(handlers.folder.path.glob("*.part"))
 
 
 def test_an_upload_keeps_no_name_on_the_disk_but_in_messages(handlers, session, dicom, told):
-    upload = handlers.folder / "0a1b" / "Jane.Doe#1950.dcm"
+    upload = handlers.folder.path / "0a1b" / "Jane.Doe#1950.dcm"
     upload.parent.mkdir()
-    dicom.rename(upload)
+    upload.write_bytes(dicom.read_bytes()[:400])
     opened(handlers, session, upload)
-    assert told[0].startswith("Jane.Doe#1950.dcm: ")
-    *_, last = handlers.open_part(session, "frame=2")
-    assert "frame 2" in last[1]
-    names = [file.name for file in handlers.folder.rglob("*")]
-    assert len(names) == 2
+    assert told[0].startswith("Jane.Doe#1950.dcm#frame=2: a DICOM")
+    list(handlers.open_axis(session, 1))
+    assert told[1] == told[0]
+    names = [file.name for file in handlers.folder.path.rglob("*")]
+    assert len(names) == 1
     assert not [name for name in names if "Doe" in name or "0a1b" in name]
-    assert inputs.file_ending(handlers.folder / "Doe.Jane") == ""
-    assert inputs.file_ending(handlers.folder / "Doe.Jane.NII.GZ") == ".nii.gz"
+    assert inputs.file_ending(handlers.folder.path / "Doe.Jane") == ""
+    assert inputs.file_ending(handlers.folder.path / "Doe.Jane.NII.GZ") == ".nii.gz"
 
 
 def test_pictures_are_deleted_after_an_hour(handlers, session, examples):
     import os
     import time
 
-    old, *_ = opened(handlers, session, examples[0].image)
+    old = opened(handlers, session, examples[0].image).preview
     os.utime(old, (time.time() - 3700,) * 2)
     recent = handlers.draw(session, 0, 1, "")
     handlers.draw(session, 0, 1, "")

@@ -118,7 +118,7 @@ def test_an_example_is_opened_and_answered_and_its_pictures_are_served(served):
     question = first[1]
     assert question.startswith("Which is larger")
     tab.event("begin", None, 0, 1, question)
-    (out,) = tab.event("ask", None, 0, 1, question, "two_pass", 0.0, "", 0)
+    (out,) = tab.event("ask", None, 0, 1, question, "two_pass", 0.0, "", 0, ["boxes"])
     assert "64 of 64" in out[0]
     for update in out[3:6]:
         file = httpx.get(served[1].rstrip("/") + update["value"]["url"].removeprefix(served[1].rstrip("/")))
@@ -139,16 +139,16 @@ def test_sliders_that_still_show_a_larger_window_are_no_error(served, tmp_path):
     Image.fromarray(np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "wide.png")
     narrow = write_dicom(tmp_path / "narrow.dcm")
     tab = Tab(*served, "sliders")
-    *_, _ = tab.event("open", None, upload(served[1], tmp_path / "wide.png"))
+    *_, _ = tab.event("open", None, [upload(served[1], tmp_path / "wide.png")])
     assert tab.event("draw", None, 30000, 60000, "")
-    tab.event("open", None, upload(served[1], narrow))
+    tab.event("open", None, [upload(served[1], narrow)])
     tab.event("begin", None, 30000, 60000, "What?")
     for window in ((30000, 60000), (0, 0)):
         tab.event("change", None, *window, "What?")
         (drawn,) = tab.event("draw", None, *window, "")
         assert drawn[0]["url"]
     tab.event("begin", None, 30000, 60000, "What?")
-    (out,) = tab.event("ask", None, 30000, 60000, "What?", "two_pass", 0.0, "0, 0, 0.5, 0.5", 0)
+    (out,) = tab.event("ask", None, 30000, 60000, "What?", "two_pass", 0.0, "0, 0, 0.5, 0.5", 0, [])
     assert "4 of 16" in out[1]
     left = list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*"))
     assert left
@@ -157,6 +157,6 @@ def test_sliders_that_still_show_a_larger_window_are_no_error(served, tmp_path):
 
 def test_a_mistake_is_one_message_and_no_error_of_the_event(served):
     """An event that fails marks all of its components; this one succeeds and leaves them as they are."""
-    (out,) = Tab(*served, "three").event("ask", None, 0, 1, "What?", "two_pass", 0.0, "", 0)
-    assert len(out) == 8
+    (out,) = Tab(*served, "three").event("ask", None, 0, 1, "What?", "two_pass", 0.0, "", 0, [])
+    assert len(out) == 10
     assert all(new["__type__"] == "update" and "value" not in str(new) for new in out)

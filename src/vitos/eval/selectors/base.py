@@ -36,7 +36,7 @@ from vitos.policy.vlm import SparseVLM
 
 NO_FUSION = Fusion("none")
 T = TypeVar("T")
-Need = Literal["boxes", "encoder_attention", "any_resolution", "evidence_head"]
+Need = Literal["boxes", "encoder_attention", "any_resolution"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Choice:
         fusion: how the dropped tokens enter the kept ones; None: as the policy was trained.
         plan: name of the plan by which the model reasons from them; None: the policy's.
         after: number of layers of the language model that see all tokens before the others leave; None: none does.
+        prompt: the whole prompt of the reasoning branch, where a plan made it; None: it is made from the choice.
         fallback: whether there was no box to go by, so that the selector used its substitute; always counted.
     """
 
@@ -58,6 +59,7 @@ class Choice:
     fusion: Fusion | None = None
     plan: str | None = None
     after: int | None = None
+    prompt: Prompt | None = None
     fallback: bool = False
 
     @property
@@ -148,6 +150,8 @@ class Task:
 
         A choice of the image's own tokens follows the policy's plan, if the plan can be told which tokens to keep.
         """
+        if choice.prompt is not None:
+            return choice.prompt
         plan = self.policy.plan if choice.plan is None else get_plan(choice.plan)
         branches, dense = self.policy.branches, self.prompt
         if choice.visual is None:
@@ -180,8 +184,8 @@ class Selector:
         name: name in conditions, such as `divprune` in `divprune@0.25`.
         title: name in tables and figures.
         function: see `selector`.
-        needs: "boxes" of a localization pass, "encoder_attention" of the family, an encoder of "any_resolution", or a
-            checkpoint with an "evidence_head".
+        needs: "boxes" of a localization pass, "encoder_attention" of the family, or an encoder of "any_resolution".
+        plan: name of a plan that the checkpoint must be able to follow; None if there is none.
         rank: place in the order in which selectors are run and listed.
         own_budget: place among the conditions with as many tokens as the policy's own boxes keep; None: it is not
             asked there.
@@ -192,6 +196,7 @@ class Selector:
     title: str
     function: Choose
     needs: tuple[Need, ...] = ()
+    plan: str | None = None
     rank: int
     own_budget: int | None = None
     default: bool = True
@@ -212,8 +217,8 @@ class Selector:
         family = type(backbone)
         if "encoder_attention" in self.needs and family.encoder_attention is Backbone.encoder_attention:
             return f"selector {self.name!r} needs encoder attention, which {family.__name__} does not give"
-        if "evidence_head" in self.needs and backbone.evidence_head is None:
-            return f"selector {self.name!r} needs an evidence head; train one with `vitos distill`"
+        if self.plan and (problem := get_plan(self.plan).refusal(backbone)):
+            return f"selector {self.name!r}: {problem}"
         if "any_resolution" in self.needs and not backbone.capabilities.any_resolution:
             return (
                 f"selector {self.name!r} encodes images of a few tokens, but {family.__name__} makes the same number "
@@ -229,6 +234,7 @@ def selector(
     *,
     title: str,
     needs: tuple[Need, ...] = (),
+    plan: str | None = None,
     rank: int = 1000,
     own_budget: int | None = None,
     default: bool = True,
@@ -254,6 +260,7 @@ def selector(
             title=title,
             function=function,
             needs=needs,
+            plan=plan,
             rank=rank,
             own_budget=own_budget,
             default=default,

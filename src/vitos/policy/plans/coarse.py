@@ -8,8 +8,9 @@ reasons on the whole image at full resolution, and inference localizes again on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Coarse(Plan):
         return [
             Reasoning(dense, Kept.everything(whole.grid, problem))
             if problem and dense is not None
-            else _at_full_resolution(branches, query, boxes, watch)
+            else at_full_resolution(branches, query, partial(select, boxes=boxes, rule=branches.spec.keep), watch)
             for problem, boxes in zip(problems, evidence, strict=True)
         ]
 
@@ -106,20 +107,30 @@ def _whole(branches: Branches, query: Query, watch: Stopwatch) -> Query:
     return replace(query, scan=scan)
 
 
-def _at_full_resolution(branches: Branches, query: Query, boxes: Sequence[Box], watch: Stopwatch) -> Reasoning:
-    """The cells of the evidence, in the grids of the whole images; the other cells are dropped, positions kept."""
+def at_full_resolution(
+    branches: Branches, query: Query, choose: Callable[[TokenGrid], Kept], watch: Stopwatch, *, only: bool = False
+) -> Reasoning:
+    """The cells of the evidence, in the grids of the whole images; the other cells are dropped, positions kept.
+
+    Args:
+        branches: the model and its prompts.
+        query: the question about the reduced images.
+        choose: what to keep, given the grid of all images at full resolution.
+        watch: a stopwatch that counts encoded tokens.
+        only: whether cells that were not chosen, but are encoded to fill a rectangle, are dropped again.
+    """
     scan = query.scan
     laid = [branches.backbone.layout(picture) for picture in scan.pictures]
     grids = [grid.within(small.grid.shown) for (grid, _), small in zip(laid, scan.visuals, strict=True)]
-    wanted = select(TokenGrid.joined(grids), boxes, branches.spec.keep).images
+    chosen = choose(TokenGrid.joined(grids))
     visuals, masks = [], []
-    for picture, one, (_, resized), small in zip(scan.pictures, wanted, laid, scan.visuals, strict=True):
+    for picture, one, (_, resized), small in zip(scan.pictures, chosen.images, laid, scan.visuals, strict=True):
         visual, mask = _cells(branches, picture, one, small)
         visuals.append(replace(visual, resized=resized))
         masks.append(mask)
         watch.count("vision", int(mask.sum()))
-    placed = replace(query, scan=replace(scan, visuals=tuple(visuals)))
-    kept = Kept(placed.grid, np.concatenate(masks))
+    placed = replace(query, scan=replace(scan, visuals=tuple(visuals), prefix=None))
+    kept = Kept(placed.grid, chosen.mask if only else np.concatenate(masks), scores=chosen.scores)
     return Reasoning(branches.sparse(placed, branches.reason_prompt(placed), kept, Fusion("none")), kept)
 
 

@@ -15,10 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vitos.backbones.base import Backbone
 from vitos.config.recipe import Recipe
-from vitos.core.geometry import Box
+from vitos.core.geometry import Box, TokenGrid
 from vitos.core.prompt import Prompt
 from vitos.core.response import Response
 from vitos.core.sparsify import Kept, best_cells, rectangles
@@ -42,9 +43,18 @@ class OnePass(Plan):
     no_vllm = "cannot drop tokens inside the pass, where the evidence head of plan one_pass draws cells"
 
     def refusal(self, backbone: Backbone) -> str:
-        if backbone.evidence_head is not None:
-            return ""
-        return "the checkpoint has no evidence head, which plan one_pass needs; train one with `vitos distill`"
+        head = backbone.evidence_head
+        if head is None:
+            return (
+                f"the checkpoint has no evidence head, which plan {self.name} needs; train one with `vitos distill "
+                f"--plan {self.name}`"
+            )
+        if head.plans and self.name not in head.plans:
+            return (
+                f"the checkpoint's evidence head was trained for plan {' and '.join(head.plans)}, not {self.name}; "
+                f"train one with `vitos distill --plan {self.name}`"
+            )
+        return ""
 
     def spec_problem(self, spec: VitosSpec) -> str:
         if spec.positions == "renumber":
@@ -135,14 +145,19 @@ class OnePass(Plan):
         """What the question says to keep; else the tokens of highest score, by budget, share or threshold."""
         if query.tokens is not None or boxes:
             return branches.keep(query, boxes)
-        if query.scores is None:
-            raise ValueError("the evidence head has not read the question; this is a bug, please report it")
-        rule, total = _rule(branches.spec), query.grid.num_tokens
-        count = round((query.budget or rule.keep) * total)
-        if query.budget is None and rule.threshold is not None:
-            count = int((torch.from_numpy(query.scores).sigmoid() > rule.threshold).sum())
-        least = 1 if query.budget is not None else branches.spec.keep.min_tokens
-        return best_cells(query.grid, query.scores, min(total, max(count, least)))
+        return best_of(branches.spec, query.grid, query.scores, query.budget)
+
+
+def best_of(spec: VitosSpec, grid: TokenGrid, scores: NDArray[np.float32] | None, budget: float | None) -> Kept:
+    """The tokens of highest score, by a budget, else by the share or threshold of the head's rule."""
+    if scores is None:
+        raise ValueError("the evidence head has not read the question; this is a bug, please report it")
+    rule, total = _rule(spec), grid.num_tokens
+    count = round((budget or rule.keep) * total)
+    if budget is None and rule.threshold is not None:
+        count = int((torch.from_numpy(scores).sigmoid() > rule.threshold).sum())
+    least = 1 if budget is not None else spec.keep.min_tokens
+    return best_cells(grid, scores, min(total, max(count, least)))
 
 
 def _rule(spec: VitosSpec) -> HeadRule:

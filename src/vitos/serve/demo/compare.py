@@ -6,16 +6,18 @@ then nothing is localized, and the plan goes on from these boxes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitos.core.geometry import Box
 from vitos.core.masks import random_mask
 from vitos.core.registry import PLANS
+from vitos.core.sparsify import Kept, rectangles
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.base import derive_seed
 from vitos.policy.plans import Limits, get_plan
@@ -24,8 +26,14 @@ from vitos.policy.vlm import SparseVLM
 from vitos.reports.overlay import draw_overlay
 from vitos.serve.demo.inputs import checked_question, fitting, open_image
 
+BOXES, SCORES, RECTANGLES = "boxes", "scores", "rectangles"
+"""What may be drawn on a picture besides the kept cells: boxes that were written or given, the scores of an evidence
+head, and the smallest rectangles around the kept cells."""
+DRAWN = (BOXES, SCORES)
+"""What is drawn unless something else is asked for."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedAnswer:
     """One of the answers that are compared.
 
@@ -33,12 +41,14 @@ class ComparedAnswer:
         title: "Dense", or what the tokens are and the plan, such as "Sparse (gather)".
         finding: the answer. Its seconds and tokens include those of encoding the image ("vision", "prefix"), as if it
             were the only answer.
-        picture: the image, kept tokens bright, boxes on top, RGB.
+        shown: the images, RGB.
+        given: whether its boxes are a person's.
     """
 
     title: str
     finding: Finding
-    picture: Image.Image
+    shown: tuple[Image.Image, ...]
+    given: bool = False
 
     @property
     def kept(self) -> str:
@@ -47,16 +57,48 @@ class ComparedAnswer:
         return f"{kept.count} of {kept.mask.size} tokens ({kept.ratio:.0%})"
 
     @property
-    def seconds(self) -> tuple[float, float, float]:
-        """Seconds to encode the image, to localize the evidence, and to reason.
+    def boxes(self) -> tuple[Box, ...]:
+        """Boxes that the model wrote or a person gave; none if they only frame what an evidence head kept."""
+        return self.finding.boxes if self.given or self.finding.localization is not None else ()
 
-        Encoding is the vision encoder, and the language model on what comes before and in the image. Reasoning begins
-        with leaving tokens out.
+    @property
+    def seconds(self) -> tuple[float, float, float, float]:
+        """Seconds to encode the image, to localize the evidence, to leave tokens out, and to reason.
+
+        Encoding is the vision encoder, and the language model on what comes before and in the image. The first layers
+        of plan one_pass, whose head localizes, count as localizing.
         """
         spans = self.finding.seconds
-        encode = sum(value for name, value in spans.items() if name in ("vision", "prefix"))
-        localize = sum(value for name, value in spans.items() if name.startswith("localize"))
-        return encode, localize, sum(spans.values()) - encode - localize
+
+        def total(*starts: str) -> float:
+            return sum(value for name, value in spans.items() if name.startswith(starts))
+
+        encode, localize, reason = total("vision", "prefix"), total("localize", "early"), total("reason")
+        return encode, localize, sum(spans.values()) - encode - localize - reason, reason
+
+    def picture(self, place: int = 1, draw: Collection[str] = DRAWN, *, cells: bool = True) -> Image.Image:
+        """One of the images, kept tokens bright, with what is to be drawn on top, RGB.
+
+        Args:
+            place: place of the image, from 1.
+            draw: what to draw, of `BOXES`, `SCORES` and `RECTANGLES`.
+            cells: whether the other tokens are dark.
+        """
+        kept, grid = self.finding.kept, self.finding.grid.images[place - 1]
+        own = Kept(grid, self.finding.grid.split(kept.mask)[place - 1])
+        boxes = [box for box in self.boxes if BOXES in draw and box.image == place]
+        if RECTANGLES in draw and not kept.all:
+            boxes += rectangles(own)
+        scores = None
+        if SCORES in draw and kept.scores is not None:
+            scores = self.finding.grid.split(_shares(kept.scores))[place - 1]
+        return draw_overlay(self.shown[place - 1], grid, own.mask if cells else None, boxes, scores=scores)
+
+
+def _shares(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probability of evidence by the scores of a head, divided by the highest, in (0, 1]."""
+    likely = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    return np.asarray(likely / likely.max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +122,11 @@ class Comparison:
 
 def compare(
     vlm: SparseVLM,
-    image: Path,
+    images: Sequence[Path],
     question: str,
     plan: str,
     *,
+    lead: str = "",
     budget: float = 0.0,
     boxes: Sequence[Box] = (),
     seed: int = 0,
@@ -95,9 +138,10 @@ def compare(
     they follow two_pass.
 
     Args:
-        image: a file with its selector, as `load_image_facts` takes it; no crop.
+        images: files with their selectors, as `load_image_facts` takes them; no crop.
         question: the question with its options, if it has any.
         plan: any plan that leaves visual tokens out.
+        lead: text in front of the question; see `Scan`.
         budget: share of the visual tokens, 0..1; 0: the cells of the boxes as the checkpoint's keep rule says.
         boxes: a person's evidence instead of the model's.
         seed: seed of the random tokens.
@@ -106,7 +150,7 @@ def compare(
         ValueError: for an empty question, a budget that is out of range or that the plan cannot keep, a plan that the
             family cannot follow, or a file that cannot be read (`ImageError`).
     """
-    session = _Session(vlm, image, question, limits)
+    session = _Session(vlm, images, question, lead, limits)
     if not get_plan(plan).drops:
         raise ValueError(f"{plan} is always shown; choose another plan to compare it with")
     dense, sparse = session.dense(), session.sparse(plan, boxes, budget)
@@ -119,9 +163,10 @@ def compare(
 
 def compare_plans(
     vlm: SparseVLM,
-    image: Path,
+    images: Sequence[Path],
     question: str,
     *,
+    lead: str = "",
     budget: float = 0.0,
     boxes: Sequence[Box] = (),
     limits: Limits = Limits(),
@@ -130,7 +175,7 @@ def compare_plans(
 
     The budget holds for the plans that can keep one; the others keep the boxes as they are.
     """
-    session = _Session(vlm, image, question, limits)
+    session = _Session(vlm, images, question, lead, limits)
     plans = plans_of(vlm)[0]
     without = [plan for plan in plans if not get_plan(plan).takes_masks]
     answers = [session.sparse(plan, boxes, 0.0 if plan in without else budget) for plan in plans]
@@ -141,13 +186,14 @@ def compare_plans(
 
 
 class _Session:
-    """One image and one question; the image is encoded once for all plans that can share it."""
+    """Some images and one question; the images are encoded once for all plans that can share it."""
 
-    def __init__(self, vlm: SparseVLM, image: Path, question: str, limits: Limits) -> None:
-        self._vlm, self._limits = vlm, limits
-        self._question = checked_question(question)
-        self._picture, self._facts = open_image(image)
-        self._shown = fitting(self._picture)
+    def __init__(self, vlm: SparseVLM, images: Sequence[Path], question: str, lead: str, limits: Limits) -> None:
+        self._vlm, self._limits, self._lead = vlm, limits, lead
+        self._question = checked_question(question, len(images))
+        opened = [open_image(image) for image in images]
+        self._pictures, self._facts = zip(*opened, strict=True)
+        self._shown = tuple(map(fitting, self._pictures))
         self._scans: dict[tuple[bool, int | None], tuple[Scan, Stopwatch]] = {}
 
     def dense(self) -> ComparedAnswer:
@@ -165,15 +211,15 @@ class _Session:
 
     def _answer(self, title: str, plan: str, query: Query) -> ComparedAnswer:
         (finding,) = self._vlm.answer([query], plan=plan, limits=self._limits)
-        picture = draw_overlay(self._shown, finding.grid, finding.kept.mask, finding.boxes)
-        return ComparedAnswer(title, finding.with_encoding(self._scan(plan)[1]), picture)
+        full = finding.with_encoding(self._scan(plan)[1])
+        return ComparedAnswer(title=title, finding=full, shown=self._shown, given=query.boxes is not None)
 
     def _scan(self, plan: str) -> tuple[Scan, Stopwatch]:
-        """The image encoded for a plan, and what that cost."""
+        """The images encoded for a plan, and what that cost."""
         key = (get_plan(plan).reduced, get_plan(plan).shared_layers(self._vlm.spec))
         if key not in self._scans:
             watch = Stopwatch()
-            scan = self._vlm.encode(self._picture, plan=plan, watch=watch).of_files([self._facts])
+            scan = self._vlm.encode(*self._pictures, plan=plan, lead=self._lead, watch=watch).of_files(self._facts)
             self._scans[key] = scan, watch
         return self._scans[key]
 

@@ -1,7 +1,8 @@
 // What the mouse does on the pictures. Dragging over the preview draws a box: it becomes the two clicks, on opposite
 // corners, that the page understands. A box that is there can be moved and resized by dragging, and is deleted by a
 // double click; Alt draws inside of one. Dragging with the right button changes the window. Ctrl + wheel (or a pinch)
-// zooms all pictures together, and Shift + dragging moves them.
+// zooms all pictures together, and Shift + dragging moves them. Thumbnails move the slider of pictures, and the address
+// becomes the link to the view.
 () => {
   const PICTURES = "#preview img, #sparse img, #dense img, #random img";
   const NEAR = 8;  // pixels from an edge that still take hold of it
@@ -15,7 +16,11 @@
 
   // --- boxes, as lines of the field "Your boxes" ---
   const lines = () => (find("#boxes textarea")?.value || "").split("\n").filter((line) => line.trim());
-  const numbers = (line) => line.split(/[\s,;[\]]+/).filter(Boolean).map(Number);
+  // Of several pictures, a line begins with the number of its own; without one it belongs to the picture on the page.
+  const shownNumber = () => find("#preview-heading [data-number]")?.dataset.number;
+  const split = (line) => (line.includes(":") ? line.split(":", 2) : [shownNumber(), line]);
+  const numbers = (line) => split(line)[1].split(/[\s,;[\]]+/).filter(Boolean).map(Number);
+  const here = (line) => !shownNumber() || Number(split(line)[0]) === Number(shownNumber());
   const fill = (field, value) => {
     field.value = value;
     field.dispatchEvent(new Event("input", { bubbles: true }));
@@ -27,7 +32,7 @@
   const hit = (event, img) => {
     const r = img.getBoundingClientRect();
     for (const [index, line] of [...lines().entries()].reverse()) {
-      const box = numbers(line);
+      const box = here(line) ? numbers(line) : [];
       if (box.length !== 4 || box.some((value) => !(value >= 0 && value <= 1))) continue;
       const [x1, y1, x2, y2] = box.map((value, i) => (i % 2 ? r.top + value * r.height : r.left + value * r.width));
       const { clientX: x, clientY: y } = event;
@@ -138,7 +143,8 @@
     }
     if (drag?.kind === "edit" && drag.to) {
       const changed = lines();
-      changed[drag.index] = drag.to.map((value) => Number(value.toFixed(3))).join(", ");
+      const edges = drag.to.map((value) => Number(value.toFixed(3))).join(", ");
+      changed[drag.index] = shownNumber() ? `${shownNumber()}: ${edges}` : edges;
       write(changed);
     }
     stop();
@@ -148,6 +154,21 @@
     const img = preview(event), found = img && hit(event, img);
     if (found) write(lines().filter((_, index) => index !== found.index));
   });
+  // --- thumbnails and the address ---
+  document.addEventListener("click", (event) => {
+    const thumb = event.target.closest?.(".thumb");
+    if (thumb) fill(find("#frame input[type=range]"), thumb.dataset.place);
+  });
+  new MutationObserver(() => {
+    const place = find("#preview-heading [data-place]")?.dataset.place;
+    for (const thumb of document.querySelectorAll(".thumb")) {
+      const pressed = String(thumb.dataset.place === place);
+      if (thumb.getAttribute("aria-pressed") !== pressed) thumb.setAttribute("aria-pressed", pressed);
+    }
+    const view = find("#link")?.getAttribute("href");
+    if (view && view !== window.location.search) window.history.replaceState(window.history.state, "", view);
+  }).observe(document.body, { childList: true, subtree: true });
+
   document.addEventListener("click", (event) => {
     if (event.target.closest?.(".example")) { zoom = { k: 1, x: 0, y: 0 }; apply(); }
     if (swallow && event.isTrusted && event.target.closest?.(PICTURES)) event.stopPropagation();

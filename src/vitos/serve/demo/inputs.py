@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from PIL import Image
 
 from vitos.core.geometry import Box
-from vitos.core.record import IMAGE_PLACEHOLDER, Record
-from vitos.data.dicom import is_dicom
-from vitos.data.images import DataError, ImageError, ImageFacts, load_image, load_image_facts
-from vitos.data.nifti import is_nifti
-from vitos.data.phantom import render, samples
+from vitos.core.record import IMAGE_PLACEHOLDER
+from vitos.data.images import ImageError, ImageFacts, load_image_facts
 from vitos.data.picture import parse_selector, split_name
-from vitos.data.readers import read_records
 
 LONGEST_SIDE = 1024
 """Longest side of a shown picture in pixels; larger ones are scaled down, but the model sees the file as it is."""
@@ -27,92 +20,20 @@ ENDINGS = (".nii.gz", ".nii", ".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif",
 """Endings of names that files keep on the disk; only those of NIfTI and DICOM matter to how a file is read."""
 MAX_BOXES = 32
 MAX_QUESTION = 4000
-EXAMPLE_SEED = 77
-"""Seed in the validation split, so that no scene occurs in the training or the test of a model of this package."""
 
 Point = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A picture and a question about it.
-
-    Attributes:
-        image: the file.
-        icon: file of a small picture that a browser can show.
-        question: the question with its options.
-        answer: letter of the right option.
-        part: frame or slice of the file, as the page's field takes it.
-    """
-
-    image: Path
-    icon: Path
-    question: str
-    answer: str
-    part: str = ""
-
-    @property
-    def title(self) -> str:
-        """The question's first sentence, without its options."""
-        return re.split(r"(?<=\?)\s", self.question.splitlines()[0])[0]
-
-
-def draw_examples(folder: Path, count: int = 5) -> list[Example]:
-    """Write phantom pictures and ask about them, the kinds of question taking turns."""
-    folder.mkdir(parents=True, exist_ok=True)
-    out = []
-    for index, (_, scene, question) in enumerate(samples("val", count, EXAMPLE_SEED)):
-        path = folder / f"example-{index + 1}.png"
-        render(scene).save(path)
-        text = question.full_text.removeprefix(IMAGE_PLACEHOLDER)
-        out.append(Example(image=path, icon=path, question=text, answer=question.answer))
-    return out
-
-
-def record_examples(sources: Sequence[Path], folder: Path, count: int = 6) -> list[Example]:
-    """Questions of record files, the files taking turns; of questions that differ in numbers alone, only the first.
-
-    Their images are copied into `folder`, from which the page serves them, without their names: these may say who a
-    patient is.
-
-    Raises:
-        DataError: from `read_records`, for an image that cannot be read, or if no question is about a single image.
-    """
-    kinds = []
-    for source in sources:
-        own: dict[str, Record] = {}
-        for record in read_records(source):
-            if len(record.image_paths) == 1:
-                own.setdefault(re.sub(r"\d+", "", record.question.splitlines()[0]), record)
-        kinds.append(list(own.values()))
-    records = list(islice(filter(None, chain.from_iterable(zip_longest(*kinds))), count))
-    if not records:
-        raise DataError(f"{', '.join(map(str, sources))}: no question about a single image; name a file that has one")
-    folder.mkdir(parents=True, exist_ok=True)
-    out = []
-    for number, record in enumerate(records, start=1):
-        path, part = split_name(record.image_paths[0])
-        image, icon = folder / f"example-{number}{file_ending(path)}", folder / f"icon-{number}.png"
-        try:
-            picture = load_image(record.image_paths[0])
-        except ImageError as error:
-            raise DataError(f"{record.id}: {error}") from error
-        picture.thumbnail((64, 64))
-        picture.save(icon)
-        shutil.copyfile(path, image)
-        text = record.question.replace(IMAGE_PLACEHOLDER, "")
-        out.append(Example(image=image, icon=icon, question=text, answer=record.answer, part=part))
-    return out
-
-
-def checked_question(text: str) -> str:
-    """The question without image placeholders and surrounding space.
+def checked_question(text: str, images: int = 1) -> str:
+    """The question without surrounding space; with its image placeholders only if it places several images itself.
 
     Raises:
         ValueError: if it is empty or too long.
     """
-    text = (text or "").replace(IMAGE_PLACEHOLDER, "").strip()
-    if not text:
+    text = (text or "").strip()
+    if images == 1 or text.count(IMAGE_PLACEHOLDER) != images:
+        text = text.replace(IMAGE_PLACEHOLDER, "").strip()
+    if not text.replace(IMAGE_PLACEHOLDER, "").strip():
         raise ValueError("Write a question first.")
     if len(text) > MAX_QUESTION:
         raise ValueError(f"The question has {len(text)} characters; at most {MAX_QUESTION} are read here.")
@@ -174,36 +95,17 @@ def open_image(name: Path) -> tuple[Image.Image, ImageFacts]:
         raise ValueError(f"{name.name}: {error.reason}") from error
 
 
-def image_name(file: str | Path, part: str = "", window: tuple[float, float] | None = None) -> Path:
-    """A file's name with its selector.
-
-    Args:
-        part: `frame=3`, or `axis=2&slice=40`; may be empty.
-        window: (centre, width); None: the file's own.
-
-    Raises:
-        ValueError: if `part` is no selector, or crops the image, which the boxes of the page would not fit.
-    """
-    part = (part or "").strip().removeprefix("#")
-    chosen = parse_selector(part)
-    if chosen.crop is not None:
-        raise ValueError("A crop is not shown here; draw a box instead.")
-    pairs = [part] if part else []
-    if window is not None and chosen.window is None:
-        pairs.append(f"window={window[0]:g},{window[1]:g}")
-    return Path(f"{file}#{'&'.join(pairs)}") if pairs else Path(file)
+def windowed(name: str | Path, window: tuple[float, float] | None) -> Path:
+    """A picture's name with a window (centre, width), unless it is None or the name has one already."""
+    file, text = split_name(name)
+    if window is None or parse_selector(text).window is not None:
+        return Path(name)
+    return Path(f"{file}#{'&'.join([*filter(None, [text]), f'window={window[0]:g},{window[1]:g}'])}")
 
 
 def file_ending(path: Path) -> str:
     """The ending of a file's name if it is one of `ENDINGS`, which tell nothing about a patient; otherwise empty."""
     return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
-
-
-def may_have_parts(file: str | Path) -> bool:
-    """Whether a file is DICOM or NIfTI, of which one frame or slice is shown."""
-    path = Path(file)
-    with path.open("rb") as opened:
-        return is_nifti(path) or is_dicom(opened.read(132))
 
 
 def fitting(picture: Image.Image) -> Image.Image:
@@ -218,8 +120,14 @@ def fitting(picture: Image.Image) -> Image.Image:
 # --- boxes ----------------------------------------------------------------------------------------------------------
 
 
-def parse_boxes(text: str) -> tuple[Box, ...]:
+def parse_boxes(text: str, image: int = 1) -> tuple[Box, ...]:
     """Boxes as a person writes them: `x1, y1, x2, y2` in fractions of the image, one per line.
+
+    A line may begin with the number of the picture, `2: x1, y1, x2, y2`; it becomes `Box.image`.
+
+    Args:
+        text: the lines.
+        image: number of the picture of lines without one.
 
     Raises:
         ValueError: for a line that is no box, which the message names, or too many boxes.
@@ -228,12 +136,14 @@ def parse_boxes(text: str) -> tuple[Box, ...]:
     for number, line in enumerate((text or "").splitlines(), start=1):
         if not line.strip(" \t,;[]"):
             continue
+        own, _, edges = line.rpartition(":")
         try:
-            x1, y1, x2, y2 = map(float, line.strip(" \t,;[]").replace(",", " ").split())
+            place = int(own) if own.strip() else image
+            x1, y1, x2, y2 = map(float, edges.strip(" \t,;[]").replace(",", " ").split())
         except ValueError:
             raise ValueError(f"Box {number} is not four numbers; write x1, y1, x2, y2, each from 0 to 1.") from None
         try:
-            boxes.append(Box(x1, y1, x2, y2))
+            boxes.append(Box(x1, y1, x2, y2, place))
         except ValueError:
             raise ValueError(
                 f"Box {number} does not lie in the image; write x1, y1, x2, y2 from 0 to 1 with x1 < x2 and y1 < y2."
@@ -243,26 +153,29 @@ def parse_boxes(text: str) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
-def readable_boxes(text: str) -> tuple[Box, ...]:
-    """The boxes in those lines that are complete, while a person is still writing."""
+def readable_boxes(text: str, image: int = 1) -> tuple[Box, ...]:
+    """The boxes in those lines that are complete, while a person is still writing; as `parse_boxes`."""
     boxes: list[Box] = []
     for line in (text or "").splitlines():
         with suppress(ValueError):
-            boxes += parse_boxes(line)
+            boxes += parse_boxes(line, image)
     return tuple(boxes[:MAX_BOXES])
 
 
-def format_boxes(boxes: Sequence[Box]) -> str:
-    """The inverse of `parse_boxes`, with three decimals; a box that these would flatten keeps all its decimals."""
+def format_boxes(boxes: Sequence[Box], several: bool = False) -> str:
+    """The inverse of `parse_boxes`, with three decimals; a box that these would flatten keeps all its decimals.
+
+    With `several` pictures on the page, each line begins with the picture's number.
+    """
     lines = []
     for box in boxes:
         x1, y1, x2, y2 = (round(v, 3) for v in box.as_tuple())
         numbers = (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else box.as_tuple()
-        lines.append(", ".join(f"{v:g}" for v in numbers))
+        lines.append(f"{box.image}: " * several + ", ".join(f"{v:g}" for v in numbers))
     return "\n".join(lines)
 
 
-def box_between(first: Point, second: Point) -> Box:
+def box_between(first: Point, second: Point, image: int = 1) -> Box:
     """The box between two opposite corners, in fractions; what lies outside the image is cut off.
 
     Raises:
@@ -271,4 +184,4 @@ def box_between(first: Point, second: Point) -> Box:
     (x1, x2), (y1, y2) = (sorted(min(max(v, 0.0), 1.0) for v in pair) for pair in zip(first, second, strict=True))
     if x2 - x1 < 1e-3 or y2 - y1 < 1e-3:
         raise ValueError("The two corners of a box must differ in both directions.")
-    return Box(x1, y1, x2, y2)
+    return Box(x1, y1, x2, y2, image)

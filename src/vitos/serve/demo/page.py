@@ -22,18 +22,30 @@ from starlette.applications import Starlette
 from vitos.policy.plans import Limits
 from vitos.policy.vlm import SparseVLM
 from vitos.serve import NOTICE
-from vitos.serve.demo.compare import plans_of
+from vitos.serve.demo.compare import BOXES, DRAWN, RECTANGLES, SCORES, plans_of
+from vitos.serve.demo.examples import Example, draw_examples, record_examples
+from vitos.serve.demo.files import CACHE_SECONDS
 from vitos.serve.demo.guard import HostNames, SameOrigin
-from vitos.serve.demo.handlers import CACHE_SECONDS, HEADINGS, Handlers, Session
-from vitos.serve.demo.inputs import Example, draw_examples, record_examples
+from vitos.serve.demo.handlers import Handlers
+from vitos.serve.demo.opening import HEADINGS, heading_of
 from vitos.serve.demo.private import PAGES
+from vitos.serve.demo.session import Session
 
 HERE = Path(__file__).parent
 MAX_UPLOAD = "512mb"
 OPENED_AT_ONCE = 4
 """Number of files that each way to open one reads at the same time; the last one is shown."""
 PICTURE_HEIGHT = 262
-BOXES_HELP = "x1, y1, x2, y2 from 0 to 1, one box a line. Empty: the model localizes. Shift+Enter asks."
+BOXES_HELP = (
+    "x1, y1, x2, y2 from 0 to 1, one box a line; with several pictures, 2: x1, y1, x2, y2 is in the second. "
+    "Empty: the model localizes. Shift+Enter asks."
+)
+SLICES_HELP = "Empty: the slice that is shown. Several: 12 evenly, every 4th, 10-40 or all; Enter takes it."
+DRAW = {
+    "Boxes": BOXES,
+    "Scores of the head": SCORES,
+    "Rectangles around kept cells": RECTANGLES,
+}
 EMPTY_QUESTION = "What is the finding in the left lung?\nA. nodule\nB. cyst"
 
 
@@ -48,7 +60,7 @@ def build(
         model: name of the checkpoint, as it is shown.
         limits: longest responses of both branches.
     """
-    handlers = Handlers(vlm, folder, limits)
+    handlers = Handlers(vlm, folder, limits, examples, model)
     plans, refusals = plans_of(vlm)
     page: gr.Blocks
     c = SimpleNamespace()
@@ -60,93 +72,156 @@ def build(
             f"<strong>{NOTICE}</strong></p>",
             elem_id="top",
         )
-        c.session, c.drawn = gr.State(Session()), gr.State(0)
+        c.session, c.drawn, c.redone = gr.State(Session()), gr.State(0), gr.State(0)
+        c.address = gr.Textbox(visible=False)
         with gr.Row(elem_id="examples"):
             c.buttons = [
                 gr.Button(e.title, icon=e.icon, size="sm", min_width=150, elem_classes="example") for e in examples
             ]
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                c.file = gr.File(label="Your image: PNG, JPEG, TIFF, DICOM, NIfTI", height=120, elem_id="file")
-                c.facts = gr.Textbox(label="File", interactive=False, max_lines=6, elem_id="facts")
-                c.part = gr.Textbox(
-                    label="Frame or slice", info="frame=3, or axis=2&slice=40; Enter shows it", max_lines=1,
-                    visible=False, elem_id="part",
-                )  # fmt: skip
-                c.centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
-                c.width = gr.Slider(label="Window width", visible=False, elem_id="width")
-                c.question = gr.Textbox(
-                    label="Question, each option on a line", lines=5, max_lines=9, placeholder=EMPTY_QUESTION,
-                    elem_id="question",
-                )  # fmt: skip
-                c.plan = gr.Dropdown(plans, value=plans[0], label="Plan", info=" ".join(refusals), elem_id="plan")
-                c.budget = gr.Slider(
-                    0, 1, value=0, step=0.01, label="Budget", info="Share of the tokens; 0: the boxes as they are",
-                    elem_id="budget",
-                )  # fmt: skip
-                with gr.Row():
-                    c.ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
-                    c.ask_all = gr.Button("All plans", min_width=120, elem_id="ask-all")
-                c.boxes = gr.Textbox(label="Your boxes", lines=2, max_lines=6, info=BOXES_HELP, elem_id="boxes")
-                with gr.Row():
-                    c.take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
-                    c.clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
-                c.seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
+                _inputs(c, plans, " ".join(refusals))
             with gr.Column(scale=5, min_width=300):
                 with gr.Row():
-                    _, c.preview = _picture("preview", "<b>Image</b><br>drag a box, or click two corners")
+                    c.heading, c.preview = _picture("preview", heading_of(None))
                     sparse = _picture("sparse", HEADINGS["sparse"])
                 with gr.Row():
                     c.shown = _picture("dense", HEADINGS["dense"]), sparse, _picture("random", HEADINGS["random"])
+                c.draw = gr.CheckboxGroup(
+                    list(DRAW.items()), value=list(DRAWN), label="Draw on the pictures", elem_id="draw"
+                )
+                c.link = gr.HTML(elem_id="link-line")
+                c.figures = gr.HTML(elem_id="figures")
                 c.table = gr.HTML(elem_id="results")
                 c.thoughts = gr.HTML(elem_id="thoughts")
+        c.load = page.load
         _connect(handlers, examples, c)
     return page
+
+
+def _inputs(c: SimpleNamespace, plans: Sequence[str], refusals: str) -> None:
+    """The column of what a person gives."""
+    c.file = gr.File(
+        label="Your image or images: PNG, JPEG, TIFF, DICOM, NIfTI",
+        file_count="multiple",
+        height=120,
+        elem_id="file",
+    )
+    c.facts = gr.Textbox(label="File", interactive=False, max_lines=6, elem_id="facts")
+    c.frame = gr.Slider(1, 2, step=1, label="Frame, slice or image", visible=False, elem_id="frame")
+    c.thumbs = gr.HTML(elem_id="thumbs")
+    c.axis = gr.Radio(["0", "1", "2"], label="Axis that slices cut, as stored", visible=False, elem_id="axis")
+    c.slices = gr.Textbox(label="Slices asked about", info=SLICES_HELP, max_lines=1, visible=False, elem_id="slices")
+    c.centre = gr.Slider(label="Window centre", visible=False, elem_id="centre")
+    c.width = gr.Slider(label="Window width", visible=False, elem_id="width")
+    c.question = gr.Textbox(
+        label="Question, each option on a line", lines=5, max_lines=9, placeholder=EMPTY_QUESTION, elem_id="question"
+    )
+    c.plan = gr.Dropdown(plans, value=plans[0], label="Plan", info=refusals, elem_id="plan")
+    c.budget = gr.Slider(
+        0,
+        1,
+        value=0,
+        step=0.01,
+        label="Budget",
+        info="Share of the tokens; 0: as without a budget",
+        elem_id="budget",
+    )
+    with gr.Row():
+        c.ask = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
+        c.ask_all = gr.Button("All plans", min_width=120, elem_id="ask-all")
+    c.boxes = gr.Textbox(label="Your boxes", lines=2, max_lines=6, info=BOXES_HELP, elem_id="boxes")
+    with gr.Row():
+        c.take = gr.Button("Edit the model's boxes", size="sm", min_width=120, elem_id="take")
+        c.clear = gr.Button("Clear boxes", size="sm", min_width=120, elem_id="clear")
+    c.seed = gr.Number(0, label="Seed of the random tokens", precision=0, minimum=0, elem_id="seed")
 
 
 def _connect(handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace) -> None:
     """Join the components `c` of the page to its events."""
     on = partial(gr.on, api_visibility="private")
-    then = {"api_visibility": "private", "show_progress": "hidden"}
     drawing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
     # Without `preprocess`: it would refuse a slider's value from before its range changed; `Handlers` corrects it.
     raw: dict[str, Any] = {"preprocess": False}
-    window = [c.session, c.centre, c.width]
-    subject = [*window, c.question]
+    subject = [c.session, c.centre, c.width, c.question]
 
-    results = [*(heading for heading, _ in c.shown), *(picture for _, picture in c.shown), c.table, c.thoughts]
+    small = [*(picture for _, picture in c.shown), c.figures, c.link]
+    results = [*(heading for heading, _ in c.shown), *small[:3], c.table, c.thoughts, *small[3:]]
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     begin = partial(on, fn=handlers.begin, inputs=subject, outputs=results, queue=False, **drawing, **raw)
     asking = begin([c.ask.click, c.question.submit, c.boxes.submit, c.drawn.change]).then(
         handlers.ask,
-        [*subject, c.plan, c.budget, c.boxes, c.seed],
+        [*subject, c.plan, c.budget, c.boxes, c.seed, c.draw],
         results,
         trigger_mode="always_last",
         **model,
         **raw,
     )
-    asking_all = begin([c.ask_all.click]).then(
-        handlers.ask_all, [*subject, c.budget, c.boxes], [c.table, c.thoughts], **model, **raw
+    asking_all = begin([c.ask_all.click, c.redone.change]).then(
+        handlers.ask_all, [*subject, c.budget, c.boxes, c.draw], results, **model, **raw
     )
     # The browser drops the answers that are still being computed; the handlers do not rely on it.
     stale: dict[str, Any] = {"cancels": [asking, asking_all]}
-    changes = [c.centre.change, c.width.change, c.question.input]
-    on(changes, handlers.change, subject, results, queue=False, **drawing, **raw, **stale)
+    changed: tuple[Any, ...] = (handlers.change, subject, results)
+    on([c.centre.change, c.width.change, c.question.input], *changed, queue=False, **drawing, **raw, **stale)
+    redrawn: tuple[Any, ...] = (handlers.redraw, [c.session, c.draw], small)
+    on(c.draw.input, *redrawn, **drawing)
+    _connect_opening(handlers, examples, c, results, stale)
+    _connect_pictures(handlers, c, changed, redrawn)
 
-    shows = [c.preview, c.facts, c.part, c.centre, c.width, c.boxes, *results]
+
+def _connect_opening(
+    handlers: Handlers, examples: Sequence[Example], c: SimpleNamespace, results: list[Any], stale: dict[str, Any]
+) -> None:
+    """Files, examples and links."""
+    on = partial(gr.on, api_visibility="private")
+    shows = [
+        c.preview, c.facts, c.heading, c.frame, c.axis, c.slices, c.centre, c.width, c.boxes, c.drawn, c.redone,
+        *results,
+    ]  # fmt: skip
     opening: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": OPENED_AT_ONCE} | stale
+    thumbs: dict[str, Any] = {
+        "fn": handlers.thumbnails, "inputs": c.session, "outputs": c.thumbs, "show_progress": "hidden",
+        "api_visibility": "private",
+    }  # fmt: skip
     for button, example in zip(c.buttons, examples, strict=True):
         opens = partial(handlers.open_example, example=example)
-        on(button.click, opens, c.session, [c.file, c.question, *shows], **opening)
-    on([c.file.upload, c.file.clear], handlers.open, [c.session, c.file], shows, **opening)
-    on(c.part.submit, handlers.open_part, [c.session, c.part], shows, **opening)
+        on(button.click, opens, c.session, [c.file, c.question, *shows], **opening).then(**thumbs)
+    on([c.file.upload, c.file.clear, c.file.delete], handlers.open, [c.session, c.file], shows, **opening).then(
+        **thumbs
+    )
+    on(c.axis.input, handlers.open_axis, [c.session, c.axis], shows, **opening).then(**thumbs)
+    linked = [c.plan, c.budget, c.seed, c.draw, c.file, c.question, *shows]
+    address = "(session, address) => [session, window.location.search]"
+    c.load(handlers.restore, [c.session, c.address], linked, js=address, api_visibility="private").then(**thumbs)
+    c.chosen_thumbs = thumbs
 
-    sparse_shown = list(c.shown[1])
-    on(c.budget.input, handlers.slide, [*window, c.boxes, c.budget], sparse_shown, queue=False, **drawing, **raw)
+
+def _connect_pictures(
+    handlers: Handlers, c: SimpleNamespace, changed: tuple[Any, ...], redrawn: tuple[Any, ...]
+) -> None:
+    """Which picture is shown, its window, and boxes on it."""
+    on = partial(gr.on, api_visibility="private")
+    then: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    drawing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    raw: dict[str, Any] = {"preprocess": False}
+    window = [c.session, c.centre, c.width]
+
+    turn: tuple[Any, ...] = (
+        handlers.show,
+        [c.session, c.frame, c.centre, c.width, c.boxes],
+        [c.preview, c.facts, c.heading, c.centre, c.width],
+    )
+    on(c.frame.input, *turn, **drawing, **raw).then(*changed, **then, **raw).then(*redrawn, **then)
+    chosen = on(c.slices.submit, handlers.choose, [c.session, c.slices], c.frame, **drawing)
+    chosen.then(*turn, **then, **raw).then(*changed, **then, **raw).then(**c.chosen_thumbs)
+
+    sliding = [*window, c.boxes, c.budget, c.draw]
+    on(c.budget.input, handlers.slide, sliding, list(c.shown[1]), queue=False, **drawing, **raw)
     draw: tuple[Any, ...] = (handlers.draw, [*window, c.boxes], c.preview)
     on([c.centre.change, c.width.change, c.boxes.change], *draw, **drawing, **raw)
     clicked = on(
-        c.preview.select, handlers.click, [c.session, c.boxes, c.drawn], [c.boxes, c.drawn],
+        c.preview.select, handlers.click, [c.session, c.boxes], [c.boxes, c.drawn],
         trigger_mode="multiple", show_progress="hidden",
     )  # fmt: skip
     clicked.then(*draw, **then, **raw)
