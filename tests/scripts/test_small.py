@@ -168,6 +168,8 @@ def trained(run, steps):
 
 @needs_data
 def test_a_run_that_was_stopped_goes_on_where_it_was(start, tmp_path):
+    from dataclasses import replace
+
     from small.train import Plan, Run
 
     plan = Plan(minutes=1e4, projector_share=0.0, pictures=2, soups=0, rank=2)  # soups need more scenes
@@ -181,6 +183,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(start, tmp_path):
     told = trained(whole, 2)
     again = Run(*start(), plan, tmp_path / "half")
     assert (again.step, again.seconds) == (1, 500.0)
+    with pytest.raises(ValueError, match="trained with rank 2, not 3"):
+        Run(*start(), replace(plan, rank=3), tmp_path / "half")
     assert trained(again, 1) == pytest.approx(told[:1], rel=1e-6)
     assert torch.equal(policy.backbone.model.get_input_embeddings().weight[: len(old)], old)  # only new rows move
     assert {n for n, p in policy.backbone.model.named_parameters() if p.requires_grad} >= set(whole.adapters)
