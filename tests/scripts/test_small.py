@@ -212,7 +212,7 @@ def test_it_learns_and_what_ships_answers_the_same(start, tmp_path):
     add_shipped(fresh.backbone.model, run.weights())
     lessons = run.teacher.batch(1, 3, ()).lessons
     policy.backbone.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as it is trained
         ours = supervised_loss(policy.engine, lessons)
         theirs = supervised_loss(fresh.engine, lessons)
     assert float(ours) == pytest.approx(float(theirs), rel=0.02)  # bfloat16
