@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +70,49 @@ def test_the_bar_shows_figures_and_counts_updates(capsys):
     shown = capsys.readouterr().err
     assert "3/5" in shown
     assert "r_loc=0.12, iou=0.50" in shown
+
+
+@pytest.mark.parametrize(("columns", "figures"), [(80, 4), (120, 8), (40, 1), (24, 0)])
+def test_the_line_fits_into_the_terminal(columns, figures, monkeypatch):
+    """A real terminal, in pixels nobody sees: what a longer line would wrap."""
+    import fcntl
+    import os
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(slave, "w") as screen:
+        monkeypatch.setattr("sys.stderr", screen)
+        callback, control = FiguresCallback(), TrainerControl()
+        state = TrainerState(global_step=0, max_steps=1500, is_world_process_zero=True)
+        callback.on_train_begin(SimpleNamespace(), state, control)
+        keys = ["reward/localization", "reward/reasoning", "accuracy/localization", "accuracy/sparse", "iou"]
+        for step in (1, 999, 1500):
+            state.global_step = step
+            logs = dict.fromkeys([*keys, "kept_ratio", "fallback_rate", "parse_rate"], 0.5)
+            callback.on_log(SimpleNamespace(), state, control, logs=logs)
+        callback.on_train_end(SimpleNamespace(), state, control)
+        screen.flush()
+        shown = os.read(master, 65536).decode()
+    os.close(master)
+    lines = [line for line in re.split(r"[\r\n]", shown) if line.strip()]
+    assert "1500/1500" in lines[-1]
+    assert max(map(len, lines)) <= columns
+    assert lines[-1].count("=") == figures
+
+
+def test_the_bar_of_an_evaluation_fits_into_80_columns():
+    from tqdm import tqdm
+
+    from vitos.eval import run
+
+    source = Path(run.__file__).read_text(encoding="utf-8")
+    longest = int(re.search(r'\.name\}"\[:(\d+)\]', source)[1])
+    line = tqdm.format_meter(9_999, 10_000, 3000, prefix="x" * longest, unit="answer", rate=13.45, ncols=80)
+    assert len(line) <= 80
+    assert "answer/s]" in line
 
 
 def test_samples_hold_every_text_and_the_first_boxes_drawn(tmp_path, warm_policy, phantom_records):

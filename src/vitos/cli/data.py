@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
@@ -52,16 +52,25 @@ def convert_data(
         ),
     ],
     target: Annotated[Path, typer.Argument(help="New folder.")],
-    to: Annotated[Literal["json", "parquet"], typer.Option(help="Format to write.")] = "json",
+    to: Annotated[str, typer.Option(help="Format to write: json (records), parquet, coco or yolo.")] = "json",
     limit: Annotated[int | None, typer.Option(help="Only the first questions of each split, this many.")] = None,
+    boxed: Annotated[
+        str | None, typer.Option("--from", help="Format of annotations: coco, yolo, masks, vindr or visual_cot.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, with --from.")] = None,
 ) -> None:
-    """Turn parquet shards or a hub data set into records with image files, or records into parquet."""
+    """Turn parquet, a hub data set or annotations into records with image files, or records into parquet or such."""
+    from vitos.data.boxed import convert_boxed
     from vitos.data.convert import convert
     from vitos.eval.sources import convert_benchmark, is_benchmark
 
     with console.status(f"converting {source}"):
-        if not is_benchmark(source):
-            count = convert(source, target, to=to, limit=limit)
+        if boxed is not None or to not in ("json", "parquet"):
+            if limit is not None:
+                raise ValueError("--limit goes with json and parquet only; convert all, then cut the record files")
+            count = convert_boxed(Path(source), target, boxed, None if to == "json" else to, images)
+        elif not is_benchmark(source):
+            count = convert(source, target, to="json" if to == "json" else "parquet", limit=limit)
         elif to == "json":
             count = convert_benchmark(source, target, limit)
         else:

@@ -32,6 +32,7 @@ from rich.markup import escape
 from vitos.cli.data import data_app
 from vitos.cli.distill import distill
 from vitos.cli.eval import bench_app
+from vitos.cli.push import push
 from vitos.cli.recipes import recipes_app
 from vitos.cli.screen import console, needs_extra, quiet
 from vitos.cli.training import load_training, stopped_by_hand
@@ -50,6 +51,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(recipes_app, name="recipes")
 app.command()(distill)
+app.command()(push)
 
 
 def _version(asked: bool) -> None:

@@ -9,6 +9,7 @@
 | DICOM | `dicom`, then `dicom_header` (numbers, tables) and `dicom_pixels` (the grayscale pipeline) |
 | NIfTI; values → 8 bit for all formats | `nifti`; `gray` |
 | parquet and hub ↔ JSON; zip archives of releases | `convert`; `archive` |
+| COCO, YOLO, masks, VinDr's CSV, Visual-CoT ↔ records | `boxed/`, a file each |
 | synthetic slices with boxed questions | `phantom`, `phantom_files` |
 | files that appear whole or not at all | `files` |
 """

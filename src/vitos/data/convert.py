@@ -78,9 +78,9 @@ def convert(
     # Found before anything is written: a wrong source leaves no folder behind, not even the target's parents.
     if to == "json":
         splits = _open_splits(source)
-        return _written(target_dir, lambda partial: _write_json(splits, partial, limit))
+        return written(target_dir, lambda partial: write_rows(splits, partial, limit))
     files = record_files(source)
-    return _written(target_dir, lambda folder: sum(_write_parquet(f, folder, limit, shard_rows) for f in files))
+    return written(target_dir, lambda folder: sum(_write_parquet(f, folder, limit, shard_rows) for f in files))
 
 
 def write_records(records: Mapping[str, Sequence[Record]], target_dir: Path) -> int:
@@ -93,11 +93,15 @@ def write_records(records: Mapping[str, Sequence[Record]], target_dir: Path) -> 
         DataError: as `convert`.
     """
     splits = {split: ((record.id, _row_of(record)) for record in found) for split, found in records.items()}
-    return _written(target_dir, lambda partial: _write_json(splits, partial, None))
+    return written(target_dir, lambda partial: write_rows(splits, partial, None))
 
 
-def _written(target_dir: Path, write: Callable[[Path], int]) -> int:
-    """Write a data set to a folder that appears when it is complete."""
+def written(target_dir: Path, write: Callable[[Path], int]) -> int:
+    """Write a data set to a folder that appears when it is complete.
+
+    Raises:
+        DataError: if the target is not empty or the disk is full.
+    """
     try:
         with atomic_folder(target_dir) as partial:
             return write(partial)
@@ -123,9 +127,13 @@ def image_suffix(data: bytes, name: Path) -> str:
 # Parquet or hub → JSON
 
 
-def _write_json(splits: Mapping[str, Iterable[tuple[str, Row]]], folder: Path, limit: int | None) -> int:
-    """Write `<split>.json` for each split, rows given as (sample, row), and the images."""
-    store = _ImageStore(folder)
+def write_rows(splits: Mapping[str, Iterable[tuple[str, Row]]], folder: Path, limit: int | None) -> int:
+    """Write `<split>.json` for each split, rows given as (sample, row), and the images.
+
+    Raises:
+        DataError: at the first row that is no valid record, naming its sample.
+    """
+    store = ImageStore(folder)
     total = 0
     for split, rows in splits.items():
         items = []
@@ -141,7 +149,7 @@ def _write_json(splits: Mapping[str, Iterable[tuple[str, Row]]], folder: Path, l
     return total
 
 
-class _ImageStore:
+class ImageStore:
     """The image files of one folder, one for each distinct content."""
 
     def __init__(self, folder: Path) -> None:
@@ -162,7 +170,7 @@ class _ImageStore:
         return f"images/{self._names[digest]}"
 
 
-def _to_item(row: Row, sample: str, store: _ImageStore) -> dict[str, object]:
+def _to_item(row: Row, sample: str, store: ImageStore) -> dict[str, object]:
     """A parquet row in the JSON format; its fields are validated by `parse_entry`."""
     images = next((row[name] for name in _IMAGE_COLUMNS if name in row), None)
     if images is None:
@@ -223,7 +231,10 @@ def _open_hub(name: str) -> dict[str, Iterable[tuple[str, Row]]]:
     """All splits of a hub data set, streamed, images as bytes; network and access errors are those of `datasets`."""
     if not _HUB_NAME.fullmatch(name):
         raise DataError(f"{HUB_PREFIX}{name}: a hub data set is written hub:owner/name")
-    import datasets  # slow to import, and only this source needs it
+    try:
+        import datasets  # slow to import, and only this source needs it
+    except ModuleNotFoundError as error:
+        raise DataError(f"{HUB_PREFIX}{name}: needs datasets; install it with pip install 'vitos[hub]'") from error
 
     splits: dict[str, Iterable[tuple[str, Row]]] = {}
     for split, rows in datasets.load_dataset(name, streaming=True).items():

@@ -31,11 +31,11 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
     "torch": ("2.9", "3"),
     "transformers": ("5.19", "6"),
     "accelerate": ("1.10", "2"),
-    "datasets": ("4", None),
     "pillow": ("11", None),
 }
 # Distribution → (extra of vitos that installs it, what does not work without it).
 OPTIONAL = {
+    "datasets": ("hub", "data sets of the hub (hub:owner/name)"),
     "peft": ("lora", "low-rank adapters (model.lora)"),
     "bitsandbytes": ("quant", "frozen weights in 4 bits (model.quantization)"),
     "vllm": ("vllm", "the vLLM engine"),
@@ -44,6 +44,7 @@ OPTIONAL = {
     "fastapi": ("serve", "the HTTP server (vitos serve)"),
     "gradio": ("demo", "the web demo (vitos demo)"),
     "tensorboard": ("trackers", "report_to: tensorboard"),
+    "trackio": ("trackers", "report_to: trackio"),
     "wandb": ("trackers", "report_to: wandb"),
 }
 NANO_FILES = ("config.json", "tokenizer.json", "model.safetensors")

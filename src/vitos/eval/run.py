@@ -180,7 +180,7 @@ class _Turn:
         mine = open_batches[share.index :: share.count]
         total = len(records) * len(self.conditions)
         left = sum(len(batch) * len(wanted) for batch, wanted in open_batches)
-        name = f"{self.model}, {Path(self.asked.name).name}"
+        name = f"{self.model}, {Path(self.asked.name).name}"[:30]  # the rest of the line wants 50 columns
         bar = tqdm(
             total=total, initial=total - left, unit="answer", desc=name, dynamic_ncols=True, disable=not share.speaks
         )

@@ -37,6 +37,7 @@ def model_card(results: Mapping[str, Any], recipe: Mapping[str, Any], base_model
         **({"base_model": base_model} if hub_id else {}),
         "tags": ["vitos", "medical", "visual-grounding", "reinforcement-learning", "token-pruning", "research-only"],
         "language": ["en"],
+        **_model_index(results),
     }
     text = render(
         "card.md.j2",
@@ -48,6 +49,26 @@ def model_card(results: Mapping[str, Any], recipe: Mapping[str, Any], base_model
         recipe=yaml.safe_dump(_publishable(recipe), sort_keys=False, allow_unicode=True, width=100),
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}"
+
+
+def _model_index(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures as the hub lists them, `model-index` of the front matter; empty where there are none."""
+    figures = {
+        "sparse_accuracy": "Accuracy, tokens of its own boxes",
+        "dense_accuracy": "Accuracy, all tokens",
+        "kept_ratio": "Share of visual tokens kept",
+        "mean_iou": "Mean IoU of its boxes",
+    }
+    metrics = [
+        {"type": key.rpartition("_")[2], "name": name, "value": round(float(results[key]), 4)}
+        for key, name in figures.items()
+        if results.get(key) is not None
+    ]
+    if not metrics:
+        return {}
+    name, dataset = (v.markdown_line(str(results.get(key) or "unnamed")) for key in ("name", "dataset"))
+    row = {"task": {"type": "visual-question-answering"}, "dataset": {"type": "custom", "name": dataset}}
+    return {"model-index": [{"name": name, "results": [row | {"metrics": metrics}]}]}
 
 
 def _publishable(value: Any) -> Any:

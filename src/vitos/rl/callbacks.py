@@ -16,6 +16,8 @@ from vitos.data.files import write_json_atomic, write_text_atomic
 from vitos.rl.rollout import QuestionGroup
 
 METRICS_FILE = "metrics.jsonl"
+LINE = 80
+"""Columns of a line where the terminal does not say."""
 # Figures of the bar, in its order, with their short names.
 _SHOWN = {
     "reward/localization": "r_loc",
@@ -78,7 +80,7 @@ class MetricsFileCallback(LogCallback):
 
 
 class FiguresCallback(LogCallback):
-    """A progress bar over the updates of the whole run, followed by figures.
+    """Updates done and left of the whole run, followed by as many figures as fit into the line.
 
     Args:
         shown: figures in their order with their short names; by default rewards, accuracies and rates.
@@ -92,12 +94,18 @@ class FiguresCallback(LogCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True)
+            line = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=line)
 
     def on_figures(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
         if self._bar is not None:
-            self._bar.set_postfix({short: f"{logs[key]:.2f}" for key, short in self._shown.items() if key in logs})
+            room = (self._bar.ncols or LINE) - 2 * len(str(state.max_steps)) - len("/ [1:00:00<1:00:00], ")
+            figures = [f"{short}={logs[key]:.2f}" for key, short in self._shown.items() if key in logs]
+            while len(text := ", ".join(figures)) > room and figures:
+                figures.pop()
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
+            self._bar.refresh()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

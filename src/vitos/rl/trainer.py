@@ -34,6 +34,7 @@ from vitos.rl.rewards import ExtraReward, RewardWeights
 from vitos.rl.rollout import QuestionGroup
 from vitos.rl.sampler import vllm_engine
 from vitos.rl.schedule import LOCALIZATION, make_stages, stage_at
+from vitos.rl.trackers import track_samples
 from vitos.rl.update import DualStreamUpdate
 from vitos.scans.cache import EmbeddingCache
 from vitos.scans.store import ScanStore
@@ -185,6 +186,7 @@ class DualStreamTrainer(CheckpointedTrainer):
         every = self.args.log_samples_steps
         if every and (step + 1) % every == 0 and self.is_world_process_zero():
             write_samples(self.run_folder, step + 1, done.groups[: self.args.log_samples], self.draw)
+            track_samples(self.callback_handler.callbacks, self.run_folder, step + 1)
         return torch.tensor(done.metrics["loss/policy"] if admitted else 0.0, device=self.args.device)
 
     def _admit(self, model: torch.nn.Module, loss: float, norm: float, groups: Sequence[QuestionGroup]) -> bool:
