@@ -1,6 +1,6 @@
 """The demo in headless Chromium, by mouse and by keyboard.
 
-`VITOS_DEMO_SCREENSHOT=docs/assets/demo.png` also writes the picture that docs/demo.md shows.
+`VITOS_DEMO_SCREENSHOT=docs/assets/demo.jpg` also writes the picture that docs/demo.md shows.
 """
 
 import os
