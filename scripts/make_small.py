@@ -69,8 +69,9 @@ pipeline_tag: image-text-to-text
 # small
 
 Projector, adapters and the rows of new tokens (bfloat16) for a LLaVA of DINOv2-S and SmolLM2-135M-Instruct, whose
-weights are not in this folder. Trained for {minutes:.0f} minutes ({step:.0f} updates, seed {seed}) on train images of
-public sets (NOTICE). It is no medical device. How it was made: `scripts/make_small.py`, docs/small.md.
+weights are not in this folder. Trained for {minutes:.0f} minutes ({step:.0f} updates, {exercises:.0f}
+exercises, seed {seed}) on train images of public sets (NOTICE). It is
+no medical device. How it was made: `scripts/make_small.py`, docs/small.md.
 
 On {count} questions about held-out train images and as many in words and phrasings that it was never trained on,
 greedy, before any reinforcement learning:
@@ -140,7 +141,7 @@ def train(run: Run, base: Path, data: Path, folder: Path, looked_at: int) -> Non
                 run.save()
                 saved = run.seconds
             if run.seconds - seen > 60 * run.plan.look_minutes or run.progress == 1:
-                at = {"minutes": run.seconds / 60, "step": run.step} | look(
+                at = {"minutes": run.seconds / 60, "step": run.step, "exercises": run.exercises} | look(
                     shipped_policy(base, run.weights()), own, unknown
                 )
                 write(at)

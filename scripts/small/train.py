@@ -92,7 +92,7 @@ class Run:
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.teacher = Teacher(policy.backbone, pictures, policy.spec, seed=plan.seed)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.exercises, self.seconds = 0, 0, 0.0
         if (folder / STATE).is_file():
             self._load()
 
@@ -114,7 +114,12 @@ class Run:
             figures = self._update()
             took = time.perf_counter() - start
             self.seconds += took
-            yield figures | {"step": self.step, "seconds": took, "minutes": self.seconds / 60}
+            yield figures | {
+                "step": self.step,
+                "exercises": self.exercises,
+                "seconds": took,
+                "minutes": self.seconds / 60,
+            }
 
     def _update(self) -> dict[str, float]:
         progress, plan, engine = self.progress, self.plan, self.policy.engine
@@ -125,6 +130,7 @@ class Run:
         sizes = [int(rng.integers(max(8, largest // 2), largest + 1)) for _ in range(plan.soups)]
         with torch.autocast("cpu", torch.bfloat16):
             batch = self.teacher.batch(self.step, plan.pictures, sizes)
+            self.exercises += sum(len(lesson.exercises) for lesson in batch.lessons)
             packed = pack_lessons(self.policy.backbone, batch.lessons, plan.answer_weight)
             loss, weight, tokens = 0.0, packed.weight, 0
             for part in _parts(
@@ -179,6 +185,7 @@ class Run:
         """Write the state; a run that is killed meanwhile keeps the one before."""
         state = {
             "step": self.step,
+            "exercises": self.exercises,
             "seconds": self.seconds,
             "plan": json.dumps(dataclasses.asdict(self.plan)),
             "trained": [p.detach() for p in (*self.adapters.values(), *self.projector.parameters())],
@@ -193,7 +200,14 @@ class Run:
     @torch.no_grad()
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.folder / STATE, weights_only=True)
-        self.step, self.seconds = state["step"], state["seconds"]
+        kept = json.loads(state["plan"])
+        for name in ("rank", "seed"):
+            if kept[name] != getattr(self.plan, name):
+                raise ValueError(
+                    f"{self.folder / STATE} was trained with {name} {kept[name]}, not {getattr(self.plan, name)}; go "
+                    "on with that, or name another --work"
+                )
+        self.step, self.exercises, self.seconds = state["step"], state.get("exercises", 0), state["seconds"]
         for own, kept in zip((*self.adapters.values(), *self.projector.parameters()), state["trained"], strict=True):
             own.copy_(kept)
         self.embeddings[self.first_row :] = state[ROWS_KEY]

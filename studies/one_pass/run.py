@@ -180,7 +180,7 @@ def summarize(given: argparse.Namespace, layers: int) -> dict[str, Any]:
             model = path.relative_to(folder / "answers").parts[0]
             found: dict[str, dict[str, float]] = {}
             for row in rows:
-                if row.get("condition", "localize") != "localize" and row["text"] is not None:
+                if row.get("condition", "localize") != "localize" and row.get("text") is not None:
                     verdict = score_answer(row["text"], records[row["id"]]).verdict
                     found.setdefault(row["condition"], {})[row["id"]] = float(verdict is Verdict.CORRECT)
             for condition, by_id in found.items():

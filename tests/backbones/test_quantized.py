@@ -5,9 +5,12 @@ The numbers of the 4 bits are compared with bitsandbytes' own; without it only t
 
 import importlib.util
 import json
+import zlib
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers.quantizers.base import HfQuantizer
 
 from vitos.backbones import quantized
 from vitos.policy.vlm import SparseVLM
@@ -67,7 +70,8 @@ def test_what_is_written_is_what_was_trained(nf4, phantom_records, tmp_path):
         questions_per_step=2,
         num_localizations=2,
         num_reasonings=1,
-        max_localization_tokens=8,
+        max_localization_tokens=24,
+        temperature=1.4,
         max_reasoning_tokens=4,
         skip_equal_outcomes=False,
         learning_rate=1e-2,
@@ -76,10 +80,12 @@ def test_what_is_written_is_what_was_trained(nf4, phantom_records, tmp_path):
         log_samples_steps=0,
     )
     adapters = LoraConfig(r=4, target_modules="all-linear")
-    telling = ExtraReward("telling", lambda response, record: len(response.text) % 7 / 7, branch="both")
+    telling = ExtraReward(
+        "telling", lambda response, record: zlib.crc32(response.text.encode()) % 97 / 97, weight=1.0, branch="both"
+    )
     trainer = DualStreamTrainer(nf4, config, phantom_records, lora=adapters, reward_funcs=[telling])
     trainer.train()
-    moved = [float(p.abs().max()) for name, p in trainer.model.named_parameters() if "lora_B" in name]
+    moved = [float(p.detach().abs().max()) for name, p in trainer.model.named_parameters() if "lora_B" in name]
     assert max(moved) > 0
     settings = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))
     assert "quantization_config" not in settings
@@ -117,3 +123,33 @@ def test_four_bits_are_read_as_bitsandbytes_reads_them(nf4, tmp_path):
     }
     save_adapted(nf4, weights, tmp_path)
     assert not any(word in key for key in weights for word in ("absmax", "quant_map", "quant_state"))
+
+
+class Quantizer(HfQuantizer):
+    """A quantizer of transformers that does nothing."""
+
+    is_trainable = True
+
+    def __init__(self):
+        pass
+
+    def is_serializable(self):
+        return True
+
+
+def test_the_model_s_quantizer_does_not_replace_the_weights_that_are_written(tmp_path):
+    """`save_pretrained` asks a quantizer for the weights, whichever it was given; it would write adapters apart."""
+    peft = pytest.importorskip("peft")
+    policy = SparseVLM.from_pretrained("nano", device="cpu")
+    network = add_adapters(policy, peft.LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.01)
+    policy.backbone.model.hf_quantizer = quantizer = Quantizer()
+    weights = merged_weights(network)
+    save_adapted(policy, weights, tmp_path)
+    assert policy.backbone.model.hf_quantizer is quantizer
+    assert not any("lora_" in name for name in load_file(tmp_path / "model.safetensors"))
+    again = SparseVLM.from_pretrained(tmp_path, device="cpu").backbone.model
+    assert all(torch.equal(p, weights[name]) for name, p in again.named_parameters())

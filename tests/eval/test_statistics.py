@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -210,14 +211,19 @@ def test_scores_that_are_all_alike_have_the_interval_of_clopper_and_pearson(n: i
 @pytest.mark.parametrize("chances", [(0.5, 0.2, 0.1), (0.7, 0.02, 0.02), (0.2, 0.5, 0.0), (0.9, 0.05, 0.05)])
 def test_exact_intervals_cover_the_truth(n: int, chances: tuple[float, float, float]) -> None:
     """At least as often as they say, over 300 draws of n questions."""
-    rng = np.random.default_rng(n)
     both, only_a, only_b = chances
     covered = {"mean": 0, "difference": 0, "ratio": 0}
-    for _ in range(300):
-        kind = rng.choice(4, n, p=[both, only_a, only_b, 1 - sum(chances)])
+
+    @functools.cache  # exact intervals depend on the four counts alone
+    def intervals(*counts: int) -> tuple[Interval, Interval, Interval]:
+        kind = np.repeat(range(4), counts)
         a, b = kind <= 1, (kind == 0) | (kind == 2)
-        mean, difference = bootstrap_mean(a, samples=10), paired_bootstrap_difference(a, b, samples=10)
         ratio = paired_bootstrap_ratio(a, b, samples=10)
+        return bootstrap_mean(a, samples=10), paired_bootstrap_difference(a, b, samples=10), ratio
+
+    shares = [both, only_a, only_b, max(0.0, 1 - sum(chances))]
+    for counts in np.random.default_rng(n).multinomial(n, shares, size=300).tolist():
+        mean, difference, ratio = intervals(*counts)
         covered["mean"] += mean.low <= both + only_a <= mean.high
         covered["difference"] += difference.low <= only_a - only_b <= difference.high
         covered["ratio"] += math.isnan(ratio.low) or ratio.low <= (both + only_a) / (both + only_b) <= ratio.high

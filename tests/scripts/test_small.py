@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 import torch
 from tests.backbones.family import stand_in_tokenizer
+from tests.driven import up_to
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from vitos.backbones.llava import Llava
 from vitos.core.record import parse_options
 from vitos.data.readers import read_records
 from vitos.nano import small
 from vitos.nano.real import load_vision
+from vitos.policy.locate import resolve_model_path
 from vitos.policy.vlm import SparseVLM
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 SETS = ("brain_tumor_mri", "blood_cells", "nuclei", "fundus", "red_cells", "vqa_rad")
+SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
 needs_data = pytest.mark.skipif(not all((DATA / s).is_dir() for s in SETS), reason=f"{DATA} is not on this machine")
 
 
@@ -133,8 +137,7 @@ def start(folder, tmp_path):
     pictures = read_pictures(folder)
 
     def make():
-        special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
-        tokenizer = stand_in_tokenizer(special, [], small.CHAT_TEMPLATE)
+        tokenizer = stand_in_tokenizer(SPECIAL, [], small.CHAT_TEMPLATE)
         torch.manual_seed(0)
         sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         language = LlamaForCausalLM(
@@ -165,6 +168,8 @@ def trained(run, steps):
 
 @needs_data
 def test_a_run_that_was_stopped_goes_on_where_it_was(start, tmp_path):
+    from dataclasses import replace
+
     from small.train import Plan, Run
 
     plan = Plan(minutes=1e4, projector_share=0.0, pictures=2, soups=0, rank=2)  # soups need more scenes
@@ -178,6 +183,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(start, tmp_path):
     told = trained(whole, 2)
     again = Run(*start(), plan, tmp_path / "half")
     assert (again.step, again.seconds) == (1, 500.0)
+    with pytest.raises(ValueError, match="trained with rank 2, not 3"):
+        Run(*start(), replace(plan, rank=3), tmp_path / "half")
     assert trained(again, 1) == pytest.approx(told[:1], rel=1e-6)
     assert torch.equal(policy.backbone.model.get_input_embeddings().weight[: len(old)], old)  # only new rows move
     assert {n for n, p in policy.backbone.model.named_parameters() if p.requires_grad} >= set(whole.adapters)
@@ -205,7 +212,7 @@ def test_it_learns_and_what_ships_answers_the_same(start, tmp_path):
     add_shipped(fresh.backbone.model, run.weights())
     lessons = run.teacher.batch(1, 3, ()).lessons
     policy.backbone.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as it is trained
         ours = supervised_loss(policy.engine, lessons)
         theirs = supervised_loss(fresh.engine, lessons)
     assert float(ours) == pytest.approx(float(theirs), rel=0.02)  # bfloat16
@@ -225,6 +232,43 @@ def test_the_projector_learns_its_own_task(start):
     tokens = projector(torch.from_numpy(pictures.features[:2].astype(np.float32)))
     rest = tokens - tokens @ across @ across.T
     assert float(rest.detach().square().mean().sqrt()) == pytest.approx(CONTENT_RMS, rel=0.3)
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_whole_script_makes_a_model_that_loads(tmp_path, monkeypatch):
+    """Each step, with tiny random models in the place of SmolLM2 and DINOv2; stopped once and gone on with."""
+    import make_small
+
+    tokenizer = stand_in_tokenizer(SPECIAL, [], small.CHAT_TEMPLATE)
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 8192}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **text)).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    tower = {"hidden_size": 384, "num_hidden_layers": 2, "num_attention_heads": 6, "mlp_ratio": 1, "image_size": 224}
+    Dinov2Model(Dinov2Config(**tower)).save_pretrained(tmp_path / "vision")
+    BitImageProcessorPil().save_pretrained(tmp_path / "vision")
+    monkeypatch.setenv(small.LANGUAGE_VARIABLE, str(tmp_path / "language"))
+    monkeypatch.setenv(small.VISION_VARIABLE, str(tmp_path / "vision"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "shipped"
+    words = (
+        f"--work {tmp_path}/work --data {DATA} --vision {tmp_path}/vision --share 0.004 --projector-steps 3 --seed 1"
+    )
+    words += f" --soups 0 --pictures 2 --looked-at 3 --threads 1 --minutes 0.02 --out {out}"
+    for only in ("--only projector", ""):
+        monkeypatch.setattr(sys, "argv", ["make_small.py", *words.split(), *only.split()])
+        make_small.main()
+    assert "| accuracy, all tokens |" in (out / "README.md").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "work/train-1/figures.jsonl").read_text().splitlines()]
+    assert {"dense", "sparse", "iou", "option", "unknown", "unknown_option"} <= set(rows[-1])
+    monkeypatch.setattr(small, "SMALL_PATH", out)
+    monkeypatch.setattr("vitos.policy.locate.SMALL_PATH", out)
+    policy = SparseVLM.from_pretrained("small")
+    assert policy.spec.answer_with == "text"
+    assert json.loads((resolve_model_path("small") / "processor_config.json").read_text())["image_token"]
+    record = read_records(tmp_path / "work/data/val.json")[0]
+    assert policy.ask(policy.encode(record.image_paths[0]), record.question, limits=up_to(8)).kept_ratio > 0
 
 
 def test_loading_the_encoder_names_the_model():

@@ -7,6 +7,8 @@ and not the head, whose logits are the policy.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,3 +69,17 @@ def full_weight(layer: torch.nn.Module) -> Tensor:
 def is_packed(weight: Tensor) -> bool:
     """Whether a parameter holds weights in 4 bits, which only its layer can read."""
     return hasattr(weight, "quant_state")
+
+
+@contextmanager
+def quantizer_set_aside(model: Any) -> Iterator[None]:
+    """Let `save_pretrained` write the weights that it is given: with a quantizer it writes the model's own, in 4 bits.
+
+    Models without a quantizer are left as they are.
+    """
+    quantizer = vars(model).pop("hf_quantizer", None)
+    try:
+        yield
+    finally:
+        if quantizer is not None:
+            model.hf_quantizer = quantizer

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+from vitos.backbones.quantized import quantizer_set_aside
 from vitos.data.files import write_json_atomic
 from vitos.engines.weights import check_adapters, effective_weights
 from vitos.policy.vlm import SparseVLM
@@ -85,7 +86,8 @@ def _stored(value: Tensor) -> Tensor:
 
 def save_adapted(policy: SparseVLM, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write a policy with the `merged_weights` of its model as an ordinary float32 checkpoint."""
-    policy.save_pretrained(folder, weights)
+    with quantizer_set_aside(policy.backbone.model):
+        policy.save_pretrained(folder, weights)
     file = folder / "config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings.pop("quantization_config", None)  # what 4 bits stood for is written in full

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback, WandbCallback
 
 COLUMNS = ("id", "question", "gold", "localization", "reasoning", "kept", "fallback", "reward")
 
@@ -26,7 +26,9 @@ def track_samples(callbacks: Iterable[TrainerCallback], run: Path, step: int) ->
     if not trackers:
         return
     rows = json.loads((run / "samples" / f"step-{step}.json").read_text(encoding="utf-8"))
-    pictures = {row["id"]: Image.open(run / "samples" / row["overlay"]) for row in rows if "overlay" in row}
+    pictures: dict[str, Image.Image] = {
+        row["id"]: Image.open(run / "samples" / row["overlay"]) for row in rows if "overlay" in row
+    }
     table = [_cells(row) for row in rows]
     for callback in trackers:
         if isinstance(callback, TensorBoardCallback):

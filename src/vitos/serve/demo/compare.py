@@ -177,10 +177,10 @@ def compare_plans(
     """
     session = _Session(vlm, images, question, lead, limits)
     plans = plans_of(vlm)[0]
-    without = [plan for plan in plans if not get_plan(plan).takes_masks]
+    without = [plan for plan in plans if budget and not session.takes_budget(plan, budget)]
     answers = [session.sparse(plan, boxes, 0.0 if plan in without else budget) for plan in plans]
     notes = _notes(answers, boxes)
-    if budget and without:
+    if without:
         notes.append(f"The budget does not apply to {' and '.join(without)}, which encode the image twice.")
     return Comparison((session.dense(), *answers), tuple(notes))
 
@@ -203,6 +203,11 @@ class _Session:
         given = tuple(boxes) or None
         query = Query.about(self._scan(plan)[0], self._question, boxes=given, budget=budget or None)
         return self._answer(f"Sparse ({plan})", plan, query)
+
+    def takes_budget(self, plan: str, budget: float) -> bool:
+        """Whether the plan can keep a share of the tokens that is given."""
+        query = Query.about(self._scan(plan)[0], self._question, budget=budget)
+        return not get_plan(plan).question_problem(query)
 
     def random(self, plan: str, count: int, seed: int) -> ComparedAnswer:
         query = Query.about(self._scan(plan)[0], self._question)

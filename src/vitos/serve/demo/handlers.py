@@ -16,8 +16,9 @@ import gradio as gr
 
 from vitos.core.geometry import Box
 from vitos.core.masks import fit_budget
-from vitos.core.sparsify import Kept, best_cells, select
+from vitos.core.sparsify import Kept, select
 from vitos.policy.plans import Limits
+from vitos.policy.plans.one_pass import best_of
 from vitos.policy.vlm import SparseVLM
 from vitos.serve.demo import figures, render
 from vitos.serve.demo.compare import DRAWN, ComparedAnswer, Comparison, compare, compare_plans, plans_of
@@ -199,16 +200,13 @@ class Handlers(Opening):
     def _at_budget(self, answer: ComparedAnswer, boxes: Sequence[Box], budget: float) -> Kept | None:
         """The tokens that the answer's plan would keep at a budget; None: there is no evidence."""
         grid, scores = answer.finding.grid, answer.finding.kept.scores
-        count = max(1, round(budget * grid.num_tokens))
         if scores is not None and not boxes:
-            rule = self.vlm.spec.evidence_head
-            share = rule.keep if rule is not None else 1.0
-            return best_cells(grid, scores, count if budget else max(1, round(share * grid.num_tokens)))
+            return best_of(self.vlm.spec, grid, scores, budget or None)
         evidence = boxes or answer.finding.boxes
         if not evidence:
             return None
         if budget:
-            return Kept(grid, fit_budget(grid, evidence, count))
+            return Kept(grid, fit_budget(grid, evidence, max(1, round(budget * grid.num_tokens))))
         return select(grid, evidence, self.vlm.spec.keep)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from vitos.data.picture import split_name
+from vitos.serve.demo.compare import DRAWN
 from vitos.serve.demo.inputs import MAX_QUESTION, parse_boxes
 
 LONGEST = 4 * MAX_QUESTION
@@ -56,7 +57,7 @@ class PageView:
     axis: str = ""
     slices: str = ""
     window: str = ""
-    draw: str = ""
+    draw: str = ",".join(DRAWN)
 
     @property
     def query(self) -> str:
@@ -79,7 +80,9 @@ class PageView:
         Raises:
             ValueError: for a value that is not allowed; the message names it.
         """
-        given = {name: value for name, value in parse_qsl(query.lstrip("?")) if name in _DEFAULTS}
+        given = {
+            name: value for name, value in parse_qsl(query.lstrip("?"), keep_blank_values=True) if name in _DEFAULTS
+        }
         if not given.get("image"):
             return None
         for name, value in given.items():

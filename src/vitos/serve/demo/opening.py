@@ -95,7 +95,7 @@ class Opening:
     def __init__(self, folder: Path, examples: Sequence[Example], model: str, plans: Sequence[str]) -> None:
         self.folder = PageFolder(folder)
         self.lock = Lock()
-        self._model, self._plans = model, plans
+        self._model, self._plans = Path(model).name, plans  # a link must not show a folder
         self._examples = {digest(example.images): example for example in examples}
 
     # --- opening ----------------------------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ class Opening:
                 return
             if view.plan and view.plan not in self._plans:
                 raise ValueError(f"The link's plan {view.plan!r} is none that this model can follow.")
-            if view.model != self._model:
-                gr.Warning(f"This link was made with the model {view.model or 'unknown'}, not {self._model}.")
+            if view.model and view.model != self._model:
+                gr.Warning(f"This link was made with the model {view.model}, not {self._model}.")
             session.wanted = view
             draw = [part for part in view.draw.split(",") if part]
             fields = view.plan or gr.skip(), view.budget, view.seed, draw
