@@ -22,16 +22,19 @@ def track_samples(callbacks: Iterable[TrainerCallback], run: Path, step: int) ->
         run: folder of the run, with `samples/step-<step>.json`.
         step: number of the update, from 1.
     """
+    trackers = [one for one in callbacks if isinstance(one, TensorBoardCallback | WandbCallback | TrackioCallback)]
+    if not trackers:
+        return
     rows = json.loads((run / "samples" / f"step-{step}.json").read_text(encoding="utf-8"))
     pictures: dict[str, Image.Image] = {
         row["id"]: Image.open(run / "samples" / row["overlay"]) for row in rows if "overlay" in row
     }
     table = [_cells(row) for row in rows]
-    for callback in callbacks:
+    for callback in trackers:
         if isinstance(callback, TensorBoardCallback):
             if callback.tb_writer is not None:
                 _to_tensorboard(callback.tb_writer, table, pictures, step)
-        elif isinstance(callback, WandbCallback | TrackioCallback) and callback._initialized:
+        elif callback._initialized:
             tool: Any = callback._wandb if isinstance(callback, WandbCallback) else callback._trackio
             shown = [tool.Image(picture, caption=name) for name, picture in pictures.items()]
             logged: dict[str, Any] = {f"samples/{i}": image for i, image in enumerate(shown)}
@@ -40,8 +43,9 @@ def track_samples(callbacks: Iterable[TrainerCallback], run: Path, step: int) ->
 
 def _cells(row: dict[str, Any]) -> list[str | float | bool]:
     """The first localization of a question and its first reasoning, in the order of COLUMNS."""
-    first = row["localizations"][0]
-    texts = [row["id"], row["question"], row["gold"], first["text"], first["reasonings"][0]]
+    nothing = {"text": "", "reasonings": [], "kept_ratio": 1.0, "fallback": False, "rewards": [0.0]}
+    first = next(iter(row["localizations"]), nothing)  # a run without pruning may have none
+    texts = [row["id"], row["question"], row["gold"], first["text"], next(iter(first["reasonings"]), "")]
     return [*texts, first["kept_ratio"], first["fallback"], float(np.mean(first["rewards"]))]
 
 
