@@ -43,8 +43,8 @@ def track_samples(callbacks: Iterable[TrainerCallback], run: Path, step: int) ->
 
 def _cells(row: dict[str, Any]) -> list[str | float | bool]:
     """The first localization of a question and its first reasoning, in the order of COLUMNS."""
-    nothing = {"text": "", "reasonings": [], "kept_ratio": 1.0, "fallback": False, "rewards": [0.0]}
-    first = next(iter(row["localizations"]), nothing)  # a run without pruning may have none
+    nothing: dict[str, Any] = {"text": "", "reasonings": [], "kept_ratio": 1.0, "fallback": False, "rewards": [0.0]}
+    first: dict[str, Any] = next(iter(row["localizations"]), nothing)  # a run without pruning may have none
     texts = [row["id"], row["question"], row["gold"], first["text"], next(iter(first["reasonings"]), "")]
     return [*texts, first["kept_ratio"], first["fallback"], float(np.mean(first["rewards"]))]
 
