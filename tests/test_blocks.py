@@ -45,6 +45,7 @@ OPEN = {
     "data.md",
     "demo.md",
     "inference.md",
+    "nano-real.md",
     "recipes.md",
     "serve.md",
     "small.md",
@@ -60,7 +61,7 @@ BLOCK = re.compile(
 TRAIN = (
     "train.localization_steps=1 train.reasoning_steps=1 train.questions_per_step=2 train.num_reasonings=2 "
     "train.max_localization_tokens=16 train.max_reasoning_tokens=8 evaluate.controls=false evaluate.budgets=[] "
-    "evaluate.max_localization_tokens=16 evaluate.max_reasoning_tokens=8 evaluate.bootstrap_samples=100 "
+    "evaluate.bootstrap_samples=100 "
     "data.limit_train=4 data.limit_eval=2"
 )
 # Words behind the words of a command: the same work on fewer questions, with fewer updates and shorter answers.

@@ -101,6 +101,8 @@ def test_commands_parse(page: Path) -> None:
         words = shlex.split(line, comments=True)
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
+        elif words[:2] == ["python", "-m"] and words[2].startswith("studies."):
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), line
         elif words[:1] == ["python"] and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), line
         elif words:

@@ -71,7 +71,8 @@ def folder_of(seed: int, name: str = NAME) -> Path:
 
 
 def recipe_of(name: str) -> str:
-    return f"recipes/{name}.yaml"
+    own = Path("studies", name, "study.yaml")
+    return str(own) if own.is_file() else f"recipes/{name}.yaml"
 
 
 def cache_of(name: str) -> str:

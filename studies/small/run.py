@@ -1,6 +1,6 @@
 """The dual stream on real images, from `small`: `python -m studies.small.run [--seeds 3]`, in the repository.
 
-Trains and evaluates `recipes/small.yaml` as `studies/nano_real/run.py` does its recipe, with the same tables, curves
+Trains and evaluates `study.yaml` as `studies/nano_real/run.py` does its recipe, with the same tables, curves
 and cases, and puts `nano-real` into the same table: its answers without reinforcement learning and, where
 `runs/nano-real-SEED` are there, those after it. The test splits are answered once, after all training.
 """

@@ -85,7 +85,7 @@ def model(tmp_path):
     (folder / "README.md").write_text(model_card(results, {"name": "mine"}, "nano"))
     (folder / "eval").mkdir()
     (folder / "eval/results.json").write_text('{"patient": "Jane"}')
-    (folder / "notes.md").write_text("Jane")
+    (folder / "notes.csv").write_text("Jane")
     return folder
 
 
@@ -99,7 +99,7 @@ def test_model_and_card_are_published_and_nothing_else(hub, model):
     sent = {
         line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
     }
-    expected = {path.name for path in model.iterdir() if path.is_file()} - {"notes.md"}
+    expected = {path.name for path in model.iterdir() if path.is_file()} - {"notes.csv"}
     assert set(sent) == expected
     assert {"config.json", "model.safetensors", "vitos.json", "README.md"} <= expected
     for name, data in sent.items():

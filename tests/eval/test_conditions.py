@@ -92,6 +92,7 @@ def test_conditions_come_in_the_order_of_the_ranks():
         "policy",
         "one_pass",
         "evidence_head",
+        "glance",
         "oracle",
         "inverted",
         "random",

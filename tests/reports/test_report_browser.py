@@ -167,7 +167,7 @@ def test_five_thousand_cases_are_small_and_shown(opened, case, tmp_path):
                 condition["kept"] = sorted(rng.sample(range(1024), 120))
     page = opened(cases)
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
-    assert shown(page) == "1–50 of 5000 (5000 cases)"
+    assert shown(page) == "1–50 of 5,000 (5,000 cases)"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

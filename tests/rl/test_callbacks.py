@@ -72,9 +72,10 @@ def test_the_bar_shows_figures_and_counts_updates(capsys):
     assert "r_loc=0.12, iou=0.50" in shown
 
 
-@pytest.mark.parametrize(("columns", "figures"), [(80, 4), (120, 8), (40, 1), (24, 0)])
+@pytest.mark.parametrize(("columns", "figures"), [(80, 3), (120, 7), (40, 1), (24, 0)])
 def test_the_line_fits_into_the_terminal(columns, figures, monkeypatch):
-    """A real terminal, in pixels nobody sees: what a longer line would wrap."""
+    """A real terminal; room is left for times of hours, which come later."""
+    import contextlib
     import fcntl
     import os
     import pty
@@ -94,10 +95,12 @@ def test_the_line_fits_into_the_terminal(columns, figures, monkeypatch):
             logs = dict.fromkeys([*keys, "kept_ratio", "fallback_rate", "parse_rate"], 0.5)
             callback.on_log(SimpleNamespace(), state, control, logs=logs)
         callback.on_train_end(SimpleNamespace(), state, control)
-        screen.flush()
-        shown = os.read(master, 65536).decode()
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal that nobody writes to
+        while part := os.read(master, 65536):
+            shown += part
     os.close(master)
-    lines = [line for line in re.split(r"[\r\n]", shown) if line.strip()]
+    lines = [line for line in re.split(r"[\r\n]", shown.decode()) if line.strip()]
     assert "1500/1500" in lines[-1]
     assert max(map(len, lines)) <= columns
     assert lines[-1].count("=") == figures

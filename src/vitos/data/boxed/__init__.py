@@ -96,7 +96,7 @@ def questions(name: str, shown: Sequence[str], categories: Sequence[str]) -> Ite
 
     >>> (row,) = questions("1.png", ["mass"], ["mass", "cyst"])
     >>> row["answer"], row["question"].splitlines()[1:]
-    ('B', ['A. no finding', 'B. mass', 'C. cyst'])
+    ('A', ['A. mass', 'B. cyst', 'C. no finding'])
     """
     for right in sorted(shown) or [NOTHING]:
         rng = random.Random(f"{name}/{right}")
