@@ -58,6 +58,12 @@ def wait_for(page, script):
     page.wait_for_function(script)
 
 
+def wait_for_pictures(page, *names):
+    """Until each is decoded and has a size on the page."""
+    there = "name => (i => i?.complete && i.naturalWidth > 0 && i.width > 0)(document.querySelector(`#${name} img`))"
+    wait_for(page, f"{list(names)}.every({there})")
+
+
 def boxes(page):
     return page.locator("#boxes textarea").input_value().splitlines()
 
@@ -77,6 +83,7 @@ def test_an_example_is_answered_and_a_drawn_box_changes_it(page):
     dense, sparse, random = kept(page)
     assert dense == 64 > sparse == random
     overlays = [page.locator(f"#{name} img") for name in ("dense", "sparse", "random")]
+    wait_for_pictures(page, "dense", "sparse", "random")
     assert all(overlay.evaluate("i => i.naturalWidth") == 384 for overlay in overlays)
     assert "tokens" in overlays[1].get_attribute("alt")
     before = overlays[1].get_attribute("src")
@@ -163,6 +170,7 @@ def test_all_pictures_zoom_and_move_together(page):
     page.locator("#ask").click()
     kept(page)
     names = ["preview", "sparse", "dense", "random"]
+    wait_for_pictures(page, *names)
     sizes = f"{names}.map(name => document.querySelector(`#${{name}} img`).getBoundingClientRect())"
     before = page.evaluate(sizes)
     page.mouse.move(*point(page, 0.5, 0.5))
