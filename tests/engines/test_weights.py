@@ -137,3 +137,20 @@ def test_two_adapters_at_once_and_a_merged_one_are_refused(language):
     network.merge_adapter()
     with pytest.raises(ValueError, match="merged"):
         effective_weights(network.get_base_model())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_names_are_the_model_s_own_behind_activation_checkpointing_by_accelerate(lora, language):
+    """FSDP2's `activation_checkpointing` wraps each layer, which gives its parameters longer names."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    expected = dict(language.named_parameters())
+    if lora:
+        adapted(language, config())
+    layers = [name for name, module in language.named_modules() if type(module).__name__.endswith("DecoderLayer")]
+    for name in layers:
+        language.set_submodule(name, checkpoint_wrapper(language.get_submodule(name)))
+    assert any("_checkpoint_wrapped_module" in name for name, _ in language.named_parameters())
+    found = effective_weights(language)
+    assert found.keys() == expected.keys()
+    assert all(found[name]().shape == weight.shape for name, weight in expected.items())

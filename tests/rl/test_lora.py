@@ -98,3 +98,27 @@ def test_a_resumed_run_has_the_weights_of_the_whole_one(runs):
         a, b = (load_file(base / name / folder / "model.safetensors") for name in ("whole", "parts"))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_with_activations_computed_again_are_the_same(make_trainer, warm_policy, recorder, dtype, tmp_path):
+    """Of an update of both branches."""
+    from peft import LoraConfig
+
+    warm_policy.save_pretrained(tmp_path / "warm")
+    found, passes = [], []
+    for checkpointing in (False, True):
+        policy, seen = SparseVLM.from_pretrained(tmp_path / "warm", dtype=dtype, device="cpu"), recorder()
+        layer = policy.backbone.model.model.get_decoder().layers[0].self_attn
+        layer.register_forward_hook(
+            lambda *_, own=passes, way=checkpointing: own.append(way) if torch.is_grad_enabled() else None
+        )
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+        options = {"schedule": "joint", "gradient_checkpointing": checkpointing, "lora": lora}
+        make_trainer(policy, tmp_path / str(checkpointing), [seen], **options).train()
+        found.append(seen.gradients)
+    assert passes.count(True) > passes.count(False) > 0
+    for kept, again in zip(*found, strict=True):
+        assert kept.keys() == again.keys()
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert max(float(gradient.abs().max()) for gradient in found[0][0].values()) > 0

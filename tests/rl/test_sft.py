@@ -241,6 +241,31 @@ def test_adapters_are_written_merged_and_alone_and_trained_on(nano, phantom_reco
     assert all(p.requires_grad == (".lora_" in name) for name, p in rl.model.named_parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_with_activations_computed_again_get_the_same_gradients(
+    dtype, nano, phantom_records, recorder, tmp_path
+):
+    """Also behind dropout, and with the frozen embeddings in front of the checkpointed layers."""
+    from peft import LoraConfig
+
+    found, passes = [], []
+    for checkpointing in (False, True):
+        policy, seen = SparseVLM(fresh(nano), NANO_SPEC), recorder()
+        policy.backbone.model.to(dtype)
+        layer = policy.backbone.model.model.get_decoder().layers[0].self_attn
+        layer.register_forward_hook(lambda *_, own=passes, way=checkpointing: own.append(way))
+        lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear")
+        options = {"gradient_checkpointing": checkpointing, "micro_batch_tokens": 300}
+        trainer(policy, tmp_path / str(checkpointing), phantom_records, 2, [seen], lora, **options).train()
+        found.append(seen.gradients)
+    assert passes.count(True) == 2 * passes.count(False) > 4
+    for kept, again in zip(*found, strict=True):
+        assert kept.keys() == again.keys()
+        assert all(".lora_" in name for name in kept)
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert max(float(gradient.abs().max()) for gradient in found[0][1].values()) > 0
+
+
 def test_what_does_not_go_together_is_refused(nano, phantom_records, tmp_path):
     policy = SparseVLM(fresh(nano), NANO_SPEC)
     with pytest.raises(ValueError, match="train_encoder does not go with adapters"):

@@ -70,8 +70,8 @@ def _later(make: Callable[..., Tensor], *args: Any) -> WeightMaker:
 
 
 def _plain(name: str) -> str:
-    """The name that a parameter has in the model without adapters."""
-    name = name.replace(".base_layer.", ".")
+    """The name that a parameter has in the model without adapters, and without accelerate's checkpointed layers."""
+    name = name.replace(".base_layer.", ".").replace("._checkpoint_wrapped_module.", ".")
     before, found, behind = name.partition(".modules_to_save.")
     return f"{before}.{behind.partition('.')[2]}" if found else name
 
