@@ -83,17 +83,21 @@ def load_vision(source: str, name: str) -> torch.nn.Module:
     return tower
 
 
+def warn_unless_alike(expected: Tensor, seen: Tensor, least: float, part: str, model: str) -> None:
+    """Warn if a part's outputs for a test input have a cosine below `least` with those in the training of `model`."""
+    alike = torch.nn.functional.cosine_similarity(expected, seen, dim=-1).min() if expected.shape == seen.shape else 0
+    if alike < least:
+        warnings.warn(
+            f"this {part} is not the one that {model} was trained with (cosine {float(alike):.4f} on a test input): "
+            "the published figures do not hold for this combination",
+            stacklevel=3,
+        )
+
+
 def _assemble(tower: torch.nn.Module, folder: Path) -> None:
     """Fill a folder with the whole checkpoint."""
     weights = {name: t.float() for name, t in load_file(DECODER_PATH / DECODER_FILE).items()}
-    expected, seen = weights.pop(PROBE), vision_probe(tower)
-    alike = torch.nn.functional.cosine_similarity(expected, seen, dim=-1).min() if expected.shape == seen.shape else 0
-    if alike < LEAST_ALIKE:
-        warnings.warn(
-            f"this vision encoder is not the one that {NANO_REAL} was trained with (cosine {float(alike):.4f} on a "
-            "test picture): the published figures do not hold for this combination",
-            stacklevel=2,
-        )
+    warn_unless_alike(weights.pop(PROBE), vision_probe(tower), LEAST_ALIKE, "vision encoder", NANO_REAL)
     model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(DECODER_PATH))
     model.model.vision_tower.load_state_dict(tower.state_dict())
     missing, unknown = model.load_state_dict(weights, strict=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,15 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from vitos.nano import SMALL, SMALL_PATH
 from vitos.nano.cache import cached_folder, source_name
-from vitos.nano.real import LEAST_ALIKE, PROBE, VISION_ON_HUB, VISION_VARIABLE, load_vision, vision_probe
+from vitos.nano.real import (
+    LEAST_ALIKE,
+    PROBE,
+    VISION_ON_HUB,
+    VISION_VARIABLE,
+    load_vision,
+    vision_probe,
+    warn_unless_alike,
+)
 
 ADAPTERS_FILE = "adapters.safetensors"
 LANGUAGE_VARIABLE = "VITOS_SMOLLM2"
@@ -217,24 +224,15 @@ def add_shipped(model: LlavaForConditionalGeneration, weights: Mapping[str, Tens
 def _assemble(folder: Path, tower: torch.nn.Module, language: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Fill a folder with the whole checkpoint."""
     weights = load_file(SMALL_PATH / ADAPTERS_FILE)
-    _compare(weights.pop(PROBE), vision_probe(tower), LEAST_ALIKE, "vision encoder")
-    _compare(weights.pop(LANGUAGE_PROBE), language_probe(language), LEAST_ALIKE_LANGUAGE, "language model")
+    warn_unless_alike(weights.pop(PROBE), vision_probe(tower), LEAST_ALIKE, "vision encoder", SMALL)
+    seen = language_probe(language)
+    warn_unless_alike(weights.pop(LANGUAGE_PROBE), seen, LEAST_ALIKE_LANGUAGE, "language model", SMALL)
     model, processor = build_small(tower, language, tokenizer)
     add_shipped(model, weights)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     shutil.copytree(SMALL_PATH, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     model.save_pretrained(folder)
-
-
-def _compare(expected: Tensor, seen: Tensor, least: float, part: str) -> None:
-    alike = torch.nn.functional.cosine_similarity(expected, seen, dim=-1).min() if expected.shape == seen.shape else 0
-    if alike < least:
-        warnings.warn(
-            f"this {part} is not the one that {SMALL} was trained with (cosine {float(alike):.4f} on a test input): "
-            "the published figures do not hold for this combination",
-            stacklevel=2,
-        )
 
 
 def new_tokens() -> int:

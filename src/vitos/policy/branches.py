@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitos.backbones.base import Backbone
-from vitos.core.geometry import Box
+from vitos.core.geometry import Box, TokenGrid
 from vitos.core.masks import fit_budget
 from vitos.core.numbering import image_numbers
 from vitos.core.prompt import Prompt, VisualTokens
@@ -79,16 +79,22 @@ class Branches:
             return str(error)
         return ""
 
-    def keep(self, query: Query, boxes: Sequence[Box]) -> Kept:
+    def keep(self, query: Query, boxes: Sequence[Box], grid: TokenGrid | None = None) -> Kept:
         """Visual tokens that boxes keep: by the spec's keep rule, or by the question's budget.
 
         Without a box all tokens are kept, whatever the budget. This is a counted fallback.
+
+        Args:
+            query: the question.
+            boxes: the evidence.
+            grid: where the tokens look; None: as those of the question's scan.
         """
+        grid = grid or query.grid
         if query.tokens is not None:
-            return Kept(query.grid, query.tokens)
+            return Kept(grid, query.tokens)
         if query.budget is None or not boxes:
-            return select(query.grid, boxes, self.spec.keep)
-        return Kept(query.grid, fit_budget(query.grid, boxes, max(1, round(query.budget * query.grid.num_tokens))))
+            return select(grid, boxes, self.spec.keep)
+        return Kept(grid, fit_budget(grid, boxes, max(1, round(query.budget * grid.num_tokens))))
 
     def masks(self, query: Query, kept: Kept) -> list[Tensor]:
         """One keep mask for each image of a question, bool (N_k,); images that `kept` does not cover stay whole."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from vitos.core.geometry import Box
-from vitos.data.boxed import Annotations, Marked, boxed, find_pictures, open_picture
-from vitos.data.images import DataError
+from vitos.data.boxed import Annotations, Marked, boxed, find_pictures
+from vitos.data.images import DataError, load_image
 
 COLUMNS = ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")
 SAME = 0.5
@@ -39,7 +39,7 @@ def read(source: Path, images: Path | None = None) -> Annotations:
 
 
 def _marked(path: Path, rows: Sequence[tuple[str, dict[str, str]]]) -> Marked:
-    size: tuple[float, float] = open_picture(path)[1]
+    size: tuple[float, float] = load_image(path).size
     found: dict[str, list[tuple[str, str, Box]]] = defaultdict(list)
     for where, row in rows:
         try:

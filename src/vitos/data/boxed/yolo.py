@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from vitos.core.record import Record
-from vitos.data.boxed import Annotations, Marked, annotated, find_pictures, open_picture
+from vitos.data.boxed import Annotations, Marked, annotated, find_pictures
 from vitos.data.convert import ImageStore
-from vitos.data.images import DataError
+from vitos.data.images import DataError, load_image
 
 SPLITS = ("train", "val", "test")
 
@@ -45,7 +45,7 @@ def _marked(path: Path, names: Mapping[int, str]) -> Marked:
     if not images:
         raise DataError(f"{path}: is not below a folder `images`, beside which YOLO has `labels`")
     lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
-    width, height = open_picture(path)[1]
+    width, height = load_image(path).size
     marks = [
         (where, category, (x1 * width, y1 * height, x2 * width, y2 * height))
         for where, category, (x1, y1, x2, y2) in _labels(str(labels), lines, names)

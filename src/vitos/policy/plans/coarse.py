@@ -39,8 +39,8 @@ class Coarse(Plan):
         if backbone.capabilities.any_resolution:
             return ""
         return (
-            f"{type(backbone).__name__} sees every image at one resolution, so plan coarse would save nothing; use "
-            "gather, two_pass, dense or crop"
+            f"{type(backbone).__name__} sees every image at one resolution, so plan {self.name} would save nothing; "
+            "use gather, two_pass, dense or crop"
         )
 
     def visuals(self, branches: Branches, pictures: Sequence[Image.Image]) -> tuple[VisualTokens, ...]:

@@ -19,9 +19,8 @@ from PIL import Image
 
 from vitos.backbones.base import Backbone
 from vitos.core.geometry import Box, TokenGrid
-from vitos.core.masks import fit_budget
 from vitos.core.prompt import VisualTokens
-from vitos.core.sparsify import Kept, select
+from vitos.core.sparsify import Kept
 from vitos.core.stopwatch import Stopwatch
 from vitos.engines.torch_engine import TorchEngine
 from vitos.policy.branches import Branches
@@ -80,28 +79,24 @@ class Glance(OnePass):
 
 def _drawn(few: Kept, grid: TokenGrid) -> Kept:
     """The cells of the whole images whose centres lie in kept cells of the reduced ones."""
-    inside = enlarged(few.mask.astype(np.float32), few.grid, grid)
-    return Kept(grid, np.asarray(inside) > 0.5)
+    return Kept(grid, enlarged(few.mask.astype(np.float32), few.grid, grid) > 0.5)
 
 
 def _choice(branches: Branches, query: Query, boxes: Sequence[Box], grid: TokenGrid) -> Kept:
     """The cells of the whole images to keep: of given boxes, else of the highest score."""
-    if not boxes:
-        return best_of(branches.spec, grid, enlarged(query.scores, query.grid, grid), query.budget)
-    if query.budget is None:
-        return select(grid, boxes, branches.spec.keep)
-    return Kept(grid, fit_budget(grid, boxes, max(1, round(query.budget * grid.num_tokens))))
+    if boxes:
+        return branches.keep(query, boxes, grid)
+    scores = None if query.scores is None else enlarged(query.scores, query.grid, grid)
+    return best_of(branches.spec, grid, scores, query.budget)
 
 
-def enlarged(scores: NDArray[np.float32] | None, small: TokenGrid, grid: TokenGrid) -> NDArray[np.float32] | None:
+def enlarged(scores: NDArray[np.float32], small: TokenGrid, grid: TokenGrid) -> NDArray[np.float32]:
     """Scores in the cells of reduced images, (n,), as scores in those of the whole ones, (N,): bilinear interpolation.
 
     Args:
-        scores: scores of all images; None for none.
+        scores: scores of all images.
         small, grid: grids of all reduced and all whole images, each image in one view.
     """
-    if scores is None:
-        return None
     out = []
     for few, many, part in zip(small.images, grid.images, small.split(scores), strict=True):
         (source,), (target,) = few.views, many.views
