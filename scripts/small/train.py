@@ -1,6 +1,6 @@
 """The training of `small` with its language model: projector, new tokens, adapters. It can be stopped at any time.
 
-The base's weights are frozen, those of its linear layers in bfloat16, and everything runs under bfloat16 autocast.
+The base's weights are frozen. Its products run in bfloat16 (`small/forward.py`).
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
+from small.forward import SCALE, Decoder
 from small.lessons import Batch, Pictures, Teacher
 from small.projector import CellTask, stacked, targets_of
 from vitos.nano.small import FIRST, SECOND, new_tokens, shipped_weights
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.adapters import add_adapters
 from vitos.rl.lessons import pack_lessons
 
-ROWS_KEY, STATE = "rows", "state.pt"
+STATE = "state.pt"
 CELL_WEIGHT = 0.2  # of the projector's own task
 
 
@@ -70,22 +69,15 @@ class Run:
         self.policy, self.task, self.pictures, self.plan, self.folder = policy, task, pictures, plan, folder
         self.model = policy.backbone.model
         torch.manual_seed(plan.seed)
-        add_adapters(policy, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear"))
-        for module in self.model.model.language_model.modules():
-            if type(module) is nn.Linear and not module.weight.requires_grad:
-                module.weight.data = module.weight.data.bfloat16()
+        self.decoder = Decoder(self.model, new_tokens(), plan.rank, policy.backbone.banned_token_ids, torch.bfloat16)
         self.projector = self.model.model.multi_modal_projector
         self.projector.requires_grad_(True)
-        self.adapters = {n: p for n, p in self.model.named_parameters() if "lora_" in n}
-        self.embeddings = self.model.get_input_embeddings().weight
-        self.embeddings.requires_grad_(True)
-        self.first_row = len(self.embeddings) - new_tokens()
-        self.embeddings.register_hook(self._own_rows)
+        adapters = [weight for pair in self.decoder.adapters().values() for weight in pair]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(self.adapters.values()), "lr": plan.adapter_rate, "weight_decay": 0.01},
+                {"params": adapters, "lr": plan.adapter_rate, "weight_decay": 0.01},
                 {"params": [*self.projector.parameters(), *task.parameters()], "lr": plan.projector_rate},
-                {"params": [self.embeddings], "lr": plan.row_rate},
+                {"params": [self.decoder.rows], "lr": plan.row_rate},
             ],
             betas=(0.9, 0.95),
             weight_decay=0.0,
@@ -95,12 +87,6 @@ class Run:
         self.step, self.exercises, self.seconds = 0, 0, 0.0
         if (folder / STATE).is_file():
             self._load()
-
-    def _own_rows(self, gradient: Tensor) -> Tensor:
-        """The gradient of the new tokens' rows alone: the others stay as they are, to the bit."""
-        own = torch.zeros_like(gradient)
-        own[self.first_row :] = gradient[self.first_row :]
-        return own
 
     @property
     def progress(self) -> float:
@@ -122,27 +108,22 @@ class Run:
             }
 
     def _update(self) -> dict[str, float]:
-        progress, plan, engine = self.progress, self.plan, self.policy.engine
+        progress, plan = self.progress, self.plan
         self._set_rates(progress)
-        self.model.train()
         rng = np.random.default_rng([plan.seed, self.step, 2])
         largest = round(8 * 32 ** min(1.0, progress / 0.35))  # soups grow to whole grids
         sizes = [int(rng.integers(max(8, largest // 2), largest + 1)) for _ in range(plan.soups)]
-        with torch.autocast("cpu", torch.bfloat16):
-            batch = self.teacher.batch(self.step, plan.pictures, sizes)
-            self.exercises += sum(len(lesson.exercises) for lesson in batch.lessons)
-            packed = pack_lessons(self.policy.backbone, batch.lessons, plan.answer_weight)
-            loss, weight, tokens = 0.0, packed.weight, 0
-            for part in _parts(
-                [len(p) + sum(map(len, ids)) for p, ids in zip(packed.prompts, packed.token_ids, strict=True)]
-            ):
-                some = packed.loss(engine, part, weight)
-                # Soups run the projector themselves, in one graph for each.
-                some.backward()
-                loss += float(some.detach())
-            tokens = sum(len(p) + sum(map(len, ids)) for p, ids in zip(packed.prompts, packed.token_ids, strict=True))
-            cells, right, place = self._cells(batch)
-        norm = nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+        batch = self.teacher.batch(self.step, plan.pictures, sizes)
+        self.exercises += sum(len(lesson.exercises) for lesson in batch.lessons)
+        packed = pack_lessons(self.policy.backbone, batch.lessons, plan.answer_weight)
+        tokens = sum(len(p) + sum(map(len, ids)) for p, ids in zip(packed.prompts, packed.token_ids, strict=True))
+        self.decoder.refresh(learns=progress >= plan.projector_share)
+        answers = self.decoder.loss(packed)
+        answers.backward()
+        self.decoder.give_back()
+        loss = float(answers.detach())
+        cells, right, place = self._cells(batch)
+        norm = nn.utils.clip_grad_norm_(self._trained(), 1.0)
         if not math.isfinite(loss + float(norm)):
             raise ValueError(f"the loss of step {self.step} is {loss}, its gradient {float(norm)}; lower the rates")
         self.optimizer.step()
@@ -175,11 +156,14 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """What ships."""
-        scale, adapters = 2.0, {}  # lora_alpha / r
-        for name, value in self.adapters.items():
-            layer, _, kind = name.partition(".lora_")
-            adapters[f"{layer}{FIRST if kind[0] == 'A' else SECOND}"] = value * (scale if kind[0] == "B" else 1.0)
+        adapters: dict[str, Tensor] = {}
+        for name, (first, second) in self.decoder.adapters().items():
+            adapters |= {f"{name}{FIRST}": first, f"{name}{SECOND}": SCALE * second}
+        self.model.get_input_embeddings().weight.data[self.decoder.first_new :] = self.decoder.rows.detach()
         return shipped_weights(self.model, adapters)
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def save(self) -> None:
         """Write the state; a run that is killed meanwhile keeps the one before."""
@@ -188,10 +172,8 @@ class Run:
             "exercises": self.exercises,
             "seconds": self.seconds,
             "plan": json.dumps(dataclasses.asdict(self.plan)),
-            "trained": [p.detach() for p in (*self.adapters.values(), *self.projector.parameters())],
-            ROWS_KEY: self.embeddings.detach()[self.first_row :].clone(),
-            "task": self.task.state_dict(),
-            "optimizer": _only_rows(self.optimizer.state_dict(), self.first_row),
+            "trained": [p.detach() for p in self._trained()],
+            "optimizer": self.optimizer.state_dict(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.folder / f".{STATE}")
@@ -208,39 +190,6 @@ class Run:
                     "on with that, or name another --work"
                 )
         self.step, self.exercises, self.seconds = state["step"], state.get("exercises", 0), state["seconds"]
-        for own, kept in zip((*self.adapters.values(), *self.projector.parameters()), state["trained"], strict=True):
+        for own, kept in zip(self._trained(), state["trained"], strict=True):
             own.copy_(kept)
-        self.embeddings[self.first_row :] = state[ROWS_KEY]
-        self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(_all_rows(state["optimizer"], self.first_row))
-
-
-def _parts(lengths: list[int], most: int = 2600) -> Iterator[list[int]]:
-    """Lessons of similar length together, at most so many tokens with padding."""
-    part: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        first = lengths[part[0]] if part else 0
-        if part and (lengths[index] < 0.8 * first or first * (len(part) + 1) > most):
-            yield part
-            part = []
-        part.append(index)
-    if part:
-        yield part
-
-
-def _only_rows(state: dict[str, Any], first: int) -> dict[str, Any]:
-    """An optimizer's state with the moments of the embeddings' new rows alone; those of the others are 0."""
-    return _mapped(state, lambda moment: moment[first:].clone())
-
-
-def _all_rows(state: dict[str, Any], first: int) -> dict[str, Any]:
-    return _mapped(state, lambda moment: torch.cat([moment.new_zeros(first, moment.shape[1]), moment]))
-
-
-def _mapped(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    (index,) = state["param_groups"][2]["params"]
-    moments = state["state"].get(index)
-    if moments is None:
-        return state
-    own = {name: change(value) if value.dim() == 2 else value for name, value in moments.items()}
-    return {**state, "state": {**state["state"], index: own}}
+        self.optimizer.load_state_dict(state["optimizer"])

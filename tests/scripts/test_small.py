@@ -20,6 +20,8 @@ from vitos.nano import small
 from vitos.nano.real import load_vision
 from vitos.policy.locate import resolve_model_path
 from vitos.policy.vlm import SparseVLM
+from vitos.rl.adapters import add_adapters
+from vitos.rl.lessons import pack_lessons
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -187,7 +189,6 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(start, tmp_path):
         Run(*start(), replace(plan, rank=3), tmp_path / "half")
     assert trained(again, 1) == pytest.approx(told[:1], rel=1e-6)
     assert torch.equal(policy.backbone.model.get_input_embeddings().weight[: len(old)], old)  # only new rows move
-    assert {n for n, p in policy.backbone.model.named_parameters() if p.requires_grad} >= set(whole.adapters)
 
 
 @needs_data
@@ -198,7 +199,6 @@ def test_it_learns_and_what_ships_answers_the_same(start, tmp_path):
     from small.train import Plan, Run
 
     from vitos.nano.small import add_shipped
-    from vitos.rl.lessons import supervised_loss
 
     policy, task, pictures = start()
     few = replace(pictures, features=pictures.features[:3], scenes=pictures.scenes[:3], records=pictures.records[:3])
@@ -210,12 +210,58 @@ def test_it_learns_and_what_ships_answers_the_same(start, tmp_path):
     assert np.mean(losses[-3:]) < 0.93 * np.mean(losses[:3])
     fresh, _, _ = start()
     add_shipped(fresh.backbone.model, run.weights())
-    lessons = run.teacher.batch(1, 3, ()).lessons
-    policy.backbone.model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as it is trained
-        ours = supervised_loss(policy.engine, lessons)
-        theirs = supervised_loss(fresh.engine, lessons)
-    assert float(ours) == pytest.approx(float(theirs), rel=0.02)  # bfloat16
+    packed = pack_lessons(policy.backbone, run.teacher.batch(1, 3, ()).lessons)
+    run.decoder.refresh()
+    ours = run.decoder.loss(packed)
+    with torch.no_grad():
+        theirs = packed.loss(fresh.engine, range(3))
+    assert float(ours.detach()) == pytest.approx(float(theirs), rel=0.02)  # bfloat16
+
+
+@needs_data
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_fast_way_has_the_loss_and_the_gradients_of_the_library(start, kept):
+    """In float32, with PEFT's adapters on the library's model: whole images, or kept tokens."""
+    from peft import LoraConfig
+    from small.forward import Decoder
+    from small.lessons import Teacher
+
+    policy, _, pictures = start()
+    torch.manual_seed(1)
+    model = policy.backbone.model
+    decoder = Decoder(model, small.new_tokens(), 3, policy.backbone.banned_token_ids, torch.float32)
+    add_adapters(policy, LoraConfig(r=3, lora_alpha=6, target_modules="all-linear"))
+    named = dict(model.named_parameters())
+    for name, (first, second) in decoder.adapters().items():
+        torch.nn.init.normal_(second, std=0.05)
+        for own, kind in ((first, "A"), (second, "B")):
+            named[f"{name}.lora_{kind}.default.weight"].data.copy_(own)
+    embeddings = model.get_input_embeddings().weight.requires_grad_(True)
+    teacher = Teacher(policy.backbone, pictures, policy.spec, full=0.0 if kept else 1.0, asked=3)
+
+    def packed():
+        batch = teacher.batch(5, 3, ())
+        return batch.tokens, pack_lessons(policy.backbone, batch.lessons, 2.0)
+
+    seen, lessons = packed()
+    theirs = lessons.loss(policy.engine, range(3))
+    theirs.backward()
+    expected = {"rows": embeddings.grad[-small.new_tokens() :], "tokens": seen.grad}
+    seen, lessons = packed()
+    decoder.refresh()
+    ours = decoder.loss(lessons)
+    ours.backward()
+    decoder.give_back()
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    given = {"rows": decoder.rows.grad, "tokens": seen.grad}
+    for name, pair in decoder.adapters().items():
+        for own, kind in zip(pair, "AB", strict=True):
+            expected[f"{name}.{kind}"] = named[f"{name}.lora_{kind}.default.weight"].grad
+            given[f"{name}.{kind}"] = own.grad
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            given[name], value, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @needs_data
