@@ -4,6 +4,8 @@ They are rows of `tests/backbones/families.py`. torch is imported on first use o
 """
 
 import copy
+import gc
+import os
 import sys
 
 import numpy as np
@@ -14,6 +16,15 @@ from PIL import Image
 # Time limits of single examples say something about a shared machine, not about the code.
 settings.register_profile("vitos", deadline=None)
 settings.load_profile("vitos")
+
+
+def pytest_collection_finish():
+    """Leave what is imported by now out of all further collections of garbage: accelerate asks for one per training.
+
+    Each took 0.8 seconds, a fifth of the time of the trainer's tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,13 +99,15 @@ def phantom_records(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def warm_policy(phantom_records):
+def warm_policy(phantom_records, tmp_path_factory):
     """A float32 policy that writes boxes and answers often, not always: trained for seconds on `phantom_records`.
 
-    Do not train it: `clone_policy` makes a copy.
+    Processes of one run share it. Do not train it: `clone_policy` makes a copy.
     """
     import itertools
 
+    import torch
+    from filelock import FileLock
     from scripts.nano_model import NANO_SPEC, build_nano
     from scripts.plain_loop import train_supervised
 
@@ -103,8 +116,15 @@ def warm_policy(phantom_records):
     from vitos.rl.lessons import record_lesson
 
     backbone = build_nano()
-    lessons = [record_lesson(r, [load_image(r.image_paths[0])], backbone, NANO_SPEC) for r in phantom_records]
-    train_supervised(backbone, itertools.cycle([lessons[:4], lessons[4:]]), steps=60, learning_rate=3e-3)
+    base = tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "warm_policy.pt"
+    with FileLock(f"{kept}.lock"):
+        if kept.is_file():
+            backbone.model.load_state_dict(torch.load(kept, weights_only=True))
+            return SparseVLM(backbone, NANO_SPEC)
+        lessons = [record_lesson(r, [load_image(r.image_paths[0])], backbone, NANO_SPEC) for r in phantom_records]
+        train_supervised(backbone, itertools.cycle([lessons[:4], lessons[4:]]), steps=60, learning_rate=3e-3)
+        torch.save(backbone.model.state_dict(), kept)
     return SparseVLM(backbone, NANO_SPEC)
 
 
