@@ -97,6 +97,7 @@ def test_a_share_that_holds_no_sequence_is_refused_with_the_share_that_does():
         ("lingshu-7b-lora-2x24gb", ("train.sampler=vllm",), 2, "train.sampler", "no weights in 4 bits"),
         ("lingshu-7b-lora-2x24gb", ("model.lora=null",), 2, "model.quantization", "add model.lora"),
         ("lingshu-7b-lora-2x24gb", ("trainer={fsdp: true}",), 2, "trainer.fsdp", "not sharded"),
+        ("lingshu-7b", ("model.lora={dropout: 0.1}",), 8, "model.lora.dropout", "gives wrong gradients with FSDP"),
         (
             "lingshu-7b",
             ("train.sampler_options={tensor_parallel_size: 3}",),

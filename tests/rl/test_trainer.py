@@ -506,6 +506,18 @@ def test_patterns_that_name_no_weight_are_refused(make_trainer, warm_policy, clo
         make_trainer(clone_policy(warm_policy), tmp_path, unfrozen_parameters="norm", lora=object())
 
 
+def test_adapters_that_drop_values_are_refused_where_activations_are_computed_again(
+    make_trainer, warm_policy, tmp_path, monkeypatch
+):
+    from peft import LoraConfig
+
+    # What `accelerate launch` makes of a configuration with `fsdp_activation_checkpointing: true`.
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
+    with pytest.raises(ValueError, match=r"dropout 0\.1 gives wrong gradients with FSDP's activation_checkpointing"):
+        make_trainer(warm_policy, tmp_path, lora=LoraConfig(lora_dropout=0.1))
+
+
 def test_plans_that_reasoning_is_not_trained_for_are_refused(make_trainer, warm_policy, tmp_path):
     with pytest.raises(ValueError, match="no model can be trained under plan crop"):
         make_trainer(warm_policy.with_spec(plan="crop"), tmp_path)

@@ -26,7 +26,7 @@ from vitos.doctor.speed import Assumptions, seconds
 from vitos.doctor.vllm_speed import WORKSPACE, most_sequences
 from vitos.policy.locate import config_folder
 from vitos.policy.plans import get_plan
-from vitos.rl.combinations import refusals
+from vitos.rl.combinations import fsdp_recomputes, refusals
 from vitos.rl.schedule import make_stages
 
 TEXT_TOKENS = 400
@@ -169,11 +169,14 @@ def _stage_times(
 
 def _refusals(recipe: Recipe, devices: int) -> Iterator[Check]:
     """What training would refuse, by the rules of the trainer and of the plan."""
+    lora, trainer = recipe.model.lora, recipe.trainer
+    recomputed = fsdp_recomputes(trainer.get("fsdp"), trainer.get("fsdp_config"))
     found = [
         *get_plan(recipe.sparsify.plan).recipe_problems(recipe),
         *refusals(
             recipe.train,
-            adapters=recipe.model.lora is not None,
+            adapters=lora is not None,
+            recomputed_dropout=lora.dropout if lora is not None and recomputed else 0.0,
             quantized=recipe.model.quantization is not None,
             sharded=bool(recipe.trainer.get("fsdp")),
             processes=devices,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from accelerate.utils import parse_flag_from_env
 
 from vitos.config.options import DualStreamOptions, Problem
 
@@ -11,6 +14,7 @@ def refusals(
     options: DualStreamOptions,
     *,
     adapters: bool = False,
+    recomputed_dropout: float = 0.0,
     quantized: bool = False,
     sharded: bool = False,
     processes: int = 1,
@@ -22,11 +26,13 @@ def refusals(
     Args:
         options: the `train` section.
         adapters: whether low-rank adapters are trained.
+        recomputed_dropout: dropout of the adapters where FSDP computes activations again, 0 elsewhere; see
+            `fsdp_recomputes`.
         quantized: whether the frozen weights are kept in 4 bits.
         sharded: whether FSDP shards the model.
         processes: number of training processes.
     """
-    yield from adapter_refusals(adapters, options.unfrozen_parameters)
+    yield from adapter_refusals(adapters, options.unfrozen_parameters, recomputed_dropout)
     if quantized and not adapters:
         yield (
             "model.quantization",
@@ -57,10 +63,38 @@ def refusals(
         )
 
 
-def adapter_refusals(adapters: bool, unfrozen_parameters: str | Sequence[str] | None) -> Iterator[Problem]:
-    """What adapters do not go with; asked by reinforcement learning and by supervised training."""
+def adapter_refusals(
+    adapters: bool, unfrozen_parameters: str | Sequence[str] | None, recomputed_dropout: float = 0.0
+) -> Iterator[Problem]:
+    """What adapters do not go with; asked by reinforcement learning and by supervised training.
+
+    Args:
+        adapters: whether low-rank adapters are trained.
+        unfrozen_parameters: as in the recipe.
+        recomputed_dropout: as in `refusals`.
+    """
     if adapters and unfrozen_parameters is not None:
         yield (
             "train.unfrozen_parameters",
             "adapters freeze all weights; leave out unfrozen_parameters, or the adapters",
         )
+    if recomputed_dropout > 0:
+        # accelerate wraps layers with `preserve_rng_state=False`: the second pass drops other values than the first.
+        yield (
+            "model.lora.dropout",
+            f"dropout {recomputed_dropout:g} gives wrong gradients with FSDP's activation_checkpointing, which does "
+            "not repeat what was dropped; set model.lora.dropout to 0, or leave out activation_checkpointing",
+        )
+
+
+def fsdp_recomputes(fsdp: Any, config: Any) -> bool:
+    """Whether FSDP computes activations again in the backward pass: asked for by a Trainer's arguments, or at launch.
+
+    Args:
+        fsdp, config: `fsdp` and `fsdp_config` of the Trainer.
+    """
+    given = bool(fsdp) and isinstance(config, Mapping) and bool(config.get("activation_checkpointing"))
+    # `accelerate launch` passes its configuration on like this.
+    return given or (
+        parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING")
+    )
