@@ -47,7 +47,8 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 TRAIN = (
-    "train.warmup_steps=0 train.localization_steps=1 train.reasoning_steps=1 train.questions_per_step=2 train.num_reasonings=2 "
+    "train.warmup_steps=0 train.localization_steps=1 train.reasoning_steps=1 train.questions_per_step=2 "
+    "train.num_reasonings=2 "
     "train.max_localization_tokens=16 train.max_reasoning_tokens=8 evaluate.controls=false evaluate.budgets=[] "
     "evaluate.bootstrap_samples=100 "
     "data.limit_train=4 data.limit_eval=2"
