@@ -176,9 +176,9 @@ def run_vitos(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "vitos"
     if words[1] == "demo":
         page = pytest.importorskip("vitos.serve.demo.page")
-        real = page.launch
+        real, here = page.launch, {"block": False, "port": None}  # another test may have the port
         with monkeypatch.context() as patch:
-            patch.setattr(page, "launch", lambda *args, **more: real(*args, **more | {"block": False})[0].close())
+            patch.setattr(page, "launch", lambda *args, **more: real(*args, **more | here)[0].close())
             run_command(words)
     else:
         run_command(words)

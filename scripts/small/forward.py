@@ -44,7 +44,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Run:
+class Layout:
     """The T tokens of all lessons in a row: the first lesson's prompt, its exercises, the second's prompt, ...
 
     Attributes:
@@ -64,7 +64,7 @@ class Run:
     weights: Tensor
 
 
-def laid_out(packed: PackedLessons) -> Run:
+def laid_out(packed: PackedLessons) -> Layout:
     ids, positions, visual, pieces, sources, targets, weights = [], [], [], [], [], [], []
     start = 0
     for prompt, rows in zip(packed.prompts, packed.rows, strict=True):
@@ -93,7 +93,7 @@ def laid_out(packed: PackedLessons) -> Run:
         mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
         pieces.append(Piece(len(prompt), at - begin, torch.stack(places), filled.flatten().nonzero()[:, 0], mask))
         start = at
-    return Run(
+    return Layout(
         ids=torch.cat(ids), positions=torch.cat(positions), visual=torch.cat(visual),
         embeddings=torch.cat([prompt.embeddings for prompt in packed.prompts]), pieces=pieces,
         sources=torch.cat(sources), targets=torch.cat(targets), weights=torch.cat(weights),
@@ -182,31 +182,31 @@ class Decoder:
 
     def loss(self, packed: PackedLessons) -> Tensor:
         """Weighted mean negative log-likelihood, a scalar; its gradients reach rows, visual tokens and products."""
-        run = laid_out(packed)
-        new = run.ids >= self.first_new
-        states = self.old[torch.where(new, 0, run.ids)].float()
-        states = torch.where(new[:, None], self.rows[torch.where(new, run.ids - self.first_new, 0)], states)
-        states = states.masked_scatter(run.visual[:, None], run.embeddings.float())
-        cos, sin = (t[0, :, None] for t in self.rotary(states, run.positions[None]))  # (T, 1, D)
+        laid = laid_out(packed)
+        new = laid.ids >= self.first_new
+        states = self.old[torch.where(new, 0, laid.ids)].float()
+        states = torch.where(new[:, None], self.rows[torch.where(new, laid.ids - self.first_new, 0)], states)
+        states = states.masked_scatter(laid.visual[:, None], laid.embeddings.float())
+        cos, sin = (t[0, :, None] for t in self.rotary(states, laid.positions[None]))  # (T, 1, D)
         for layer, products in zip(self.layers, self.products, strict=True):
             into, out, up, down = (product.weight for product in products)
-            seen = self._attend(F.linear(self._normal(layer.input_layernorm, states), into), cos, sin, run.pieces)
+            seen = self._attend(F.linear(self._normal(layer.input_layernorm, states), into), cos, sin, laid.pieces)
             states = states + F.linear(seen, out)
             gate, value = F.linear(self._normal(layer.post_attention_layernorm, states), up).chunk(2, dim=-1)
             states = states + F.linear(F.silu(gate) * value, down)
-        hidden = self._normal(self.norm, states[run.sources])
+        hidden = self._normal(self.norm, states[laid.sources])
         old, rows = F.linear(hidden, self.old).float(), F.linear(hidden, self.rows.to(self.dtype)).float()
         if len(self.banned):
             old = old.index_fill(-1, self.banned, float("-inf"))
         rows = rows.index_fill(-1, self.banned_new, float("-inf"))
-        own = run.targets >= self.first_new
+        own = laid.targets >= self.first_new
         chosen = torch.where(
             own,
-            rows.gather(-1, torch.where(own, run.targets - self.first_new, 0)[:, None])[:, 0],
-            old.gather(-1, torch.where(own, 0, run.targets)[:, None])[:, 0],
+            rows.gather(-1, torch.where(own, laid.targets - self.first_new, 0)[:, None])[:, 0],
+            old.gather(-1, torch.where(own, 0, laid.targets)[:, None])[:, 0],
         )
         logprobs = chosen - torch.logaddexp(old.logsumexp(-1), rows.logsumexp(-1))
-        return -(run.weights * logprobs).sum() / run.weights.sum()
+        return -(laid.weights * logprobs).sum() / laid.weights.sum()
 
     def _normal(self, norm: Any, states: Tensor) -> Tensor:
         normal: Tensor = _Normal.apply(states, norm.weight.detach(), norm.variance_epsilon, self.dtype)
