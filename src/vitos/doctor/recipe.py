@@ -178,7 +178,7 @@ def _refusals(recipe: Recipe, devices: int) -> Iterator[Check]:
             adapters=lora is not None,
             recomputed_dropout=lora.dropout if lora is not None and recomputed else 0.0,
             quantized=recipe.model.quantization is not None,
-            sharded=bool(recipe.trainer.get("fsdp")),
+            sharded=bool(trainer.get("fsdp")),
             processes=devices,
         ),
     ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import parse_flag_from_env
 
 from vitos.config.options import DualStreamOptions, Problem
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
 
 
 def refusals(
@@ -85,6 +89,13 @@ def adapter_refusals(
             f"dropout {recomputed_dropout:g} gives wrong gradients with FSDP's activation_checkpointing, which does "
             "not repeat what was dropped; set model.lora.dropout to 0, or leave out activation_checkpointing",
         )
+
+
+def recomputed_dropout(lora: LoraConfig | None, args: TrainingArguments) -> float:
+    """Dropout of the adapters where FSDP computes activations again, 0 elsewhere."""
+    if lora is None or not fsdp_recomputes(args.fsdp, args.fsdp_config):
+        return 0.0
+    return float(lora.lora_dropout)
 
 
 def fsdp_recomputes(fsdp: Any, config: Any) -> bool:

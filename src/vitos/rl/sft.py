@@ -29,7 +29,7 @@ from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback
 from vitos.rl.checkpoint import CheckpointedTrainer
-from vitos.rl.combinations import adapter_refusals, fsdp_recomputes
+from vitos.rl.combinations import adapter_refusals, recomputed_dropout
 from vitos.rl.distributed import (
     gradient_norm,
     is_sharded,
@@ -174,8 +174,7 @@ class SupervisedTrainer(CheckpointedTrainer):
     ) -> None:
         if args.train_encoder and (lora is not None or cache is not None or args.fsdp):
             raise ValueError("train_encoder does not go with adapters, an embedding cache or FSDP; leave one out")
-        recomputed = fsdp_recomputes(args.fsdp, args.fsdp_config)
-        dropout = lora.lora_dropout if lora is not None and recomputed else 0.0
+        dropout = recomputed_dropout(lora, args)
         for _, why in adapter_refusals(lora is not None, args.unfrozen_parameters, dropout):
             raise ValueError(why)
         self.policy = model

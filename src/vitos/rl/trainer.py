@@ -24,7 +24,7 @@ from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted, load_adapters
 from vitos.rl.callbacks import FiguresCallback, MetricsFileCallback, write_samples
 from vitos.rl.checkpoint import CheckpointedTrainer, CheckpointError, all_checkpoints, complete_checkpoints, damage
-from vitos.rl.combinations import fsdp_recomputes, refusals
+from vitos.rl.combinations import recomputed_dropout, refusals
 from vitos.rl.config import DualStreamConfig
 from vitos.rl.distributed import set_up_sharding
 from vitos.rl.evidence_head import join_head, leave_head
@@ -111,11 +111,10 @@ class DualStreamTrainer(CheckpointedTrainer):
             raise ValueError(refusal)
         self.policy = model
         self.stages = make_stages(args)
-        recomputed = fsdp_recomputes(args.fsdp, args.fsdp_config)
         for _, why in refusals(
             args,
             adapters=lora is not None,
-            recomputed_dropout=lora.lora_dropout if lora is not None and recomputed else 0.0,
+            recomputed_dropout=recomputed_dropout(lora, args),
             quantized=is_quantized(model.backbone.model),
         ):
             raise ValueError(why)
