@@ -4,14 +4,19 @@ The environment is fresh. It holds the wheel and sees the other packages of the 
 interpreter's vitos nor the repository. Each command in it reports which files its modules came from.
 """
 
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,13 +142,45 @@ class Installed:
         trace = self.folder / "trace.txt"
         trace.unlink(missing_ok=True)
         out = run(self.folder / "bin/vitos", *words, cwd=self.work, TRACE_FILE=str(trace), COLUMNS="250")
+        self.check(trace)
+        return out
+
+    def served(self, address, *words):
+        """What an installed command serves at an address, after which it is interrupted; as `vitos`."""
+        trace = self.folder / "trace.txt"
+        trace.unlink(missing_ok=True)
+        words = [str(self.folder / "bin/vitos"), *map(str, words)]
+        environment = ENVIRONMENT | {"TRACE_FILE": str(trace)}
+        with open(self.folder / "log.txt", "w+") as log:
+            server = subprocess.Popen(words, cwd=self.work, env=environment, stdout=log, stderr=log)
+            try:
+                page = answer(address, server)
+            finally:
+                server.send_signal(signal.SIGINT)
+                server.wait(60)
+            log.seek(0)
+            assert page is not None, log.read()
+        self.check(trace)
+        return page
+
+    def check(self, trace):
         lines = trace.read_text().splitlines()
         modules = [Path(line) for line in lines if not line.startswith("path ")]
         assert self.packages / "vitos/cli/main.py" in modules
         assert [file for file in modules if not file.is_relative_to(self.packages / "vitos")] == []
         path = {Path(line.removeprefix("path ")) for line in lines if line.startswith("path ")}
         assert path.isdisjoint({ROOT, ROOT / "src"})
-        return out
+
+
+def answer(address, server, seconds=180):
+    """The text at an address as soon as it is served; None: the server ended, or the time did."""
+    end = time.monotonic() + seconds
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            return httpx.get(address, timeout=30).raise_for_status().text
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    return None
 
 
 def install(wheel, root):
@@ -193,6 +230,17 @@ def test_phantoms_are_made_and_evaluated_into_a_report(installed):
     report = (installed.work / "out/report.html").read_text(encoding="utf-8")
     assert report.startswith("<!DOCTYPE html>")
     assert "vitos eval nano --data phantom/test.json" in report
+
+
+def test_the_demo_is_served_with_its_script_and_style(installed):
+    pytest.importorskip("gradio", reason="the demo extra is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = installed.served(f"http://127.0.0.1:{port}/", "demo", "--port", port)
+    for name in ("demo.js", "demo.css"):
+        text = (ROOT / "src/vitos/serve/demo" / name).read_text(encoding="utf-8")
+        assert json.dumps(text.splitlines()[0]).strip('"') in page
 
 
 def test_an_editable_install_reads_the_recipes_of_the_repository(tmp_path):

@@ -294,6 +294,88 @@ def test_a_link_shows_the_same_pictures_and_answers(browser, page, address):
     other.close()
 
 
+def test_a_link_to_an_upload_waits_for_the_file(page, tmp_path):
+    film = write_dicom(tmp_path / "film.dcm", frames=4)
+    page.locator("#file input[type=file]").set_input_files(film)
+    page.locator(".thumb").nth(1).click()
+    page.get_by_text("Frame 2 (2 of 4)").wait_for()
+    page.locator("#question textarea").fill("What is shown?")
+    page.locator("#boxes textarea").fill("0, 0, 0.5, 0.5")
+    width = page.locator("#width input[type=number]")
+    width.fill("900")
+    width.press("Tab")
+    ask(page)
+    wait_for(
+        page, "window.location.search.includes('picture=2') && window.location.search.includes('window=40%2C900')"
+    )
+    sparse = pixels_of(page, "sparse")
+    page.goto(page.url)
+    page.get_by_text("Choose the image of this link").wait_for()
+    page.locator("#file input[type=file]").set_input_files(film)
+    kept(page)
+    page.get_by_text("Frame 2 (2 of 4)").wait_for()
+    assert (pixels_of(page, "sparse"), boxes(page)) == (sparse, ["0, 0, 0.5, 0.5"])
+    assert width.input_value() == "900"
+
+
+def test_frames_by_slider_thumbnail_and_keyboard(page, tmp_path):
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "film.dcm", frames=4))
+    page.get_by_text("Frame 3 (3 of 4)").wait_for()
+    page.locator(".thumb").nth(3).wait_for()
+    assert page.locator(".thumb[aria-pressed=true]").all_inner_texts() == ["Frame 3"]
+    page.locator("#frame input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")
+    page.get_by_text("Frame 2 (2 of 4)").wait_for()
+    wait_for(page, "document.querySelector('#facts textarea').value.includes('frame 2,')")
+    wait_for(page, "document.querySelector('.thumb[aria-pressed=true]').dataset.place === '2'")
+    page.locator("#question textarea").fill("What is shown?")
+    drag(page, (0.1, 0.1), (0.4, 0.4))
+    kept(page)
+    assert boxes(page)[0].startswith("2: ")
+    assert [float(v) for v in boxes(page)[0][3:].split(",")] == pytest.approx([0.1, 0.1, 0.4, 0.4], abs=0.015)
+    page.locator(".thumb").nth(0).focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("Frame 1 (1 of 4)").wait_for()
+    page.wait_for_selector("#sparse img", state="detached")  # that answer was about frame 2
+    drag(page, (0.25, 0.25), (0.55, 0.35))  # the box of frame 2 is not under the mouse here
+    wait_for(page, "document.querySelector('#boxes textarea').value.split('\\n').length === 2")
+    assert [line.split(":")[0] for line in boxes(page)] == ["2", "1"]
+
+
+def test_steps_and_plans_have_pictures_and_milliseconds(page):
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector("#preview img")
+    ask(page)
+    captions = page.locator("#figures figcaption")
+    captions.nth(2).wait_for()
+    texts = captions.all_inner_texts()
+    assert [re.match(r"(\d\. \w+) [\d.]+ ms\n", text)[1] for text in texts] == ["1. Localize", "2. Keep", "3. Reason"]
+    assert all(page.locator("#figures img").nth(i).evaluate("i => i.naturalWidth") == 320 for i in range(3))
+    page.locator("#ask-all").click()
+    captions.nth(4).wait_for()
+    for text in captions.all_inner_texts():
+        assert re.search(r"\d ms\n\d+ of 64 tokens \(\d+%\).*\n→ ", text), text
+    sources = page.locator("#figures img").evaluate_all("images => images.map(i => i.src)")
+    assert len(set(sources)) > 2
+
+
+def test_every_control_is_reached_by_the_tab_key(page, tmp_path):
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "film.dcm", frames=3))
+    page.locator(".thumb").nth(2).wait_for()
+    wanted = page.evaluate(
+        """[...document.querySelectorAll("button, input, textarea, a[href], [role=listbox], [tabindex='0']")]
+        .filter(e => e.checkVisibility({ checkVisibilityCSS: true }) && !e.disabled)
+        .filter(e => e.type !== "file" && e.tabIndex >= 0)
+        .map((e, i) => (e.dataset.stop = i))"""
+    )
+    page.locator("body").click(position={"x": 2, "y": 2})
+    reached = set()
+    for _ in range(2 * len(wanted)):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.stop"))
+    assert {str(stop) for stop in wanted} - reached == set()
+
+
 def test_bad_input_is_told_on_the_page(page):
     page.locator("#ask").click()
     page.get_by_text("Choose an example or a file first.").wait_for()
@@ -327,6 +409,29 @@ def test_windows_and_frames_of_dicom(page, tmp_path):
     page.wait_for_selector("#results td.answer")
     assert width.input_value() == "400"
     assert page.get_by_text("is less than minimum").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser, address, scheme, tmp_path):
+    browsers.axe_script()  # skips where it cannot be had
+    page = browser.new_page(viewport={"width": 1200, "height": 980}, color_scheme=scheme)
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator("#file input[type=file]").set_input_files(write_dicom(tmp_path / "film.dcm", frames=3))
+    page.wait_for_selector(".thumb")
+    page.wait_for_timeout(500)  # what fades in has no contrast yet
+    assert browsers.serious_faults(page) == []
+    page.locator(".example").nth(4).click()
+    page.wait_for_selector(".thumb", state="detached")
+    page.locator("#ask").click()
+    kept(page)
+    page.wait_for_timeout(500)  # what fades in has no contrast yet
+    assert browsers.serious_faults(page) == []
+    page.locator("#ask-all").click()
+    page.wait_for_selector("#figures li:nth-child(4)")
+    page.wait_for_timeout(500)  # what fades in has no contrast yet
+    assert browsers.serious_faults(page) == []
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,5 +1,6 @@
 """The events of the demo's page, called as the page calls them, and the page as a client sees it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,7 +156,10 @@ def test_frames_and_windows_of_dicom(handlers, session, dicom, told):
     small = Image.fromarray(other).resize((64, 64), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(np.asarray(small), np.asarray(expected))
     # Sliders that still hold the values of the image before, or none, must not be an error.
-    assert str(session.opened.name(9000, 0)).endswith("#frame=2&window=1040,1")
+    assert str(session.opened.name(9000, 0.5)).endswith("#frame=2&window=1040,1")
+    assert str(session.opened.name(9000, 0)).endswith("#frame=2")  # the width slider has not been set yet
+    linked = replace(session.opened, linked=(30.0, 300.0))
+    assert str(linked.name(0, 0)).endswith("#frame=2&window=30,300")
     assert str(session.opened.name(None, None)).endswith("#frame=2")
     first = asked(handlers, session, centre=40, width=400, boxes="0,0,0.5,0.5")
     second = asked(handlers, session, centre=1000, width=1800, boxes="0,0,0.5,0.5")

@@ -165,6 +165,10 @@
       const pressed = String(thumb.dataset.place === place);
       if (thumb.getAttribute("aria-pressed") !== pressed) thumb.setAttribute("aria-pressed", pressed);
     }
+    // Gradio labels an empty picture without a role, which screen readers skip, and the button for files otherwise than
+    // by its text, which speech control listens for.
+    for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
+    find("button.upload-container[aria-label]")?.removeAttribute("aria-label");
     const view = find("#link")?.getAttribute("href");
     if (view && view !== window.location.search) window.history.replaceState(window.history.state, "", view);
   }).observe(document.body, { childList: true, subtree: true });

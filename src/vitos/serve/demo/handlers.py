@@ -26,7 +26,7 @@ from vitos.serve.demo.examples import Example
 from vitos.serve.demo.inputs import format_boxes, parse_boxes, readable_boxes
 from vitos.serve.demo.link import PageView
 from vitos.serve.demo.opening import HEADINGS, RESULTS, Opening, errors_on_page, no_answers, unchanged
-from vitos.serve.demo.session import AskedPictures, PageImage, Session, Subject
+from vitos.serve.demo.session import AskedPictures, Given, PageImage, Session, Subject
 
 
 class Handlers(Opening):
@@ -80,7 +80,10 @@ class Handlers(Opening):
 
         `begin` comes first. An answer to anything else than what the page asks about by then is not shown.
         """
-        return self._answered(session, centre, width, question, plan, budget, boxes, int(seed or 0), draw)
+        given = Given(
+            centre=centre, width=width, question=question, plan=plan, budget=budget, boxes=boxes, seed=seed, draw=draw
+        )
+        return self._answered(session, given)
 
     def ask_all(
         self,
@@ -93,36 +96,29 @@ class Handlers(Opening):
         draw: Sequence[str] = DRAWN,
     ) -> tuple[Any, ...]:
         """Compare dense and all plans: the answers; as `ask`."""
-        return self._answered(session, centre, width, question, "", budget, boxes, 0, draw)
+        given = Given(centre=centre, width=width, question=question, budget=budget, boxes=boxes, draw=draw)
+        return self._answered(session, given)
 
-    def _answered(
-        self,
-        session: Session,
-        centre: float,
-        width: float,
-        question: str,
-        plan: str,
-        budget: float,
-        boxes: str,
-        seed: int,
-        draw: Sequence[str],
-    ) -> tuple[Any, ...]:
+    def _answered(self, session: Session, given: Given) -> tuple[Any, ...]:
         opened = session.opened
-        subject = _subject(opened, centre, width, question)
+        subject = _subject(opened, given.centre, given.width, given.question)
         with errors_on_page():
             if opened is None:
                 raise ValueError("Choose an example or a file first.")
-            asked = opened.asked(centre, width)
-            given, notes = _given(opened, asked, boxes)
+            asked = opened.asked(given.centre, given.width)
+            boxes, notes = _placed(opened, asked, given.boxes)
             if session.subject != subject:
                 return unchanged(RESULTS)
-            options: dict[str, Any] = {"lead": asked.lead, "budget": budget, "boxes": given, "limits": self.limits}
-            if plan:
-                found = compare(self.vlm, asked.paths, question, plan, seed=seed, **options)
+            options: dict[str, Any] = {
+                "lead": asked.lead, "budget": given.budget, "boxes": boxes, "limits": self.limits,
+            }  # fmt: skip
+            if given.plan:
+                options["seed"] = int(given.seed or 0)
+                found = compare(self.vlm, asked.paths, given.question, given.plan, **options)
             else:
-                found = compare_plans(self.vlm, asked.paths, question, **options)
-            view = self.view_of(opened, centre, width, question, plan, budget, boxes, seed, draw)
-            return self._shown(session, subject, asked, replace(found, notes=(*notes, *found.notes)), view)
+                found = compare_plans(self.vlm, asked.paths, given.question, **options)
+            found = replace(found, notes=(*notes, *found.notes))
+            return self._shown(session, subject, asked, found, self.view_of(opened, given))
         return unchanged(RESULTS)
 
     def _shown(
@@ -219,7 +215,7 @@ def _picture(file: str | None, text: str) -> Any:
     return gr.update(value=file, alt_text=text)
 
 
-def _given(opened: PageImage, asked: AskedPictures, boxes: str) -> tuple[tuple[Box, ...], list[str]]:
+def _placed(opened: PageImage, asked: AskedPictures, boxes: str) -> tuple[tuple[Box, ...], list[str]]:
     """The person's boxes in the pictures that are asked about, and a note if there are others.
 
     Raises:

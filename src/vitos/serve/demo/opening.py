@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 
 from vitos.reports.overlay import PREDICTED_COLOUR, draw_overlay
 from vitos.serve.demo import figures
-from vitos.serve.demo.compare import DRAWN
 from vitos.serve.demo.examples import Example
 from vitos.serve.demo.files import PageFolder
 from vitos.serve.demo.inputs import (
@@ -28,7 +27,7 @@ from vitos.serve.demo.inputs import (
     window_range,
 )
 from vitos.serve.demo.link import PageView, digest
-from vitos.serve.demo.session import PageImage, Session
+from vitos.serve.demo.session import Given, PageImage, Session
 from vitos.serve.demo.stack import open_stack
 
 HEADINGS = {
@@ -194,14 +193,14 @@ class Opening:
                 wanted = None
             if wanted is not None and wanted.axis:
                 axis = int(wanted.axis)
+            window = wanted.centre_and_width if wanted is not None else None
             stack = open_stack(files, question, axis)
             shown = stack.start if wanted is None else min(max(wanted.picture, 1), len(stack)) - 1
             rule = wanted.slices if wanted is not None else ""
             opened = PageImage(
                 stack=stack, shown=shown, size=(1, 1), window=None, rule=rule, series=stack.choose(rule),
-                opening=opening, digest=mark,
+                opening=opening, digest=mark, linked=window,
             )  # fmt: skip
-            window = wanted.centre_and_width if wanted is not None else None
             boxes = wanted.boxes if wanted is not None else ""
             opened, (file, *others) = self._picture(opened, boxes, window)
         except (ValueError, OSError) as error:
@@ -345,33 +344,22 @@ class Opening:
                 session.opened = replace(session.opened, corner=None)
         return ""
 
-    def view_of(
-        self,
-        opened: PageImage,
-        centre: float,
-        width: float,
-        question: str,
-        plan: str,
-        budget: float,
-        boxes: str,
-        seed: int,
-        draw: Sequence[str] = DRAWN,
-    ) -> PageView:
-        """What a link must name so that the page shows this again; no plan for all of them."""
-        window = opened.chosen_window(centre, width)
+    def view_of(self, opened: PageImage, given: Given) -> PageView:
+        """What a link must name so that the page shows this again."""
+        window = opened.chosen_window(given.centre, given.width)
         return PageView(
             image=opened.digest,
-            question=question,
+            question=given.question,
             model=self._model,
-            plan=plan,
-            budget=budget,
-            boxes=boxes or "",
-            seed=seed,
+            plan=given.plan,
+            budget=given.budget,
+            boxes=given.boxes or "",
+            seed=int(given.seed or 0),
             picture=opened.shown + 1,
             axis="" if opened.stack.axis is None else str(opened.stack.axis),
             slices=opened.rule,
             window=f"{window[0]:g},{window[1]:g}" if window else "",
-            draw=",".join(draw),
+            draw=",".join(given.draw),
         )
 
 

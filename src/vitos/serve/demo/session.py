@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitos.core.geometry import Box
 from vitos.data.series import Series
-from vitos.serve.demo.compare import Comparison
+from vitos.serve.demo.compare import DRAWN, Comparison
 from vitos.serve.demo.inputs import Point, WindowRange, windowed
 from vitos.serve.demo.link import PageView
 from vitos.serve.demo.stack import PictureStack
@@ -53,6 +53,7 @@ class PageImage:
         corner: first corner of a box that is being drawn, in fractions.
         opening: number of the opening within the session; the same file opened again gets another one.
         digest: digest of the files, by which a link names them.
+        linked: window of the link that opened it, if it names one.
     """
 
     stack: PictureStack
@@ -64,6 +65,7 @@ class PageImage:
     corner: Point | None = None
     opening: int = 0
     digest: str = ""
+    linked: tuple[float, float] | None = None
 
     @property
     def number(self) -> int:
@@ -76,9 +78,15 @@ class PageImage:
         return len(self.stack) > 1
 
     def chosen_window(self, centre: float | None, width: float | None) -> tuple[float, float] | None:
-        """The window of the sliders; None: the file's own."""
+        """The window of the sliders; None: the file's own.
+
+        A width of 0 stands for the window in which the picture was opened: sliders have it until the browser shows
+        them.
+        """
         if self.window is None or centre is None or width is None:
             return None
+        if width == 0:
+            return self.linked
         return self.window.chosen(centre, width)
 
     def name(self, centre: float | None, width: float | None) -> Path:
@@ -97,6 +105,30 @@ class PageImage:
             paths = tuple(windowed(path, window) for path in self.stack.paths)
             return AskedPictures(paths=paths, numbers=self.stack.numbers)
         return AskedPictures(paths=(self.name(centre, width),), numbers=(self.number,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a person gave besides the pictures, as the page's components hold it.
+
+    Attributes:
+        centre, width: of the window.
+        question: the question with its options.
+        plan: name of the plan; empty for all plans.
+        budget: share of the tokens, 0..1; 0 for none.
+        boxes: one a line (`parse_boxes`).
+        seed: of the random tokens.
+        draw: what is drawn on the pictures.
+    """
+
+    centre: float
+    width: float
+    question: str
+    plan: str = ""
+    budget: float = 0.0
+    boxes: str = ""
+    seed: float = 0
+    draw: Sequence[str] = DRAWN
 
 
 Subject = tuple[int, tuple[str, ...], str]
