@@ -1,17 +1,13 @@
 """One process against two, with DDP and with FSDP2, on the CPU (gloo): rewards, figures, weights, checkpoints."""
 
 import json
-import os
 import runpy
-import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.rl.processes import FSDP, half, launch
 
 from vitos.data.phantom import write_phantoms
 from vitos.policy.locate import resolve_model_path
@@ -43,31 +39,6 @@ OPTIONS = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
-FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
-
-
-def launch(jobs, folder, processes=2):
-    """Run the jobs one after the other, in processes of their own that import torch once."""
-    path = folder / "jobs.json"
-    path.write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    running = []
-    for rank in range(processes):
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        environment = os.environ | size | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(WORKER), str(path)]
-        with (folder / f"log-{rank}.txt").open("w") as log:
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(timeout=1200) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    logs = "\n".join((folder / f"log-{rank}.txt").read_text()[-4000:] for rank in range(processes))
-    assert codes == [0] * processes, logs
 
 
 run_here = runpy.run_path(str(WORKER))["run"]
@@ -82,14 +53,6 @@ def job(base, run, resume=None, **options):
     }
 
 
-def half(run, to):
-    """A run that was stopped in the middle."""
-    to.mkdir(parents=True)
-    for name in ("checkpoint-2", "metrics.jsonl"):
-        (shutil.copytree if (run / name).is_dir() else shutil.copy)(run / name, to / name)
-    return to
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Whole runs and continued ones, by name."""
@@ -98,7 +61,7 @@ def runs(tmp_path_factory):
     run_here(job(base, base / "one"))
     for name, options in (("ddp", {}), ("fsdp", FSDP)):
         continued = half(base / "one", base / f"one-then-{name}")
-        launch([job(base, base / name, **options), job(base, continued, True, **options)], base)
+        launch(WORKER, [job(base, base / name, **options), job(base, continued, True, **options)], base)
         run_here(job(base, half(base / name, base / f"{name}-then-one"), True))
     return base
 

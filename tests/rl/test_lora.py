@@ -122,3 +122,22 @@ def test_gradients_with_activations_computed_again_are_the_same(make_trainer, wa
         assert kept.keys() == again.keys()
         assert all(torch.equal(kept[name], again[name]) for name in kept)
     assert max(float(gradient.abs().max()) for gradient in found[0][0].values()) > 0
+
+
+def test_adapters_are_saved_behind_activation_checkpointing_by_accelerate(make_trainer, tmp_path):
+    """FSDP2's `activation_checkpointing` wraps each layer; PEFT alone finds no adapters in it and writes none."""
+    from peft import LoraConfig
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    policy = SparseVLM.from_pretrained("nano", device="cpu")
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
+    trainer = make_trainer(policy, tmp_path, lora=lora, **RUN)
+    trainer.save_model(str(tmp_path / "plain"))
+    layers = policy.backbone.model.model.get_decoder().layers
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer)
+    trainer.save_model(str(tmp_path / "wrapped"))
+    plain, wrapped = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "wrapped"))
+    assert plain.keys() == wrapped.keys() != set()
+    assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
+    assert all("_checkpoint_wrapped_module" in name for name, _ in layers.named_parameters())  # and stays wrapped

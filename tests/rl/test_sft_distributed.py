@@ -1,16 +1,12 @@
 """Supervised training in one process against two, with DDP and with FSDP2, on the CPU (gloo), with and without
-adapters: losses and weights."""
+adapters: losses and weights; and a resumed training against the uninterrupted one."""
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from tests.rl.processes import FSDP, launch
 
 from vitos.data.phantom import write_phantoms
 from vitos.policy.locate import resolve_model_path
@@ -33,75 +29,80 @@ OPTIONS = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
-WAYS = {"ddp": {}, "fsdp": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}}
-
-
-def launch(jobs, folder, processes):
-    path = folder / "jobs.json"
-    path.write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)} if processes > 1 else {}
-    running = []
-    for rank in range(processes):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        with (folder / f"log-{rank}.txt").open("w") as log:
-            command = [sys.executable, str(WORKER), str(path)]
-            environment = os.environ | shared | size | place
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(timeout=1200) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0] * processes, "\n".join((folder / f"log-{r}.txt").read_text()[-4000:] for r in range(processes))
+# With several processes activations are computed again in the backward pass, with one they are kept.
+WAYS = {
+    "one": {},
+    "ddp": {"gradient_checkpointing": True},
+    "fsdp": FSDP | {"fsdp_config": FSDP["fsdp_config"] | {"activation_checkpointing": True}},
+}
+KINDS = ("", "-lora")
 
 
 def jobs_of(base, way):
-    """With and without adapters; and, without, a run of one process that is gone on with."""
-    options = OPTIONS | WAYS.get(way, {})
-    data = str(base / "data" / "train.json")
-    made = [
-        {"data": data, "run": str(base / f"{way}{kind}"), "resume": None, "lora": bool(kind), "options": options}
-        for kind in ("", "-lora")
-    ]
-    if way != "one":
-        folder = base / f"one-then-{way}"
-        folder.mkdir()
-        shutil.copytree(base / "one" / "checkpoint-2", folder / "checkpoint-2")
-        shutil.copy(base / "one" / SFT_METRICS, folder)
-        made.append(made[0] | {"run": str(folder), "resume": str(folder / "checkpoint-2")})
-    return made
+    """With and without adapters: a whole run, one that goes on with it, and one that goes on with one process's."""
+
+    def job(kind, first=None):
+        return {
+            "data": str(base / "data" / "train.json"),
+            "run": str(base / (f"{first}-then-{way}{kind}" if first else way + kind)),
+            "half_of": str(base / (first + kind)) if first else None,
+            "lora": bool(kind),
+            "options": OPTIONS | WAYS[way],
+        }
+
+    firsts = (None,) if way == "one" else (None, way, "one")
+    return [job(kind, first) for kind in KINDS for first in firsts]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     write_phantoms(folder / "data", "train", 6)
-    launch(jobs_of(folder, "one"), folder, 1)
+    launch(WORKER, jobs_of(folder, "one"), folder, 1)
     return folder
 
 
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def way(request, base):
+    launch(WORKER, jobs_of(base, request.param), base, 2)
+    return request.param
+
+
+def written(base, run):
+    return load_file(base / run / "warm_start" / "model.safetensors")
+
+
+def figures(base, run):
+    rows = read_metrics(base / run / SFT_METRICS)
+    return [{name: row[name] for name in ("step", "loss", "tokens", "grad_norm")} for row in rows]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", sorted(WAYS))
-def test_two_processes_are_one(way, base):
-    launch(jobs_of(base, way), base, 2)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("begun", ["by them", "by one process"])
+def test_two_processes_are_one(begun, kind, way, base):
+    name, other = (f"{way}{kind}" if begun == "by them" else f"one-then-{way}{kind}"), f"one{kind}"
+    rows, expected = figures(base, name), figures(base, other)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-3)
     start = load_file(Path(resolve_model_path("nano")) / "model.safetensors")
-    for name, other in ((way, "one"), (f"{way}-lora", "one-lora"), (f"one-then-{way}", "one")):
-        rows, expected = (read_metrics(base / run / SFT_METRICS) for run in (name, other))
-        assert [row["step"] for row in rows] == [1, 2, 3, 4]
-        for row, wanted in zip(rows, expected, strict=True):
-            assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
-            assert row["tokens"] == wanted["tokens"]
-        ours, theirs = (load_file(base / run / "warm_start" / "model.safetensors") for run in (name, other))
-        assert ours.keys() == theirs.keys()
-        moved = sum((theirs[n].float() - start[n].float()).square().sum() for n in theirs).sqrt()
-        apart = sum((ours[n].float() - theirs[n].float()).square().sum() for n in theirs).sqrt()
-        assert float(moved) > 0.01
-        assert float(apart / moved) < 1e-3, name
-    alone, together = (
-        load_file(base / f"{run}-lora" / "adapter" / "adapter_model.safetensors") for run in ("one", way)
-    )
-    assert alone.keys() == together.keys()
+    ours, theirs = written(base, name), written(base, other)
+    assert ours.keys() == theirs.keys()
+    moved = sum((theirs[n].float() - start[n].float()).square().sum() for n in theirs).sqrt()
+    apart = sum((ours[n].float() - theirs[n].float()).square().sum() for n in theirs).sqrt()
+    assert float(moved) > 0.01
+    assert float(apart / moved) < 1e-3
+    if kind:
+        alone, together = (load_file(base / run / "adapter" / "adapter_model.safetensors") for run in (other, name))
+        assert alone.keys() == together.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_training_is_the_uninterrupted_one(kind, way, base):
+    whole, resumed = f"{way}{kind}", f"{way}-then-{way}{kind}"
+    assert figures(base, resumed) == figures(base, whole)
+    ours, theirs = written(base, resumed), written(base, whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -39,6 +39,26 @@ def shard_on_cpu():
     Trainer.create_accelerator_and_postprocess = create
 
 
+def share_sampler():
+    """One vLLM for all jobs of the process: its start takes longer than a run, and each run writes all weights."""
+    from vitos.rl import sampler
+
+    sampler.VllmSampler = Shared(sampler.VllmSampler)
+
+
+class Shared:
+    """Makes one object, and gives it to all who ask for an equal one."""
+
+    def __init__(self, make):
+        self.make, self.made = make, {}
+
+    def __call__(self, backbone, dtype, **options):
+        key = json.dumps([dtype, options], sort_keys=True)
+        if key not in self.made:
+            self.made[key] = self.make(backbone, dtype, **options)
+        return self.made[key]
+
+
 class Dies(TrainerCallback):
     """Kills its process without a word, after an update."""
 
@@ -69,5 +89,6 @@ if __name__ == "__main__":
     faulthandler.dump_traceback_later(900, exit=True)  # two processes that wait for each other say where
     jobs = json.loads(Path(sys.argv[1]).read_text())
     shard_on_cpu()
+    share_sampler()
     for each in jobs:
         run(each)

@@ -16,6 +16,7 @@ from vitos.backbones.quantized import quantizer_set_aside
 from vitos.data.files import write_json_atomic
 from vitos.engines.weights import check_adapters, effective_weights
 from vitos.policy.vlm import SparseVLM
+from vitos.rl.distributed import plain_names
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -56,9 +57,11 @@ def load_sharded_adapters(model: Any, folder: Path) -> None:
     """
     from peft import get_peft_model_state_dict
 
-    own = model.state_dict()
+    with plain_names(model):
+        own = model.state_dict()
+        adapters = get_peft_model_state_dict(model, state_dict=own)
     names = {id(value): name for name, value in own.items()}
-    places = {given: names[id(value)] for given, value in get_peft_model_state_dict(model, state_dict=own).items()}
+    places = {given: names[id(value)] for given, value in adapters.items()}
     stored = load_file(folder / "adapter_model.safetensors")
     if different := sorted(stored.keys() ^ places.keys()):
         raise ValueError(f"{folder} holds adapters of another shape than model.lora: {', '.join(different[:3])} …")
@@ -74,8 +77,9 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
     Processes that hold shards call it together.
     """
     network = model.get_base_model()
-    stored = network.state_dict()
-    buffers = {name: stored[name] for name, _ in network.named_buffers() if name in stored}
+    with plain_names(network):
+        stored = network.state_dict()
+        buffers = {name: stored[name] for name, _ in network.named_buffers() if name in stored}
     weights = {name: _stored(make()) for name, make in effective_weights(network).items()}
     return weights | {name: _stored(value) for name, value in buffers.items()}
 

@@ -21,7 +21,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import is_adapted, load_sharded_adapters, merged_weights, save_adapted
-from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
+from vitos.rl.distributed import is_sharded, plain_names, sharded_state, whole_state, whole_weights_of
 from vitos.rl.evidence_head import head_set_aside, read_head
 
 MARKER = "COMPLETE"
@@ -283,7 +283,7 @@ class CheckpointedTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with head_set_aside(self.policy.backbone):
+        with head_set_aside(self.policy.backbone), plain_names(cast(torch.nn.Module, self.model)):
             super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -177,14 +178,36 @@ def _local(tensor: Tensor) -> Tensor:
 # --- states of model and optimizer ----------------------------------------------------------------------------------
 
 
+@contextmanager
+def plain_names(model: torch.nn.Module) -> Iterator[None]:
+    """Meanwhile the modules of `model` have the names that they have without accelerate's activation checkpointing.
+
+    It wraps each layer, which gives all modules in it longer names. PEFT then finds no adapters, and saves none.
+    """
+    wrapped = [
+        (parent, name, module)
+        for parent in model.modules()
+        for name, module in parent.named_children()
+        if isinstance(module, CheckpointWrapper)
+    ]
+    for parent, name, module in wrapped:
+        setattr(parent, name, module._checkpoint_wrapped_module)
+    try:
+        yield
+    finally:
+        for parent, name, module in wrapped:
+            setattr(parent, name, module)
+
+
 def whole_weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """The `state_dict` with sharded tensors gathered on the CPU; all processes must call it together.
 
     A tied weight appears under its first name only, as in a file of `save_pretrained`.
     """
-    once = {name for name, _ in model.named_parameters()}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
-    return {name: _whole(value) for name, value in model.state_dict().items() if name not in tied}
+    with plain_names(model):
+        once = {name for name, _ in model.named_parameters()}
+        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+        return {name: _whole(value) for name, value in model.state_dict().items() if name not in tied}
 
 
 def _whole(value: Any) -> Any:

@@ -34,6 +34,7 @@ from vitos.rl.distributed import (
     gradient_norm,
     is_sharded,
     maximum,
+    plain_names,
     runnable,
     set_up_sharding,
     sum_gradients,
@@ -210,7 +211,8 @@ class SupervisedTrainer(CheckpointedTrainer):
             weights = whole_weights_of(network) if is_sharded(network) else None
             with self._staged(adapter) as staging:
                 if self.is_world_process_zero():
-                    network.save_pretrained(staging, state_dict=weights, save_embedding_layers=False)
+                    with plain_names(network):
+                        network.save_pretrained(staging, state_dict=weights, save_embedding_layers=False)
         self._write_policy(folder)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
