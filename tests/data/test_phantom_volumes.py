@@ -27,12 +27,17 @@ def test_answers_are_those_of_the_scenes():
     for stack, question in drawn("kind_in_slice"):
         place = int(question.text.rpartition(" ")[2].removesuffix("?"))
         assert [lesion.kind for lesion in stack[place - 1].findings] == [question.truth]
+    for stack, question in drawn("kind_in_volume"):
+        assert list(found_in(stack)) == [question.truth]
+        assert {box.image for box in question.boxes} == {i for i, s in enumerate(stack, start=1) if s.findings}
     for stack, question in drawn("growth"):
         before, after = (scene.findings[0].radius for scene in stack)
         assert question.truth == CHANGES[0 if after > before else 1 if after < before else 2]
 
 
-@pytest.mark.parametrize(("template", "options"), [("largest_slice", 4), ("kind_in_slice", 4), ("growth", 3)])
+@pytest.mark.parametrize(
+    ("template", "options"), [("largest_slice", 4), ("kind_in_slice", 4), ("growth", 3), ("kind_in_volume", 4)]
+)
 def test_letters_give_nothing_away(template, options):
     letters = Counter(question.answer for _, question in drawn(template, 240))
     assert len(letters) == options

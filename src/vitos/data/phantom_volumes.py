@@ -69,9 +69,13 @@ class StackQuestion:
 # --- scenes ---------------------------------------------------------------------------------------------------------
 
 
-def make_volume(rng: np.random.Generator, slices: int = SLICES) -> Stack:
-    """A stack of slices with two or three findings of different kinds, each in two or three neighbouring slices."""
-    count = int(rng.integers(FINDINGS[0], min(FINDINGS[1], slices - 2) + 1))
+def make_volume(rng: np.random.Generator, slices: int = SLICES, findings: tuple[int, int] = FINDINGS) -> Stack:
+    """A stack of slices with findings of different kinds, each in two or three neighbouring slices.
+
+    Args:
+        findings: least and largest number of them.
+    """
+    count = int(rng.integers(findings[0], min(findings[1], slices - 2) + 1))
     kinds = tuple(KINDS[i] for i in rng.permutation(len(KINDS))[:count])
     whole = make_scene(rng, kinds)
     cuts: list[list[Lesion]] = [[] for _ in range(slices)]
@@ -154,6 +158,21 @@ def kind_in_slice(rng: np.random.Generator, slices: int = SLICES) -> tuple[Stack
     )
 
 
+def kind_in_volume(rng: np.random.Generator, slices: int = SLICES) -> tuple[Stack, StackQuestion]:
+    """What is the only finding of a volume?"""
+    stack = make_volume(rng, slices, (1, 1))
+    ((kind, cuts),) = found_in(stack).items()
+    return stack, StackQuestion(
+        template="kind_in_volume",
+        word="Slice",
+        text="What is the finding in these slices?",
+        options=tuple(rng.permutation(KINDS).tolist()),
+        truth=kind,
+        evidence=tuple(cuts),
+        thought=f"it is a {kind}",
+    )
+
+
 def growth(rng: np.random.Generator, slices: int = 2) -> tuple[Stack, StackQuestion]:
     """Has a finding grown from the first date to the second?"""
     change = CHANGES[rng.integers(len(CHANGES))]
@@ -174,6 +193,7 @@ STACK_TEMPLATES: dict[str, Callable[[np.random.Generator, int], tuple[Stack, Sta
     "largest_slice": largest_slice,
     "kind_in_slice": kind_in_slice,
     "growth": growth,
+    "kind_in_volume": kind_in_volume,
 }
 
 
