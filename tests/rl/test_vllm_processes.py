@@ -1,14 +1,14 @@
 """Rollouts of vLLM in each of two and four processes (gloo): the run of one process, to rounding. `make test-vllm`."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.rl.test_distributed import FSDP, OPTIONS, WORKER, launch
+from tests.rl.processes import FSDP, launch
+from tests.rl.test_distributed import OPTIONS, WORKER
 
 from vitos.data.phantom import write_phantoms
 from vitos.policy.locate import resolve_model_path
@@ -52,24 +52,27 @@ def launched(jobs, base, processes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs in one and two processes, by name; "killed" began in four; and the output of the one that was killed."""
+    """Runs in one, two and four processes, by name; "killed" began in four; and the output of the killed one."""
     base = tmp_path_factory.mktemp("vllm")
     write_phantoms(base / "data", "train", 8)
     with pytest.MonkeyPatch.context() as patched:
         for name, value in ENVIRONMENT.items():
             patched.setenv(name, value)
-        run_here = runpy.run_path(str(WORKER))["run"]
-        run_here(job(base, "one"))
-        run_here(job(base, "one-lora", lora=True))
+        launch(WORKER, [job(base, "one"), job(base, "one-lora", lora=True)], base, 1)
         killed = launched([job(base, "killed", lora=True, dies=[1, 2])], base, 4)
-        jobs = [job(base, "killed", resume=True, lora=True, **FSDP)]
-        jobs += [job(base, "ddp"), job(base, "ddp-lora", lora=True)]
-        jobs += [job(base, "fsdp", **FSDP), job(base, "fsdp-lora", lora=True, **FSDP)]
-        launch(jobs, base, 2)
+        for processes in (2, 4):
+            jobs = [
+                job(base, f"{way}-{processes}{'-lora' * lora}", lora=lora, **options)
+                for way, options in WAYS.items()
+                for lora in (False, True)
+            ]
+            go_on = [job(base, "killed", resume=True, lora=True, **FSDP)] if processes == 2 else []
+            launch(WORKER, jobs + go_on, base, processes)
     return base, killed
 
 
-NAMES = ["ddp", "fsdp", "ddp-lora", "fsdp-lora", "killed"]
+WAYS = {"ddp": {}, "fsdp": FSDP}
+NAMES = [f"{way}-{n}{kind}" for n in (2, 4) for way in WAYS for kind in ("", "-lora")] + ["killed"]
 
 
 def reference(name):
@@ -108,7 +111,7 @@ def test_figures_are_those_of_one_process_and_the_engines_agree(name, runs):
 def test_the_base_of_adapters_does_not_move(runs):
     base, _ = runs
     start = load_file(Path(resolve_model_path("nano")) / "model.safetensors")
-    found = load_file(base / "fsdp-lora" / "model" / "model.safetensors")
+    found = load_file(base / "fsdp-4-lora" / "model" / "model.safetensors")
     moved = {n for n in found if not (found[n] == start[n]).all()}
     assert moved
     assert all(any(place in n for place in ("q_proj", "v_proj", "up_proj")) for n in moved)
