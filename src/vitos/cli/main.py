@@ -277,7 +277,10 @@ def _box(text: str) -> Box:
     try:
         return read_box(text)
     except (TypeError, ValueError) as error:
-        wanted = f"write x1,y1,x2,y2 in fractions of the image, such as 0.1,0.2,0.4,0.5; got {text!r} ({error})"
+        wanted = (
+            "write x1,y1,x2,y2 in fractions of the image, such as 0.1,0.2,0.4,0.5, or 2:0.1,0.2,0.4,0.5 for the "
+            f"second of several; got {text!r} ({error})"
+        )
         raise typer.BadParameter(wanted, param_hint="--box") from None
 
 
