@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+WAYS = {"ddp": {}, "fsdp": FSDP}  # options of several processes by their way to work together
 
 
 def launch(worker, jobs, folder, processes=2):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.rl.processes import FSDP, half, launch
+from tests.rl.processes import WAYS, half, launch
 
 from vitos.data.phantom import write_phantoms
 from vitos.policy.locate import resolve_model_path
@@ -59,9 +59,12 @@ def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("parallel")
     write_phantoms(base / "data", "train", 8)
     run_here(job(base, base / "one"))
-    for name, options in (("ddp", {}), ("fsdp", FSDP)):
+    jobs = []
+    for name, options in WAYS.items():
         continued = half(base / "one", base / f"one-then-{name}")
-        launch(WORKER, [job(base, base / name, **options), job(base, continued, True, **options)], base)
+        jobs += [job(base, base / name, **options), job(base, continued, True, **options)]
+    launch(WORKER, jobs, base)
+    for name in WAYS:
         run_here(job(base, half(base / name, base / f"{name}-then-one"), True))
     return base
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.rl.processes import FSDP, launch
+from tests.rl.processes import WAYS, launch
 from tests.rl.test_distributed import WORKER, job
 
 from vitos.data.phantom import write_phantoms
@@ -29,7 +29,6 @@ MINIBATCHES = {
     "log_gradient_cosine_steps": 0,
     "gradient_checkpointing": False,
 }
-WAYS = {"ddp": {}, "fsdp": FSDP}
 # The form of the loss matters before gradients are added up, so two forms are enough for the second way.
 CASES = [("ddp", loss) for loss in LOSSES] + [("fsdp", loss) for loss in ("token_mean", "gspo")]
 

@@ -59,13 +59,11 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     write_phantoms(folder / "data", "train", 6)
     launch(WORKER, jobs_of(folder, "one"), folder, 1)
+    launch(WORKER, jobs_of(folder, "ddp") + jobs_of(folder, "fsdp"), folder, 2)
     return folder
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def way(request, base):
-    launch(WORKER, jobs_of(base, request.param), base, 2)
-    return request.param
+way = pytest.mark.parametrize("way", ["ddp", "fsdp"])
 
 
 def written(base, run):
@@ -78,6 +76,7 @@ def figures(base, run):
 
 
 @pytest.mark.slow
+@way
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("begun", ["by them", "by one process"])
 def test_two_processes_are_one(begun, kind, way, base):
@@ -99,6 +98,7 @@ def test_two_processes_are_one(begun, kind, way, base):
 
 
 @pytest.mark.slow
+@way
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_is_the_uninterrupted_one(kind, way, base):
     whole, resumed = f"{way}{kind}", f"{way}-then-{way}{kind}"
