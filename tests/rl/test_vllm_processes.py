@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.rl.processes import FSDP, launch
+from tests.rl.processes import FSDP, WAYS, launch
 from tests.rl.test_distributed import OPTIONS, WORKER
 
 from vitos.data.phantom import write_phantoms
@@ -71,7 +71,6 @@ def runs(tmp_path_factory):
     return base, killed
 
 
-WAYS = {"ddp": {}, "fsdp": FSDP}
 NAMES = [f"{way}-{n}{kind}" for n in (2, 4) for way in WAYS for kind in ("", "-lora")] + ["killed"]
 
 
