@@ -93,6 +93,7 @@ def test_the_wheel_is_the_package_and_the_recipes_and_nothing_else(wheel):
         "vitos/py.typed",
         "vitos/nano/weights/model.safetensors",
         "vitos/nano/weights/tokenizer.json",
+        "vitos/nano/volumes/model.safetensors",
         "vitos/nano/real/decoder.safetensors",
         "vitos/reports/card.md.j2",
         "vitos/reports/report.html.j2",

@@ -215,9 +215,9 @@ def export_inputs(model: str, data: Sequence[str], overrides: Sequence[str]) -> 
 def is_recipe(text: str) -> bool:
     """Whether `text` names a recipe; the name of a folder or of an embedded model is a checkpoint."""
     from vitos.config.shipped import recipe_names
-    from vitos.nano import NANO, NANO_REAL, SMALL
+    from vitos.nano import EMBEDDED
 
-    named = text in recipe_names() and text not in (NANO, NANO_REAL, SMALL) and not Path(text).is_dir()
+    named = text in recipe_names() and text not in EMBEDDED and not Path(text).is_dir()
     return text.endswith((".yaml", ".yml")) or named
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from vitos.nano import DECODER_PATH, NANO, NANO_PATH, NANO_REAL, SMALL, SMALL_PATH
+from vitos.nano import COMPLETE, DECODER_PATH, EMBEDDED, NANO_REAL, SMALL, SMALL_PATH
 
 CONFIG = "config.json"
 HUB_SECONDS = 5.0
@@ -15,11 +15,11 @@ HUB_SECONDS = 5.0
 
 def config_folder(path: str | Path) -> str | Path:
     """Where the small files of a model are: those of an embedded model are at hand without its weights."""
-    return {NANO: NANO_PATH, NANO_REAL: DECODER_PATH, SMALL: SMALL_PATH}.get(str(path), path)
+    return {**COMPLETE, NANO_REAL: DECODER_PATH, SMALL: SMALL_PATH}.get(str(path), path)
 
 
 def resolve_model_path(path: str | Path) -> str | Path:
-    """The folder or hub id of a model; `"nano"`, `"nano-real"` and `"small"` are the embedded ones.
+    """The folder or hub id of a model; `"nano"`, `"nano-volumes"`, `"nano-real"` and `"small"` are the embedded ones.
 
     The folder of a training run (`runs/quickstart`) is its final model.
 
@@ -29,8 +29,8 @@ def resolve_model_path(path: str | Path) -> str | Path:
         OSError: if a part of nano-real or small that does not ship is not at hand.
     """
     text = str(path)
-    if text == NANO:
-        return NANO_PATH
+    if text in COMPLETE:
+        return COMPLETE[text]
     if text == NANO_REAL:
         from vitos.nano.real import nano_real_path  # loads transformers
 
@@ -78,13 +78,13 @@ def _on_hub(name: str) -> bool:
 
 def _meant(name: str) -> str:
     """What to do about a name that is nothing: the embedded model or folder that is spelled much like it."""
-    near = [NANO, NANO_REAL, SMALL, *(str(path) for path in Path().glob("*/") if not path.name.startswith("."))]
+    near = [*EMBEDDED, *(str(path) for path in Path().glob("*/") if not path.name.startswith("."))]
     parent = Path(name).parent
     if parent != Path() and parent.is_dir():
         near += [str(path) for path in parent.glob("*/")]
     close = difflib.get_close_matches(name, near, n=1)
     meant = f"; did you mean {close[0]}?" if close else "."
     return (
-        f", and the Hugging Face hub has no such model or cannot be reached{meant} Name a folder, {NANO}, "
-        f"{NANO_REAL} or {SMALL}."
+        f", and the Hugging Face hub has no such model or cannot be reached{meant} Name a folder, "
+        f"{', '.join(EMBEDDED[:-1])} or {EMBEDDED[-1]}."
     )
