@@ -177,8 +177,8 @@ On {questions} validation questions (`vitos.data.phantom_volumes`, seed 999, {sl
 | template | dense | sparse | IoU |
 | --- | --- | --- | --- |
 {templates}
-Chance is 0.25, for `growth` 0.33. It names a finding and compares dates. It hardly knows which slice is which: most of its
-boxes lie in a wrong slice, and it does not look a slice up by its number.
+Chance is 0.25, for `growth` 0.33. It names a finding and compares dates. It hardly knows which slice is which: most of
+its boxes lie in a wrong slice, and it does not look a slice up by its number.
 """
 
 
