@@ -7,19 +7,17 @@ interpreter's vitos nor the repository. Each command in it reports which files i
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from tests.processes import free_port, page_of
 
 from vitos.config.recipe import dump_recipe, load_recipe
 
@@ -155,7 +153,7 @@ class Installed:
         with open(self.folder / "log.txt", "w+") as log:
             server = subprocess.Popen(words, cwd=self.work, env=environment, stdout=log, stderr=log)
             try:
-                page = answer(address, server)
+                page = page_of(address, server)
             finally:
                 server.send_signal(signal.SIGINT)
                 server.wait(60)
@@ -171,17 +169,6 @@ class Installed:
         assert [file for file in modules if not file.is_relative_to(self.packages / "vitos")] == []
         path = {Path(line.removeprefix("path ")) for line in lines if line.startswith("path ")}
         assert path.isdisjoint({ROOT, ROOT / "src"})
-
-
-def answer(address, server, seconds=180):
-    """The text at an address as soon as it is served; None: the server ended, or the time did."""
-    end = time.monotonic() + seconds
-    while server.poll() is None and time.monotonic() < end:
-        try:
-            return httpx.get(address, timeout=30).raise_for_status().text
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    return None
 
 
 def install(wheel, root):
@@ -235,9 +222,7 @@ def test_phantoms_are_made_and_evaluated_into_a_report(installed):
 
 def test_the_demo_is_served_with_its_script_and_style(installed):
     pytest.importorskip("gradio", reason="the demo extra is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     page = installed.served(f"http://127.0.0.1:{port}/", "demo", "--port", port)
     for name in ("demo.js", "demo.css"):
         text = (ROOT / "src/vitos/serve/demo" / name).read_text(encoding="utf-8")

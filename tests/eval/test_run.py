@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.processes import launch
 
 from vitos.core.geometry import Box
 from vitos.core.masks import random_mask
@@ -417,31 +417,8 @@ def test_two_processes_write_the_answers_of_one(checkpoint, tmp_path):
     settings = {"batch_size": 3, "max_localization_tokens": 24, "max_reasoning_tokens": 14}
     worker = Path(__file__).with_name("worker.py")
     for name, processes in (("one", 1), ("two", 2)):
-        job = tmp_path / f"{name}.json"
-        out = tmp_path / name
         asked = {"models": {"m": checkpoint}, "data": [str(data)], "conditions": conditions, "settings": settings}
-        job.write_text(json.dumps(asked | {"out": str(out)}))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        running = [
-            subprocess.Popen(
-                [sys.executable, str(worker), str(job)],
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(processes)
-        ]
-        try:
-            logs = [process.communicate(timeout=900)[1][-3000:] for process in running]
-        finally:
-            for process in running:
-                process.kill()
-        assert [process.returncode for process in running] == [0] * processes, logs
+        launch(worker, asked | {"out": str(tmp_path / name)}, tmp_path, processes)
     assert len(list((tmp_path / "two" / "answers").rglob("*.jsonl"))) == 2
     assert lines(tmp_path / "two") == lines(tmp_path / "one")
     one, two = (rescore(tmp_path / name, bootstrap_samples=50) for name in ("one", "two"))

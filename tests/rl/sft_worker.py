@@ -7,8 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from processes import half
-from worker import shard_on_cpu
+from worker import half, shard_on_cpu
 
 from vitos.data.readers import read_records
 from vitos.policy.vlm import SparseVLM

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.rl.processes import WAYS, half, launch
+from tests.processes import WAYS, launch
 
 from vitos.data.phantom import write_phantoms
 from vitos.policy.locate import resolve_model_path
@@ -41,7 +41,8 @@ OPTIONS = {
 }
 
 
-run_here = runpy.run_path(str(WORKER))["run"]
+here = runpy.run_path(str(WORKER))
+run_here, half = here["run"], here["half"]
 
 
 def job(base, run, resume=None, **options):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.rl.processes import WAYS, launch
+from tests.processes import WAYS, launch
 from tests.rl.test_distributed import WORKER, job
 
 from vitos.data.phantom import write_phantoms

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.rl.processes import FSDP, launch
+from tests.processes import FSDP, launch
 
 from vitos.data.phantom import write_phantoms
 from vitos.policy.locate import resolve_model_path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.rl.processes import FSDP, WAYS, launch
+from tests.processes import FSDP, WAYS, launch
 from tests.rl.test_distributed import OPTIONS, WORKER
 
 from vitos.data.phantom import write_phantoms

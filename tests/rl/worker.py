@@ -7,6 +7,7 @@ code shards the model.
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -57,6 +58,15 @@ class Shared:
         if key not in self.made:
             self.made[key] = self.make(backbone, dtype, **options)
         return self.made[key]
+
+
+def half(run, to, metrics="metrics.jsonl"):
+    """A run that was stopped in the middle: its checkpoint of two updates, and its figures."""
+    run, to = Path(run), Path(to)
+    to.mkdir(parents=True)
+    shutil.copytree(run / "checkpoint-2", to / "checkpoint-2")
+    shutil.copy(run / metrics, to / metrics)
+    return to
 
 
 class Dies(TrainerCallback):

@@ -5,10 +5,10 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
+from tests.processes import free_port, page_of
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 
@@ -23,25 +23,6 @@ with private_folder() as folder:
 """
 
 
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_served(address, process):
-    for _ in range(600):
-        assert process.poll() is None, process.communicate()
-        try:
-            httpx.get(address).raise_for_status()
-            return
-        except httpx.HTTPError:
-            time.sleep(0.1)
-    raise AssertionError("the demo did not start")
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
 def test_uploads_are_private_and_go_when_the_demo_is_stopped(tmp_path, number):
     """Gradio's own folder is not usable, as if another user owned it."""
@@ -53,7 +34,10 @@ def test_uploads_are_private_and_go_when_the_demo_is_stopped(tmp_path, number):
         [sys.executable, "-c", SCRIPT, str(port)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        wait_until_served(address, process)
+        page = page_of(address, process)
+        if page is None:
+            process.kill()
+        assert page is not None, process.communicate()
         upload = httpx.post(f"{address}gradio_api/upload", files={"files": ("Jane_Doe_1950.png", b"her picture")})
         (folder,) = tmp_path.glob("vitos-demo-*")
         (path,) = upload.json()

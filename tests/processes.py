@@ -1,25 +1,29 @@
-"""Starts a worker of this folder in several processes (gloo), each of which imports torch once for all its jobs."""
+"""Processes that tests start: several that work together (gloo), and servers."""
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 WAYS = {"ddp": {}, "fsdp": FSDP}  # options of several processes by their way to work together
 
 
-def launch(worker, jobs, folder, processes=2):
-    """Run the jobs one after the other; one process gets no environment of a launcher."""
-    path = folder / "jobs.json"
-    path.write_text(json.dumps(jobs))
+def free_port():
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return free.getsockname()[1]
+
+
+def launch(worker, jobs, folder, processes=2):
+    """Run a script with the jobs, in processes that import torch once; one alone gets no launcher's environment."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = free_port()
     running = []
     for rank in range(processes):
         own = {"OMP_NUM_THREADS": 1} | (shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {})
@@ -36,10 +40,14 @@ def launch(worker, jobs, folder, processes=2):
     assert codes == [0] * processes, logs
 
 
-def half(run, to, metrics="metrics.jsonl"):
-    """A run that was stopped in the middle: its checkpoint of two updates, and its figures."""
-    run, to = Path(run), Path(to)
-    to.mkdir(parents=True)
-    shutil.copytree(run / "checkpoint-2", to / "checkpoint-2")
-    shutil.copy(run / metrics, to / metrics)
-    return to
+def page_of(address, server, seconds=180):
+    """The text at an address as soon as it is served; None: the server ended, or the time did."""
+    import httpx
+
+    end = time.monotonic() + seconds
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            return httpx.get(address, timeout=30).raise_for_status().text
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    return None
