@@ -24,12 +24,10 @@ from muon import make_optimizers
 from nano_model import NANO_SPEC
 from plain_loop import train_supervised
 from progress import reporter
-from safetensors.torch import load_file, save_file
 
 from vitos.backbones import Backbone
 from vitos.core.prompt import VisualTokens
 from vitos.core.response import format_box_list, format_localization, format_reasoning
-from vitos.data.files import set_default_modes
 from vitos.data.phantom import render
 from vitos.data.phantom_volumes import SLICES, STACK_TEMPLATES, Stack, StackQuestion, write_volumes
 from vitos.data.readers import read_records
@@ -198,12 +196,10 @@ def card(policy: SparseVLM, args: argparse.Namespace, minutes: float) -> str:
 @torch.no_grad()
 def write_half(policy: SparseVLM, folder: Path) -> None:
     """Round the weights to float16, and write a checkpoint that stores them so; it is loaded as float32."""
-    for weight in policy.backbone.model.parameters():
-        weight.copy_(weight.half())
-    policy.save_pretrained(folder)
-    file = folder / "model.safetensors"
-    save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
-    set_default_modes(folder)
+    weights = {name: weight.half() for name, weight in policy.backbone.model.named_parameters()}
+    for name, weight in policy.backbone.model.named_parameters():
+        weight.copy_(weights[name])
+    policy.save_pretrained(folder, weights)
 
 
 def main() -> None:

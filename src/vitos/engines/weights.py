@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.tensor import DTensor
 
 from vitos.backbones.quantized import full_weight, is_packed
@@ -31,6 +33,27 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor without gradient, its shards gathered; all processes that hold shards must call it together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def plain_names(model: torch.nn.Module) -> Iterator[None]:
+    """Meanwhile the modules of `model` have the names that they have without accelerate's activation checkpointing.
+
+    It wraps each layer, which gives all modules in it longer names. PEFT then finds no adapters, and saves none.
+    """
+    wrapped = [
+        (parent, name, module)
+        for parent in model.modules()
+        for name, module in parent.named_children()
+        if isinstance(module, CheckpointWrapper)
+    ]
+    for parent, name, module in wrapped:
+        setattr(parent, name, module._checkpoint_wrapped_module)
+    try:
+        yield
+    finally:
+        for parent, name, module in wrapped:
+            setattr(parent, name, module)
 
 
 def effective_weights(model: Any) -> dict[str, WeightMaker]:
@@ -52,11 +75,12 @@ def effective_weights(model: Any) -> dict[str, WeightMaker]:
         >>> [(name, tuple(make().shape)) for name, make in weights.items()]
         [('weight', (1, 2)), ('bias', (1,))]
     """
-    check_adapters(model)
-    adapted = {f"{name}.base_layer.weight": layer for name, layer in _adapted(model)}
-    owners = dict(model.named_modules())
+    with plain_names(model):
+        check_adapters(model)
+        adapted = {f"{name}.base_layer.weight": layer for name, layer in _adapted(model)}
+        owners, weights = dict(model.named_modules()), dict(model.named_parameters())
     made: dict[str, WeightMaker] = {}
-    for name, weight in model.named_parameters():
+    for name, weight in weights.items():
         if ".lora_" in name or ".original_module." in name:
             continue
         layer = adapted.get(name)
@@ -70,8 +94,8 @@ def _later(make: Callable[..., Tensor], *args: Any) -> WeightMaker:
 
 
 def _plain(name: str) -> str:
-    """The name that a parameter has in the model without adapters, and without accelerate's checkpointed layers."""
-    name = name.replace(".base_layer.", ".").replace("._checkpoint_wrapped_module.", ".")
+    """The name that a parameter has in the model without adapters."""
+    name = name.replace(".base_layer.", ".")
     before, found, behind = name.partition(".modules_to_save.")
     return f"{before}.{behind.partition('.')[2]}" if found else name
 

@@ -14,9 +14,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from vitos.backbones.quantized import quantizer_set_aside
 from vitos.data.files import write_json_atomic
-from vitos.engines.weights import check_adapters, effective_weights
+from vitos.engines.weights import check_adapters, effective_weights, plain_names
 from vitos.policy.vlm import SparseVLM
-from vitos.rl.distributed import plain_names
 
 if TYPE_CHECKING:
     from peft import LoraConfig

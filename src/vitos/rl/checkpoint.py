@@ -19,9 +19,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from vitos.engines.weights import plain_names
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import is_adapted, load_sharded_adapters, merged_weights, save_adapted
-from vitos.rl.distributed import is_sharded, plain_names, sharded_state, whole_state, whole_weights_of
+from vitos.rl.distributed import is_sharded, sharded_state, whole_state, whole_weights_of
 from vitos.rl.evidence_head import head_set_aside, read_head
 
 MARKER = "COMPLETE"

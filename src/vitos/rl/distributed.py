@@ -21,12 +21,12 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitos.backbones.base import Backbone
+from vitos.engines.weights import plain_names
 
 T = TypeVar("T")
 
@@ -176,27 +176,6 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 # --- states of model and optimizer ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def plain_names(model: torch.nn.Module) -> Iterator[None]:
-    """Meanwhile the modules of `model` have the names that they have without accelerate's activation checkpointing.
-
-    It wraps each layer, which gives all modules in it longer names. PEFT then finds no adapters, and saves none.
-    """
-    wrapped = [
-        (parent, name, module)
-        for parent in model.modules()
-        for name, module in parent.named_children()
-        if isinstance(module, CheckpointWrapper)
-    ]
-    for parent, name, module in wrapped:
-        setattr(parent, name, module._checkpoint_wrapped_module)
-    try:
-        yield
-    finally:
-        for parent, name, module in wrapped:
-            setattr(parent, name, module)
 
 
 def whole_weights_of(model: torch.nn.Module) -> dict[str, Tensor]:

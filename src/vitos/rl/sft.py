@@ -24,6 +24,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 
 from vitos.core.record import Record
 from vitos.data.images import load_image_facts
+from vitos.engines.weights import plain_names
 from vitos.policy.plans.dense import Dense
 from vitos.policy.vlm import SparseVLM
 from vitos.rl.adapters import add_adapters, is_adapted
@@ -34,7 +35,6 @@ from vitos.rl.distributed import (
     gradient_norm,
     is_sharded,
     maximum,
-    plain_names,
     runnable,
     set_up_sharding,
     sum_gradients,

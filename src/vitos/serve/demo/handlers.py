@@ -81,8 +81,9 @@ class Handlers(Opening):
         `begin` comes first. An answer to anything else than what the page asks about by then is not shown.
         """
         given = Given(
-            centre=centre, width=width, question=question, plan=plan, budget=budget, boxes=boxes, seed=seed, draw=draw
-        )
+            centre=centre, width=width, question=question, plan=plan, budget=budget, boxes=boxes, seed=int(seed or 0),
+            draw=draw,
+        )  # fmt: skip
         return self._answered(session, given)
 
     def ask_all(
@@ -113,8 +114,7 @@ class Handlers(Opening):
                 "lead": asked.lead, "budget": given.budget, "boxes": boxes, "limits": self.limits,
             }  # fmt: skip
             if given.plan:
-                options["seed"] = int(given.seed or 0)
-                found = compare(self.vlm, asked.paths, given.question, given.plan, **options)
+                found = compare(self.vlm, asked.paths, given.question, given.plan, seed=given.seed, **options)
             else:
                 found = compare_plans(self.vlm, asked.paths, given.question, **options)
             found = replace(found, notes=(*notes, *found.notes))

@@ -233,7 +233,7 @@ class Opening:
         opened = replace(opened, window=own, size=draw_overlay(fitting(whole), None, None, ()).size, corner=None)
         centre = width = gr.update(visible=False)
         if own is not None:
-            # A slider sends 0 when it comes into view, so its range must hold 0; `WindowRange.chosen` corrects it.
+            # A slider sends 0 when it comes into view, so its range must hold 0; `chosen_window` knows what it means.
             limits = ((min(own.low, 0), max(own.high, 0)), (0, own.widest))
             centre, width = (
                 gr.update(visible=True, minimum=low, maximum=high, step=own.step, value=value)
@@ -354,7 +354,7 @@ class Opening:
             plan=given.plan,
             budget=given.budget,
             boxes=given.boxes or "",
-            seed=int(given.seed or 0),
+            seed=given.seed,
             picture=opened.shown + 1,
             axis="" if opened.stack.axis is None else str(opened.stack.axis),
             slices=opened.rule,

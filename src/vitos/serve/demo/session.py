@@ -127,7 +127,7 @@ class Given:
     plan: str = ""
     budget: float = 0.0
     boxes: str = ""
-    seed: float = 0
+    seed: int = 0
     draw: Sequence[str] = DRAWN
 
 
