@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=4, help="pictures in a step")
     parser.add_argument("--soups", type=int, default=2, help="soups in a step")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--attend", type=float, default=0.3, help="weight of looking at the evidence; 0 for none")
     parser.add_argument("--look-minutes", type=float, default=12.0)
     parser.add_argument("--looked-at", type=int, default=48, help="held-out questions of each kind in a look")
     parser.add_argument("--out", type=Path, help="folder for the part that ships")
@@ -208,6 +209,7 @@ def main() -> None:
         pictures=args.pictures,
         soups=args.soups,
         rank=args.rank,
+        attend=args.attend,
         look_minutes=args.look_minutes,
         seed=args.seed,
     )

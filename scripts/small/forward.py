@@ -7,6 +7,7 @@ The loss is that of `PackedLessons.loss` (a test compares them, with their gradi
 - Attention is computed between tokens that see one another: a prompt with itself, an exercise with its prompt and
   itself. In packed rows, exercises are masked from each other, at full cost.
 - Only tokens that are learned get logits.
+- Where it is known which visual tokens answer an exercise, some heads are also told to look at them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch.nn import functional as F
 from vitos.rl.lessons import PackedLessons
 
 SCALE = 2.0  # of an adapter's product: alpha over rank
+WATCHED = (10, 14, 18, 22)  # layers whose heads are told where to look: the first of those that share keys
+LEAST = 1e-3  # attention below which it hardly matters how little it is
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Piece:
         causal: 0 where a token of the prompt sees another, else -inf, (P · share, P): a row for each of the heads that
             share keys.
         mask: the same within each exercise, (n, S · share, S).
+        evidence: which tokens of the prompt answer each exercise, bool (n, P); None if nothing is told.
+        told: which of the exercises' tokens are to look there: those that predict a learned one, bool (n, S).
     """
 
     prompt: int
@@ -44,6 +49,8 @@ class Piece:
     back: Tensor
     causal: Tensor
     mask: Tensor
+    evidence: Tensor | None
+    told: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,18 @@ class Layout:
     weights: Tensor
 
 
-def laid_out(packed: PackedLessons, share: int, dtype: torch.dtype) -> Layout:
-    """The layout of lessons, for `share` heads with common keys and masks of `dtype`."""
+def laid_out(
+    packed: PackedLessons, share: int, dtype: torch.dtype, evidence: Sequence[Tensor | None] | None = None
+) -> Layout:
+    """The layout of lessons, for `share` heads with common keys and masks of `dtype`.
+
+    Args:
+        evidence: of each lesson the visual tokens that answer its exercises, bool (n, visual tokens); none of a row's
+            for an exercise of which that is not known, None for a lesson of which it is not.
+    """
     ids, positions, visual, pieces, sources, targets, weights = [], [], [], [], [], [], []
     start = 0
-    for prompt, rows in zip(packed.prompts, packed.rows, strict=True):
+    for number, (prompt, rows) in enumerate(zip(packed.prompts, packed.rows, strict=True)):
         ids.append(prompt.input_ids)
         positions.append(prompt.position_ids[0])
         visual.append(prompt.is_visual)
@@ -100,7 +114,15 @@ def laid_out(packed: PackedLessons, share: int, dtype: torch.dtype) -> Layout:
         length = len(prompt)
         causal = torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat_interleave(share, 0)
         back = filled.flatten().nonzero()[:, 0]
-        pieces.append(Piece(length, at - begin, torch.stack(places), back, causal, mask))
+        own, told = evidence[number] if evidence is not None else None, torch.zeros(len(rows), most, dtype=torch.bool)
+        if own is not None:
+            wide = torch.zeros(len(rows), length, dtype=torch.bool)
+            wide[:, prompt.is_visual] = own
+            own = wide
+            place, asked = torch.arange(most), torch.tensor([row.asked for row in rows])[:, None]
+            ends = torch.tensor([len(row.ids) for row in rows])[:, None]
+            told = (place >= asked - 1) & (place < ends - 1) & own.any(1, keepdim=True)
+        pieces.append(Piece(length, at - begin, torch.stack(places), back, causal, mask, own, told))
         start = at
     return Layout(
         ids=torch.cat(ids), positions=torch.cat(positions), visual=torch.cat(visual),
@@ -189,18 +211,29 @@ class Decoder:
             for product in own:
                 product.give_back()
 
-    def loss(self, packed: PackedLessons) -> Tensor:
-        """Weighted mean negative log-likelihood, a scalar; its gradients reach rows, visual tokens and products."""
+    def loss(
+        self, packed: PackedLessons, evidence: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weighted mean negative log-likelihood, and that of looking at the evidence; scalars.
+
+        Their gradients reach rows, visual tokens and products. The second is the mean, over the tokens told and the
+        heads of `WATCHED` layers, of -log(attention that the evidence gets); None if nothing is told.
+
+        Args:
+            evidence: as in `laid_out`.
+        """
         share = self.config.num_attention_heads // self.config.num_key_value_heads
-        laid = laid_out(packed, share, self.dtype)
+        laid = laid_out(packed, share, self.dtype, evidence)
+        looks: list[Tensor] = []
         new = laid.ids >= self.first_new
         states = self.old[torch.where(new, 0, laid.ids)].float()
         states = torch.where(new[:, None], self.rows[torch.where(new, laid.ids - self.first_new, 0)], states)
         states = states.masked_scatter(laid.visual[:, None], laid.embeddings.float())
         cos, sin = (t[0, :, None] for t in self.rotary(states, laid.positions[None]))  # (T, 1, D)
-        for layer, products in zip(self.layers, self.products, strict=True):
+        for number, (layer, products) in enumerate(zip(self.layers, self.products, strict=True)):
             into, out, up, down = (product.weight for product in products)
-            seen = self._attend(F.linear(self._normal(layer.input_layernorm, states), into), cos, sin, laid.pieces)
+            given = F.linear(self._normal(layer.input_layernorm, states), into)
+            seen = self._attend(given, cos, sin, laid.pieces, looks if number in WATCHED else None)
             states = states + F.linear(seen, out)
             gate, value = F.linear(self._normal(layer.post_attention_layernorm, states), up).chunk(2, dim=-1)
             states = states + F.linear(F.silu(gate) * value, down)
@@ -216,14 +249,18 @@ class Decoder:
             old.gather(-1, torch.where(own, 0, laid.targets)[:, None])[:, 0],
         )
         logprobs = chosen - torch.logaddexp(old.logsumexp(-1), rows.logsumexp(-1))
-        return -(laid.weights * logprobs).sum() / laid.weights.sum()
+        loss = -(laid.weights * logprobs).sum() / laid.weights.sum()
+        seen = torch.cat(looks) if looks else torch.empty(0)
+        return loss, -(seen + LEAST).log().mean() if len(seen) else None
 
     def _normal(self, norm: Any, states: Tensor) -> Tensor:
         normal: Tensor = _Normal.apply(states, norm.weight.detach(), norm.variance_epsilon, self.dtype)
         return normal
 
-    def _attend(self, given: Tensor, cos: Tensor, sin: Tensor, pieces: Sequence[Piece]) -> Tensor:
-        """(T, (heads + 2 · groups) · D) → (T, heads · D)."""
+    def _attend(
+        self, given: Tensor, cos: Tensor, sin: Tensor, pieces: Sequence[Piece], looks: list[Tensor] | None
+    ) -> Tensor:
+        """(T, (heads + 2 · groups) · D) → (T, heads · D); `looks` gets the attention to the evidence."""
         heads, groups = self.config.num_attention_heads, self.config.num_key_value_heads
         q, k, v = given.view(len(given), heads + 2 * groups, -1).split([heads, groups, groups], dim=1)
         width, share = q.shape[-1], heads // groups
@@ -245,6 +282,9 @@ class Decoder:
             far = (asked.flatten(1, 2) @ keys).view(groups, n, -1, length)
             near = asked @ k_own.transpose(2, 3) + piece.mask
             far, near = torch.cat([far, near], dim=-1).softmax(-1).split([length, most], dim=-1)
+            if looks is not None and piece.evidence is not None:
+                first = far.view(groups, n, most, share, length)[:, :, :, 0].float()
+                looks.append((first * piece.evidence[:, None]).sum(-1)[:, piece.told].flatten())
             seen = (far.reshape(groups, -1, length) @ values).view(groups, n, -1, width) + near @ v_own
             rows = seen.view(groups, n * most, share, width).transpose(0, 1).reshape(n * most, -1)
             out.append(rows.index_select(0, piece.back))

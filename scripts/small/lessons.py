@@ -71,11 +71,13 @@ class Batch:
         index: pictures of the batch.
         tokens: (pictures, 256, hidden), a leaf with gradients.
         lessons: one for each picture, then soups.
+        evidence: of each lesson the visual tokens it shows that answer its exercises, bool (n, shown); None for soups.
     """
 
     index: NDArray[np.int64]
     tokens: Tensor
     lessons: list[Lesson]
+    evidence: list[Tensor | None]
 
 
 class Teacher:
@@ -108,10 +110,11 @@ class Teacher:
         with torch.no_grad():
             tokens = self.backbone.model.model.multi_modal_projector(seen).float()
         tokens.requires_grad_(True)
-        lessons = [self._lesson(i, own, rng) for i, own in zip(index, tokens, strict=True)]
-        return Batch(index, tokens, [*lessons, *(self.soups.lesson(size) for size in soups)])
+        drawn = [self._lesson(i, own, rng) for i, own in zip(index, tokens, strict=True)]
+        lessons = [*(lesson for lesson, _ in drawn), *(self.soups.lesson(size) for size in soups)]
+        return Batch(index, tokens, lessons, [*(evidence for _, evidence in drawn), *([None] * len(soups))])
 
-    def _lesson(self, index: int, embeddings: Tensor, rng: np.random.Generator) -> Lesson:
+    def _lesson(self, index: int, embeddings: Tensor, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
         records, visual = self.pictures.records[index], visual_of(embeddings)
         weights = np.array([min(1.0, SHORT / len(r.boxes or ((),))) for r in records])
         drawn = rng.choice(len(records), min(self.asked, len(records)), replace=False, p=weights / weights.sum())
@@ -123,8 +126,11 @@ class Teacher:
             )
             for record in chosen
         ]
-        kept = None if dense else (_shown(chosen, rng),)
-        return Lesson((visual,), tuple(exercises), kept)
+        evidence = torch.stack([_covered(record) for record in chosen])
+        if dense:
+            return Lesson((visual,), tuple(exercises)), evidence
+        kept = _shown(chosen, rng)
+        return Lesson((visual,), tuple(exercises), (kept,)), evidence[:, kept]
 
 
 def visual_of(embeddings: Tensor) -> VisualTokens:
@@ -141,6 +147,12 @@ def exercise(backbone: Llava, spec: VitosSpec, record: Record, visual: VisualTok
     boxes = Branches(backbone, spec).evidence_text(record.question, [visual], record.boxes or ())
     text = spec.localize_text(record.question, record.kind)
     return Exercise(text, format_localization(thought, boxes, answer))
+
+
+def _covered(record: Record) -> Tensor:
+    """The tokens of the evidence, bool (256,); none where there are no boxes."""
+    boxes = [Box(b.x1, b.y1, b.x2, b.y2) for b in record.boxes or ()]
+    return torch.from_numpy(GRID.overlapping(boxes) if boxes else np.zeros(256, dtype=bool))
 
 
 def _shown(records: Sequence[Record], rng: np.random.Generator) -> Tensor:

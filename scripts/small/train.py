@@ -39,6 +39,7 @@ class Plan:
         projector_share: share of it before the adapters move.
         pictures, soups: in a step.
         rank: of the adapters.
+        attend: weight of looking at the evidence (`Decoder.loss`).
         adapter_rate, projector_rate, row_rate: peak learning rates.
         keep_minutes, look_minutes: between two saves, and between two looks at held-out questions.
     """
@@ -48,6 +49,7 @@ class Plan:
     pictures: int = 4
     soups: int = 2
     rank: int = 16
+    attend: float = 0.0
     adapter_rate: float = 1e-3
     projector_rate: float = 5e-4
     row_rate: float = 1e-3
@@ -118,8 +120,8 @@ class Run:
         packed = pack_lessons(self.policy.backbone, batch.lessons, plan.answer_weight)
         tokens = sum(len(p) + sum(map(len, ids)) for p, ids in zip(packed.prompts, packed.token_ids, strict=True))
         self.decoder.refresh(learns=progress >= plan.projector_share)
-        answers = self.decoder.loss(packed)
-        answers.backward()
+        answers, looks = self.decoder.loss(packed, batch.evidence if plan.attend else None)
+        (answers if looks is None else answers + plan.attend * looks).backward()
         self.decoder.give_back()
         loss = float(answers.detach())
         cells, right, place = self._cells(batch)
@@ -128,7 +130,9 @@ class Run:
             raise ValueError(f"the loss of step {self.step} is {loss}, its gradient {float(norm)}; lower the rates")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "norm": float(norm), "tokens": tokens, "cells": cells, "named": right, "place": place}
+        seen = {} if looks is None else {"looks": float(looks.detach())}
+        told = {"cells": cells, "named": right, "place": place}
+        return {"loss": loss, "norm": float(norm), "tokens": tokens, **told, **seen}
 
     def _cells(self, batch: Batch) -> tuple[float, float, float]:
         """Gradients of the projector: what the lessons say of its tokens, and its own task."""

@@ -212,7 +212,7 @@ def test_it_learns_and_what_ships_answers_the_same(start, tmp_path):
     add_shipped(fresh.backbone.model, run.weights())
     packed = pack_lessons(policy.backbone, run.teacher.batch(1, 3, ()).lessons)
     run.decoder.refresh()
-    ours = run.decoder.loss(packed)
+    ours, _ = run.decoder.loss(packed)
     with torch.no_grad():
         theirs = packed.loss(fresh.engine, range(3))
     assert float(ours.detach()) == pytest.approx(float(theirs), rel=0.02)  # bfloat16
@@ -249,7 +249,8 @@ def test_the_fast_way_has_the_loss_and_the_gradients_of_the_library(start, kept)
     expected = {"rows": embeddings.grad[-small.new_tokens() :], "tokens": seen.grad}
     seen, lessons = packed()
     decoder.refresh()
-    ours = decoder.loss(lessons)
+    ours, looks = decoder.loss(lessons)
+    assert looks is None
     ours.backward()
     decoder.give_back()
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
@@ -262,6 +263,43 @@ def test_the_fast_way_has_the_loss_and_the_gradients_of_the_library(start, kept)
         torch.testing.assert_close(
             given[name], value, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@needs_data
+@pytest.mark.parametrize("full", [0.0, 1.0])
+def test_looking_is_the_attention_of_the_library(start, monkeypatch, full):
+    """What the watched heads give to the evidence, in the unmodified model, one exercise at a time."""
+    from small import forward
+    from small.lessons import Teacher
+
+    monkeypatch.setattr(forward, "WATCHED", (1,))
+    policy, _, pictures = start()
+    decoder = forward.Decoder(
+        policy.backbone.model, small.new_tokens(), 2, policy.backbone.banned_token_ids, torch.float32
+    )
+    decoder.refresh()
+    batch = Teacher(policy.backbone, pictures, policy.spec, full=full, asked=3).batch(5, 3, ())
+    packed = pack_lessons(policy.backbone, batch.lessons, 2.0)
+    _, looks = decoder.loss(packed, batch.evidence)
+    language = policy.backbone.model.model.language_model
+    language.set_attn_implementation("eager")
+    given = []
+    for prompt, rows, evidence in zip(packed.prompts, packed.rows, batch.evidence, strict=True):
+        assert evidence.shape == (len(rows), int(prompt.is_visual.sum()))
+        for row, mask in zip(rows, evidence, strict=True):
+            if not mask.any():
+                continue
+            states = language.embed_tokens(torch.cat([prompt.input_ids, row.ids]))
+            visual = torch.cat([prompt.is_visual, torch.zeros(len(row.ids), dtype=torch.bool)])
+            states = states.masked_scatter(visual[:, None], prompt.embeddings)[None]
+            places = torch.cat([prompt.position_ids[0], prompt.next_position + torch.arange(len(row.ids))])
+            with torch.no_grad():
+                out = language(inputs_embeds=states, position_ids=places[None], output_attentions=True)
+            heads = out.attentions[1][0, ::2]  # (groups, T, T): the first of two that share keys
+            seen = heads[:, len(prompt) + row.asked - 1 : -1][..., visual.nonzero()[mask, 0]].sum(-1)
+            given.append(-(seen + forward.LEAST).log().flatten())
+    assert len(given) > 2
+    assert float(looks.detach()) == pytest.approx(float(torch.cat(given).mean()), rel=1e-4)
 
 
 @needs_data
