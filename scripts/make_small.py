@@ -136,7 +136,10 @@ def train(run: Run, base: Path, data: Path, folder: Path, looked_at: int) -> Non
 
         for figures in run.updates():
             write(figures)
-            report("train", run.step, *(figures[k] for k in ("loss", "norm", "named", "seconds", "tokens", "minutes")))
+            shown = ("loss", "looks", "norm", "named", "seconds", "tokens", "minutes")
+            report("train", run.step, *(figures[k] for k in shown if k in figures))
+            if run.step == run.plan.look_steps:
+                run.save()
             if run.seconds - saved > 60 * run.plan.keep_minutes or run.progress == 1:
                 run.save()
                 saved = run.seconds
@@ -172,6 +175,8 @@ def main() -> None:
     parser.add_argument("--projector-steps", type=int, default=2500)
     parser.add_argument("--minutes", type=float, default=70.0, help="of the training with the language model, in all")
     parser.add_argument("--projector-share", type=float, default=0.1)
+    parser.add_argument("--look-steps", type=int, default=400, help="updates of attention alone, before all others")
+    parser.add_argument("--drills", type=int, default=4, help="soups in a step of these")
     parser.add_argument("--pictures", type=int, default=4, help="pictures in a step")
     parser.add_argument("--soups", type=int, default=2, help="soups in a step")
     parser.add_argument("--rank", type=int, default=16)
@@ -206,6 +211,8 @@ def main() -> None:
     plan = Plan(
         minutes=args.minutes,
         projector_share=args.projector_share,
+        look_steps=args.look_steps,
+        drills=args.drills,
         pictures=args.pictures,
         soups=args.soups,
         rank=args.rank,

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitos.nano.small import NUMBERS, TAGS
 from vitos.rl.lessons import PackedLessons
 
 SCALE = 2.0  # of an adapter's product: alpha over rank
-WATCHED = (10, 14, 18, 22)  # layers whose heads are told where to look: the first of those that share keys
+WATCHED = (3, 5)  # layers whose heads are told where to look: the first of those that share keys
 LEAST = 1e-3  # attention below which it hardly matters how little it is
 
 
@@ -40,7 +41,8 @@ class Piece:
             share keys.
         mask: the same within each exercise, (n, S · share, S).
         evidence: which tokens of the prompt answer each exercise, bool (n, P); None if nothing is told.
-        told: which of the exercises' tokens are to look there: those that predict a learned one, bool (n, S).
+        told: which of the exercises' tokens are to look there, bool (n, S): those that predict a learned one and, if
+            the question has a number, all from its last one on.
     """
 
     prompt: int
@@ -77,13 +79,18 @@ class Layout:
 
 
 def laid_out(
-    packed: PackedLessons, share: int, dtype: torch.dtype, evidence: Sequence[Tensor | None] | None = None
+    packed: PackedLessons,
+    share: int,
+    dtype: torch.dtype,
+    evidence: Sequence[Tensor | None] | None = None,
+    numbers: range = range(0),
 ) -> Layout:
     """The layout of lessons, for `share` heads with common keys and masks of `dtype`.
 
     Args:
         evidence: of each lesson the visual tokens that answer its exercises, bool (n, visual tokens); none of a row's
             for an exercise of which that is not known, None for a lesson of which it is not.
+        numbers: tokens that are numbers.
     """
     ids, positions, visual, pieces, sources, targets, weights = [], [], [], [], [], [], []
     start = 0
@@ -119,9 +126,9 @@ def laid_out(
             wide = torch.zeros(len(rows), length, dtype=torch.bool)
             wide[:, prompt.is_visual] = own
             own = wide
-            place, asked = torch.arange(most), torch.tensor([row.asked for row in rows])[:, None]
-            ends = torch.tensor([len(row.ids) for row in rows])[:, None]
-            told = (place >= asked - 1) & (place < ends - 1) & own.any(1, keepdim=True)
+            first = torch.tensor([_first_told(row.ids.tolist(), row.asked, numbers) for row in rows])[:, None]
+            ends, place = torch.tensor([len(row.ids) for row in rows])[:, None], torch.arange(most)
+            told = (place >= first) & (place < ends - 1) & own.any(1, keepdim=True)
         pieces.append(Piece(length, at - begin, torch.stack(places), back, causal, mask, own, told))
         start = at
     return Layout(
@@ -129,6 +136,10 @@ def laid_out(
         embeddings=torch.cat([prompt.embeddings for prompt in packed.prompts]), pieces=pieces,
         sources=torch.cat(sources), targets=torch.cat(targets), weights=torch.cat(weights),
     )  # fmt: skip
+
+
+def _first_told(ids: Sequence[int], asked: int, numbers: range) -> int:
+    return max((i for i in range(asked) if ids[i] in numbers), default=asked - 1)
 
 
 class Fused:
@@ -181,6 +192,7 @@ class Decoder:
         embeddings = language.embed_tokens.weight.detach()
         self.old, self.first_new = embeddings[:-new].to(dtype), len(embeddings) - new
         self.rows = nn.Parameter(embeddings[-new:].clone())
+        self.numbers = range(self.first_new + len(TAGS), self.first_new + len(TAGS) + len(NUMBERS))
         self.banned = torch.tensor([i for i in banned if i < self.first_new], dtype=torch.long)
         self.banned_new = torch.tensor([i - self.first_new for i in banned if i >= self.first_new], dtype=torch.long)
         self.layers = list(language.layers)
@@ -222,21 +234,8 @@ class Decoder:
         Args:
             evidence: as in `laid_out`.
         """
-        share = self.config.num_attention_heads // self.config.num_key_value_heads
-        laid = laid_out(packed, share, self.dtype, evidence)
-        looks: list[Tensor] = []
-        new = laid.ids >= self.first_new
-        states = self.old[torch.where(new, 0, laid.ids)].float()
-        states = torch.where(new[:, None], self.rows[torch.where(new, laid.ids - self.first_new, 0)], states)
-        states = states.masked_scatter(laid.visual[:, None], laid.embeddings.float())
-        cos, sin = (t[0, :, None] for t in self.rotary(states, laid.positions[None]))  # (T, 1, D)
-        for number, (layer, products) in enumerate(zip(self.layers, self.products, strict=True)):
-            into, out, up, down = (product.weight for product in products)
-            given = F.linear(self._normal(layer.input_layernorm, states), into)
-            seen = self._attend(given, cos, sin, laid.pieces, looks if number in WATCHED else None)
-            states = states + F.linear(seen, out)
-            gate, value = F.linear(self._normal(layer.post_attention_layernorm, states), up).chunk(2, dim=-1)
-            states = states + F.linear(F.silu(gate) * value, down)
+        laid = self._laid_out(packed, evidence)
+        states, looks = self._run(laid, len(self.layers))
         hidden = self._normal(self.norm, states[laid.sources])
         old, rows = F.linear(hidden, self.old).float(), F.linear(hidden, self.rows.to(self.dtype)).float()
         if len(self.banned):
@@ -249,9 +248,40 @@ class Decoder:
             old.gather(-1, torch.where(own, 0, laid.targets)[:, None])[:, 0],
         )
         logprobs = chosen - torch.logaddexp(old.logsumexp(-1), rows.logsumexp(-1))
-        loss = -(laid.weights * logprobs).sum() / laid.weights.sum()
+        return -(laid.weights * logprobs).sum() / laid.weights.sum(), looks
+
+    def looks(self, packed: PackedLessons, evidence: Sequence[Tensor | None]) -> Tensor:
+        """The second of `loss` alone, from the layers up to the last watched one: a tenth of the work.
+
+        Raises:
+            ValueError: if nothing is told.
+        """
+        _, looks = self._run(self._laid_out(packed, evidence), max(WATCHED) + 1)
+        if looks is None:
+            raise ValueError("no exercise of these lessons has evidence to look at")
+        return looks
+
+    def _laid_out(self, packed: PackedLessons, evidence: Sequence[Tensor | None] | None) -> Layout:
+        share = self.config.num_attention_heads // self.config.num_key_value_heads
+        return laid_out(packed, share, self.dtype, evidence, self.numbers)
+
+    def _run(self, laid: Layout, layers: int) -> tuple[Tensor, Tensor | None]:
+        """States behind the first layers, (T, hidden), and how little they look at the evidence."""
+        looks: list[Tensor] = []
+        new = laid.ids >= self.first_new
+        states = self.old[torch.where(new, 0, laid.ids)].float()
+        states = torch.where(new[:, None], self.rows[torch.where(new, laid.ids - self.first_new, 0)], states)
+        states = states.masked_scatter(laid.visual[:, None], laid.embeddings.float())
+        cos, sin = (t[0, :, None] for t in self.rotary(states, laid.positions[None]))  # (T, 1, D)
+        for number, (layer, products) in enumerate(zip(self.layers[:layers], self.products[:layers], strict=True)):
+            into, out, up, down = (product.weight for product in products)
+            given = F.linear(self._normal(layer.input_layernorm, states), into)
+            seen = self._attend(given, cos, sin, laid.pieces, looks if number in WATCHED else None)
+            states = states + F.linear(seen, out)
+            gate, value = F.linear(self._normal(layer.post_attention_layernorm, states), up).chunk(2, dim=-1)
+            states = states + F.linear(F.silu(gate) * value, down)
         seen = torch.cat(looks) if looks else torch.empty(0)
-        return loss, -(seen + LEAST).log().mean() if len(seen) else None
+        return states, -(seen + LEAST).log().mean() if len(seen) else None
 
     def _normal(self, norm: Any, states: Tensor) -> Tensor:
         normal: Tensor = _Normal.apply(states, norm.weight.detach(), norm.variance_epsilon, self.dtype)

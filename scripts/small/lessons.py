@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +72,14 @@ class Batch:
         index: pictures of the batch.
         tokens: (pictures, 256, hidden), a leaf with gradients.
         lessons: one for each picture, then soups.
-        evidence: of each lesson the visual tokens it shows that answer its exercises, bool (n, shown); None for soups.
+        evidence: of each lesson the visual tokens it shows that answer its exercises, bool (n, shown); none of them
+            for an exercise of which that is not known.
     """
 
     index: NDArray[np.int64]
     tokens: Tensor
     lessons: list[Lesson]
-    evidence: list[Tensor | None]
+    evidence: list[Tensor]
 
 
 class Teacher:
@@ -111,8 +113,8 @@ class Teacher:
             tokens = self.backbone.model.model.multi_modal_projector(seen).float()
         tokens.requires_grad_(True)
         drawn = [self._lesson(i, own, rng) for i, own in zip(index, tokens, strict=True)]
-        lessons = [*(lesson for lesson, _ in drawn), *(self.soups.lesson(size) for size in soups)]
-        return Batch(index, tokens, lessons, [*(evidence for _, evidence in drawn), *([None] * len(soups))])
+        drawn += [(soup, _asked(soup)) for soup in map(self.soups.lesson, soups)]
+        return Batch(index, tokens, [lesson for lesson, _ in drawn], [evidence for _, evidence in drawn])
 
     def _lesson(self, index: int, embeddings: Tensor, rng: np.random.Generator) -> tuple[Lesson, Tensor]:
         records, visual = self.pictures.records[index], visual_of(embeddings)
@@ -147,6 +149,18 @@ def exercise(backbone: Llava, spec: VitosSpec, record: Record, visual: VisualTok
     boxes = Branches(backbone, spec).evidence_text(record.question, [visual], record.boxes or ())
     text = spec.localize_text(record.question, record.kind)
     return Exercise(text, format_localization(thought, boxes, answer))
+
+
+def _asked(soup: Lesson) -> Tensor:
+    """The cell of the point that each question of a soup asks about; none for windows."""
+    if soup.kept is None:
+        raise ValueError("a soup shows the tokens it is made of")
+    evidence = torch.zeros(len(soup.exercises), 256, dtype=torch.bool)
+    for row, one in zip(evidence, soup.exercises, strict=True):
+        if found := re.search(r"x=(\d\.\d\d), y=(\d\.\d\d)", one.text):
+            x, y = (min(int(16 * float(value)), 15) for value in found.groups())
+            row[16 * y + x] = True
+    return evidence[:, soup.kept[0]]
 
 
 def _covered(record: Record) -> Tensor:

@@ -35,7 +35,11 @@ from small.rows import SHAPES, kinds_of
 from vitos.nano.small import IMAGE_TOKEN, NUMBERS, TAGS
 
 ALL_KINDS = (*KINDS, DISC, *LESIONS, *SHAPES)
-PLACE_NORM, CONTENT_RMS = 1.6, 0.12  # beside embeddings of norm 3.3 and root mean square 0.136
+PLACE_NORM, CONTENT_RMS = 1.6, 0.12  # beside embeddings of norm 3.3 and root mean square 0.136, before `GAIN`
+# The first layers add states of norm 60 to whatever comes in. A visual token as large as an embedding is 5 % of what
+# the second layer sees, and its place cannot be told from noise; sixteen times as large it stays most of it. Numbers are
+# also what the model writes, by the same rows: their waves grow less, or logits do.
+GAIN, WAVE_GAIN = 16.0, 5.0
 FINE_CYCLES = (8.0, 16.0, 32.0)  # waves that tell neighbouring numbers apart
 START_TAGS = ("thinking", "end of thinking", "evidence", "end of evidence", "answer", "end of answer")
 
@@ -97,9 +101,11 @@ class CellTask(nn.Module):
         self.scale = nn.Parameter(torch.full((len(ALL_KINDS),), 3.0))
         self.bias = nn.Parameter(torch.full((len(ALL_KINDS),), -3.0))
         self.box = nn.Linear(width, 8 * len(CYCLES))
+        self.register_buffer("gain", torch.ones(()))  # of the projector's output
 
     def forward(self, tokens: Tensor, kinds: Tensor, boxes: Tensor) -> tuple[Tensor, float, float]:
         """The loss of projected tokens (n, 256, hidden), the share of findings named right, and of places."""
+        tokens = tokens / self.gain
         at = tokens @ self.directions[:, :PLACE] * (PLACE / 2) ** 0.5 / PLACE_NORM
         place = F.mse_loss(at, self.place.expand_as(at))
         logits = self.scale * (tokens @ self.names) + self.bias  # (n, 256, kinds)
@@ -131,7 +137,7 @@ def start_rows(
     turns = torch.linspace(0, 1, len(NUMBERS))[:, None]
     coarse = place_code(turns.expand(-1, 2)) * PLACE_NORM / (PLACE / 2) ** 0.5 / 2**0.5
     fine = number_waves(FINE_CYCLES, len(NUMBERS)) * 0.5
-    waves = torch.cat([coarse, fine], dim=1) @ task.directions.T
+    waves = WAVE_GAIN * torch.cat([coarse, fine], dim=1) @ task.directions.T
     rows[len(TAGS) : len(TAGS) + len(NUMBERS)] = digits + waves + 0.03 * torch.randn(waves.shape, generator=generator)
     rows[-1] = embeddings.mean(0)  # `IMAGE_TOKEN`, which is never read
     if ids[IMAGE_TOKEN] != len(embeddings) + len(rows) - 1:
@@ -147,7 +153,7 @@ def train_projector(
     report: Callable[..., None],
     batch: int = 16,
 ) -> None:
-    """Train a fresh projector on `task`; then its content gets the size that embeddings have."""
+    """Train a fresh projector on `task`; then its content gets the size that embeddings have, times `GAIN`."""
     known = [i for i, scene in enumerate(scenes) if scene is not None]
     targets = {i: targets_of(scene) for i in known if (scene := scenes[i]) is not None}
     sample = np.sort(np.random.default_rng(0).choice(known, min(64, len(known)), replace=False))
@@ -184,7 +190,8 @@ def _scale(projector: nn.Module, task: CellTask, features: NDArray[np.float16]) 
     tokens = projector(torch.from_numpy(features.astype(np.float32)))
     factor = CONTENT_RMS / (tokens - tokens @ across).square().mean().sqrt()
     turn = across + factor * (torch.eye(len(across)) - across)
-    projector.linear_2.weight.copy_(turn @ projector.linear_2.weight)
-    projector.linear_2.bias.copy_(turn @ projector.linear_2.bias)
+    projector.linear_2.weight.copy_(GAIN * turn @ projector.linear_2.weight)
+    projector.linear_2.bias.copy_(GAIN * turn @ projector.linear_2.bias)
+    task.gain.fill_(GAIN)
     task.scale.div_(factor)
     task.box.weight.copy_(task.box.weight @ torch.linalg.inv(turn))

@@ -27,7 +27,7 @@ from vitos.policy.vlm import SparseVLM
 from vitos.rl.lessons import pack_lessons
 
 STATE = "state.pt"
-CELL_WEIGHT = 0.2  # of the projector's own task
+CELL_WEIGHT, CELL_PICTURES = 0.5, 8  # of the projector's own task; pictures of it besides those of the lessons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,27 @@ class Plan:
     Attributes:
         minutes: all of the training, over all runs that share the folder.
         projector_share: share of it before the adapters move.
+        look_steps: updates before all that, not counted in `minutes`: adapters and new tokens learn to look at
+            the cell of a point, in soups, by attention alone (`Decoder.looks`).
+        drills: soups in a step of these.
         pictures, soups: in a step.
         rank: of the adapters.
         attend: weight of looking at the evidence (`Decoder.loss`).
-        adapter_rate, projector_rate, row_rate: peak learning rates.
+        adapter_rate, projector_rate, row_rate, look_rate: peak learning rates.
         keep_minutes, look_minutes: between two saves, and between two looks at held-out questions.
     """
 
     minutes: float
     projector_share: float = 0.1
+    look_steps: int = 0
+    drills: int = 4
     pictures: int = 4
     soups: int = 2
     rank: int = 16
     attend: float = 0.0
     adapter_rate: float = 1e-3
-    projector_rate: float = 5e-4
+    projector_rate: float = 3e-4
+    look_rate: float = 4e-3
     row_rate: float = 1e-3
     answer_weight: float = 2.0
     keep_minutes: float = 4.0
@@ -99,15 +105,41 @@ class Run:
         while self.progress < 1:
             start = time.perf_counter()
             self.step += 1
-            figures = self._update()
+            looks = self.step <= self.plan.look_steps
+            figures = self._look() if looks else self._update()
             took = time.perf_counter() - start
-            self.seconds += took
+            self.seconds += 0 if looks else took
             yield figures | {
                 "step": self.step,
                 "exercises": self.exercises,
                 "seconds": took,
                 "minutes": self.seconds / 60,
             }
+
+    def _look(self) -> dict[str, float]:
+        """An update of attention alone: soups of few tokens until it is found, then growing to whole grids."""
+        plan, few = self.plan, 16
+        grown = max(0.0, (self.step / plan.look_steps - 0.3) / 0.7)
+        batch = self.teacher.batch(self.step, 0, [round(few * (256 / few) ** grown)] * plan.drills)
+        packed = pack_lessons(self.policy.backbone, batch.lessons)
+        for group, rate in zip(self.optimizer.param_groups, (plan.look_rate, 0.0, plan.look_rate), strict=True):
+            group["lr"] = rate * min(1.0, self.step / 20)
+        self.decoder.refresh()
+        looks = self.decoder.looks(packed, batch.evidence)
+        looks.backward()
+        self.decoder.give_back()
+        self.projector.zero_grad(set_to_none=True)
+        norm = self._step(float(looks.detach()))
+        return {"looks": float(looks.detach()), "norm": norm, "size": len(packed.prompts[0].embeddings)}
+
+    def _step(self, loss: float) -> float:
+        """The optimizer's step; norm of the gradient."""
+        norm = float(nn.utils.clip_grad_norm_(self._trained(), 1.0))
+        if not math.isfinite(loss + norm):
+            raise ValueError(f"the loss of step {self.step} is {loss}, its gradient {norm}; lower the rates")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _update(self) -> dict[str, float]:
         progress, plan = self.progress, self.plan
@@ -124,26 +156,25 @@ class Run:
         (answers if looks is None else answers + plan.attend * looks).backward()
         self.decoder.give_back()
         loss = float(answers.detach())
-        cells, right, place = self._cells(batch)
-        norm = nn.utils.clip_grad_norm_(self._trained(), 1.0)
-        if not math.isfinite(loss + float(norm)):
-            raise ValueError(f"the loss of step {self.step} is {loss}, its gradient {float(norm)}; lower the rates")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        cells, right, place = self._cells(batch, rng)
+        norm = self._step(loss)
         seen = {} if looks is None else {"looks": float(looks.detach())}
         told = {"cells": cells, "named": right, "place": place}
-        return {"loss": loss, "norm": float(norm), "tokens": tokens, **told, **seen}
+        return {"loss": loss, "norm": norm, "tokens": tokens, **told, **seen}
 
-    def _cells(self, batch: Batch) -> tuple[float, float, float]:
-        """Gradients of the projector: what the lessons say of its tokens, and its own task."""
-        seen = torch.from_numpy(self.pictures.features[batch.index].astype(np.float32))
-        tokens = self.projector(seen).float()
-        scenes = [(i, s) for i, k in enumerate(batch.index) if (s := self.pictures.scenes[k]) is not None]
+    def _cells(self, batch: Batch, rng: np.random.Generator) -> tuple[float, float, float]:
+        """Gradients of the projector: what the lessons say of its tokens, and its own task, also on other pictures."""
+        others = rng.choice(len(self.pictures.records), min(CELL_PICTURES, len(self.pictures.records)), replace=False)
+        index = np.concatenate([batch.index, np.sort(others)])
+        tokens = self.projector(torch.from_numpy(self.pictures.features[index].astype(np.float32))).float()
+        scenes = [(i, s) for i, k in enumerate(index) if (s := self.pictures.scenes[k]) is not None]
         loss, right, place = tokens.sum() * 0, float("nan"), float("nan")
         if scenes:
             own = stacked([targets_of(scene) for _, scene in scenes])
             loss, right, place = self.task(tokens[[i for i, _ in scenes]], *own)
-        given = batch.tokens.grad if batch.tokens.grad is not None else torch.zeros_like(tokens)
+        given = torch.zeros_like(tokens)
+        if batch.tokens.grad is not None:
+            given[: len(batch.index)] = batch.tokens.grad
         torch.autograd.backward([CELL_WEIGHT * loss, tokens], [None, given])
         return float(loss.detach()), right, place
 

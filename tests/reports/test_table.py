@@ -100,6 +100,20 @@ def test_stage_times_and_their_share(results):
     assert stage_sheet({**results, "seconds_by_stage": {"total": None}}).rows == ()
 
 
+def test_an_evidence_head_has_rows_of_its_own(results):
+    gap = {"difference": 0.021, "ci": [-0.01, 0.05], "p_value": 0.2, "num_questions": 600}
+    results["evidence_head"] = {"accuracy": 0.633, "kept_ratio": 0.25, "minus_base_dense": gap}
+    row = as_rows(main_sheet(results))["Evidence head, its plan"]
+    assert row == ("63.3%", "25.0% of the tokens, +2.1 points (−1.0 to +5.0, p = 0.200) against base")
+    assert "One pass with the evidence head" not in as_rows(stage_sheet(results))
+    results["seconds_by_stage"] |= {"early_prefill": 0.2, "evidence_head_total": 0.6}
+    rows = as_rows(stage_sheet(results))
+    assert rows["First layers: prefill"] == ("0.2 s", "10.0%")
+    assert rows["One pass with the evidence head"] == ("0.6 s", "29.9%")
+    assert "Evidence head, its plan" in printed(results)
+    assert "Evidence head" in results_markdown(results)
+
+
 @pytest.mark.parametrize("empty", [{}, "nulls"])
 def test_unknown_figures_print_as_dashes(results, empty):
     known = dict.fromkeys(results) if empty == "nulls" else {}

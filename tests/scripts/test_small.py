@@ -1,6 +1,7 @@
 """What `small` is trained on is true of its pictures, and its training can be stopped and gone on with."""
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -283,6 +284,7 @@ def test_looking_is_the_attention_of_the_library(start, monkeypatch, full):
     _, looks = decoder.loss(packed, batch.evidence)
     language = policy.backbone.model.model.language_model
     language.set_attn_implementation("eager")
+    vocabulary = {index: token for token, index in policy.backbone.tokenizer.get_vocab().items()}
     given = []
     for prompt, rows, evidence in zip(packed.prompts, packed.rows, batch.evidence, strict=True):
         assert evidence.shape == (len(rows), int(prompt.is_visual.sum()))
@@ -296,15 +298,71 @@ def test_looking_is_the_attention_of_the_library(start, monkeypatch, full):
             with torch.no_grad():
                 out = language(inputs_embeds=states, position_ids=places[None], output_attentions=True)
             heads = out.attentions[1][0, ::2]  # (groups, T, T): the first of two that share keys
-            seen = heads[:, len(prompt) + row.asked - 1 : -1][..., visual.nonzero()[mask, 0]].sum(-1)
+            numbered = [i for i in range(row.asked) if re.fullmatch(r"\d\.\d\d", vocabulary[int(row.ids[i])])]
+            first = numbered[-1] if numbered else row.asked - 1
+            seen = heads[:, len(prompt) + first : -1][..., visual.nonzero()[mask, 0]].sum(-1)
             given.append(-(seen + forward.LEAST).log().flatten())
     assert len(given) > 2
     assert float(looks.detach()) == pytest.approx(float(torch.cat(given).mean()), rel=1e-4)
+    assert float(decoder.looks(packed, batch.evidence).detach()) == pytest.approx(float(looks.detach()), rel=1e-6)
+
+
+def soup_of(backbone):
+    """Random tokens in random cells, with a question about the point in the middle of each."""
+    from nano_real.look import point_text
+    from nano_real.projector import GRID
+
+    from vitos.core.prompt import VisualTokens
+    from vitos.rl.lessons import Exercise, Lesson
+
+    cells = torch.randperm(256, generator=torch.Generator().manual_seed(0))[:6].sort().values
+    kept = torch.zeros(256, dtype=torch.bool)
+    kept[cells] = True
+    points = [GRID.centres()[c] for c in cells.tolist()]
+    asked = [Exercise(point_text(*point), " yes") for point in points] + [Exercise("<image>Anything else?", " no")]
+    width = backbone.model.config.text_config.hidden_size
+    tokens = torch.randn(256, width, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    return Lesson((VisualTokens(tokens, GRID, resized=(224, 224)),), tuple(asked), (kept,))
+
+
+@needs_data
+def test_a_soup_is_told_the_cell_of_each_point(start):
+    from small.lessons import _asked
+
+    policy, _, _ = start()
+    told = _asked(soup_of(policy.backbone))
+    assert torch.equal(told[:6], torch.eye(6, dtype=torch.bool))  # its tokens are shown in the order of its points
+    assert not told[6].any()
+
+
+@needs_data
+def test_looking_comes_first_and_moves_neither_projector_nor_clock(start, monkeypatch, tmp_path):
+    from small import forward
+    from small.train import Plan, Run
+
+    monkeypatch.setattr(forward, "WATCHED", (1,))
+    policy, task, pictures = start()
+    plan = Plan(
+        minutes=1e4, projector_share=0.0, pictures=2, soups=0, rank=2, look_steps=25, look_rate=2e-2, attend=0.3
+    )
+    run = Run(policy, task, pictures, plan, tmp_path)
+    monkeypatch.setattr(run.teacher.soups, "lesson", lambda size: soup_of(policy.backbone))
+    run.teacher.asked = 2
+    before = run.projector.linear_1.weight.detach().clone()
+    updates = run.updates()
+    looked = [next(updates) for _ in range(25)]
+    assert np.mean([row["looks"] for row in looked[-3:]]) < 0.9 * looked[0]["looks"]
+    assert not any("loss" in row for row in looked)
+    assert run.seconds == 0
+    assert torch.equal(run.projector.linear_1.weight, before)
+    after = next(updates)
+    assert after["loss"] > 0
+    assert run.seconds > 0
 
 
 @needs_data
 def test_the_projector_learns_its_own_task(start):
-    from small.projector import CONTENT_RMS, train_projector
+    from small.projector import CONTENT_RMS, GAIN, train_projector
 
     policy, task, pictures = start()
     projector = policy.backbone.model.model.multi_modal_projector
@@ -315,7 +373,7 @@ def test_the_projector_learns_its_own_task(start):
     across = task.directions[:, :16]
     tokens = projector(torch.from_numpy(pictures.features[:2].astype(np.float32)))
     rest = tokens - tokens @ across @ across.T
-    assert float(rest.detach().square().mean().sqrt()) == pytest.approx(CONTENT_RMS, rel=0.3)
+    assert float(rest.detach().square().mean().sqrt()) == pytest.approx(GAIN * CONTENT_RMS, rel=0.3)
 
 
 @needs_data
@@ -339,7 +397,7 @@ def test_the_whole_script_makes_a_model_that_loads(tmp_path, monkeypatch):
     words = (
         f"--work {tmp_path}/work --data {DATA} --vision {tmp_path}/vision --share 0.004 --projector-steps 3 --seed 1"
     )
-    words += f" --soups 0 --pictures 2 --looked-at 3 --threads 1 --minutes 0.02 --out {out}"
+    words += f" --soups 0 --look-steps 0 --pictures 2 --looked-at 3 --threads 1 --minutes 0.02 --out {out}"
     for only in ("--only projector", ""):
         monkeypatch.setattr(sys, "argv", ["make_small.py", *words.split(), *only.split()])
         make_small.main()

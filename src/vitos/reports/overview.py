@@ -28,6 +28,7 @@ _SHORT = {
     "inverted": "outside the boxes",
     "oracle": "gold boxes",
     "rl_dense": "RL without pruning",
+    "evidence_head": "evidence head",
 }
 
 

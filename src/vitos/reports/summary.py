@@ -25,6 +25,7 @@ NAMES = {
     "rl_dense": "the same training without pruning",
     "text_only": "a blank image",
     "dense": "the trained model with all tokens",
+    "evidence_head": "the same model by its evidence head",
 }
 
 

@@ -16,6 +16,7 @@ from vitos.reports import values as v
 STAGES = {
     "vision": "Vision encoder",
     "prefix": "Shared prefix: prefill",
+    "early_prefill": "First layers: prefill",
     "localize_prefill": "Localize: prefill",
     "localize_decode": "Localize: decode",
     "sparsify": "Sparsify",
@@ -23,7 +24,10 @@ STAGES = {
     "reason_decode": "Reason: decode",
     "total": "Both passes",
     "dense_total": "One dense pass",
+    "evidence_head_total": "One pass with the evidence head",
 }
+OPTIONAL = ("prefix", "early_prefill", "evidence_head_total")
+"""Stages of some plans only; left out where they are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,7 @@ def main_sheet(results: Mapping[str, Any]) -> Sheet:
         (v.label("base_dense"), v.percent(v.accuracy(results, "base_dense")), ""),
         _accuracy_row(results, "localization"),
         _accuracy_row(results, "sparse"),
+        *_head_row(results),
         (
             "Relative performance (sparse ÷ base)",
             v.percent(v.number(results, "relative_performance")),
@@ -200,8 +205,9 @@ def stage_sheet(results: Mapping[str, Any]) -> Sheet:
     times = {key: v.number(results.get("seconds_by_stage") or {}, key) for key in STAGES}
     total = times["total"]
     rows = [
-        (name, v.seconds(value), v.percent(value / total) if value is not None and total else v.DASH)
-        for name, value in zip(STAGES.values(), times.values(), strict=True)
+        (STAGES[key], v.seconds(value), v.percent(value / total) if value is not None and total else v.DASH)
+        for key, value in times.items()
+        if value is not None or key not in OPTIONAL
     ]
     note = "The dense pass is the base model on all tokens, once, in the same engine: the base line of any speed-up."
     return Sheet(
@@ -269,6 +275,17 @@ def _accuracy_row(results: Mapping[str, Any], condition: str) -> tuple[str, str,
     gap = v.difference(results, condition, "base_dense")
     detail = f"{_difference(gap, results.get('num_questions'))} against base" if gap else ""
     return v.label(condition), v.percent(v.accuracy(results, condition)), detail
+
+
+def _head_row(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A row for the recipe's evidence head, where it has one."""
+    found = results.get("evidence_head")
+    if not found:
+        return []
+    parts = [f"{v.percent(v.share(found, 'kept_ratio'))} of the tokens"]
+    if gap := v.listed_difference(found.get("minus_base_dense") or {}):
+        parts.append(f"{_difference(gap, results.get('num_questions'))} against base")
+    return [(v.label("evidence_head"), v.percent(v.share(found, "accuracy")), ", ".join(parts))]
 
 
 def _group_sheet(title: str, head: str, groups: Mapping[str, Mapping[str, Any]]) -> Sheet:

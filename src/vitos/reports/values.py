@@ -6,6 +6,7 @@ in the file and percentage points in print. A figure that is missing, null or no
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ LABELS = {
     "text_only": "Trained model, blank image",
     "untrained_text_only": "Untrained model, blank image",
     "untrained_localization": "Untrained localization branch",
+    "evidence_head": "Evidence head, its plan",
 }
 # Conditions that see as many tokens as the sparse branch saw, question by question.
 SAME_BUDGET = ("random", "shifted", "centre", "inverted")
@@ -140,15 +142,23 @@ def difference(results: Mapping[str, Any], a: str, b: str) -> Difference | None:
     """
     for row in results.get("comparisons") or ():
         pair = (condition_name(row["a"]), condition_name(row["b"]))
-        estimate = number(row, "difference")
-        if estimate is None or pair not in ((a, b), (b, a)):
+        if pair not in ((a, b), (b, a)) or (found := listed_difference(row)) is None:
             continue
-        ci, p_value, count = interval(row, "ci"), number(row, "p_value"), row.get("num_questions")
-        if pair != (a, b):
-            estimate, ci = -estimate, ConfidenceInterval(-ci.high, -ci.low) if ci else None
-        return Difference(estimate=estimate, interval=ci, p_value=p_value, num_questions=count)
+        if pair == (a, b):
+            return found
+        ci = ConfidenceInterval(-found.interval.high, -found.interval.low) if found.interval else None
+        return dataclasses.replace(found, estimate=-found.estimate, interval=ci)
     first, second = accuracy(results, a), accuracy(results, b)
     return None if first is None or second is None else Difference(estimate=first - second)
+
+
+def listed_difference(row: Mapping[str, Any]) -> Difference | None:
+    """The difference that a row of `comparisons`, or one like it, holds; None where it is null."""
+    estimate = number(row, "difference")
+    if estimate is None:
+        return None
+    ci, p, count = interval(row, "ci"), number(row, "p_value"), row.get("num_questions")
+    return Difference(estimate=estimate, interval=ci, p_value=p, num_questions=count)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
