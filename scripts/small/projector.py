@@ -37,8 +37,8 @@ from vitos.nano.small import IMAGE_TOKEN, NUMBERS, TAGS
 ALL_KINDS = (*KINDS, DISC, *LESIONS, *SHAPES)
 PLACE_NORM, CONTENT_RMS = 1.6, 0.12  # beside embeddings of norm 3.3 and root mean square 0.136, before `GAIN`
 # The first layers add states of norm 60 to whatever comes in. A visual token as large as an embedding is 5 % of what
-# the second layer sees, and its place cannot be told from noise; sixteen times as large it stays most of it. Numbers are
-# also what the model writes, by the same rows: their waves grow less, or logits do.
+# the second layer sees, and its place cannot be told from noise; sixteen times as large it stays most of it. Numbers
+# are also what the model writes, by the same rows: their waves grow less, or logits do.
 GAIN, WAVE_GAIN = 16.0, 5.0
 FINE_CYCLES = (8.0, 16.0, 32.0)  # waves that tell neighbouring numbers apart
 START_TAGS = ("thinking", "end of thinking", "evidence", "end of evidence", "answer", "end of answer")
