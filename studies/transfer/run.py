@@ -32,7 +32,12 @@ from vitos.eval.seeds import nested_bootstrap
 
 HERE = Path(__file__).parent
 DATA = Path("../shared/data")
-SMOKE = ("train.localization_steps=2", "train.reasoning_steps=2", "data.limit_eval=40")
+SMOKE = (
+    "train.localization_steps=2",
+    "train.reasoning_steps=2",
+    "train.warmup_steps=1",
+    "data.limit_eval=40",
+)
 IMAGE_LEVEL = "tumour_type"
 # Column, whose cases, condition in them.
 COLUMNS = (
