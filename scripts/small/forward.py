@@ -251,7 +251,7 @@ class Decoder:
         return -(laid.weights * logprobs).sum() / laid.weights.sum(), looks
 
     def looks(self, packed: PackedLessons, evidence: Sequence[Tensor | None]) -> Tensor:
-        """The second of `loss` alone, from the layers up to the last watched one: a tenth of the work.
+        """The second of `loss` alone, from the layers up to the last watched one: a fifth of the work.
 
         Raises:
             ValueError: if nothing is told.
