@@ -40,7 +40,7 @@ class Piece:
         causal: 0 where a token of the prompt sees another, else -inf, (P · share, P): a row for each of the heads that
             share keys.
         mask: the same within each exercise, (n, S · share, S).
-        evidence: which tokens of the prompt answer each exercise, bool (n, P); None if nothing is told.
+        evidence: which tokens of the prompt answer each exercise, bool (n, P).
         told: which of the exercises' tokens are to look there, bool (n, S): those that predict a learned one and, if
             the question has a number, all from its last one on.
     """
@@ -51,7 +51,7 @@ class Piece:
     back: Tensor
     causal: Tensor
     mask: Tensor
-    evidence: Tensor | None
+    evidence: Tensor
     told: Tensor
 
 
@@ -82,14 +82,14 @@ def laid_out(
     packed: PackedLessons,
     share: int,
     dtype: torch.dtype,
-    evidence: Sequence[Tensor | None] | None = None,
-    numbers: range = range(0),
+    evidence: Sequence[Tensor] | None,
+    numbers: range,
 ) -> Layout:
     """The layout of lessons, for `share` heads with common keys and masks of `dtype`.
 
     Args:
         evidence: of each lesson the visual tokens that answer its exercises, bool (n, visual tokens); none of a row's
-            for an exercise of which that is not known, None for a lesson of which it is not.
+            for an exercise of which that is not known. None: nothing is told.
         numbers: tokens that are numbers.
     """
     ids, positions, visual, pieces, sources, targets, weights = [], [], [], [], [], [], []
@@ -121,14 +121,12 @@ def laid_out(
         length = len(prompt)
         causal = torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat_interleave(share, 0)
         back = filled.flatten().nonzero()[:, 0]
-        own, told = evidence[number] if evidence is not None else None, torch.zeros(len(rows), most, dtype=torch.bool)
-        if own is not None:
-            wide = torch.zeros(len(rows), length, dtype=torch.bool)
-            wide[:, prompt.is_visual] = own
-            own = wide
-            first = torch.tensor([_first_told(row.ids.tolist(), row.asked, numbers) for row in rows])[:, None]
-            ends, place = torch.tensor([len(row.ids) for row in rows])[:, None], torch.arange(most)
-            told = (place >= first) & (place < ends - 1) & own.any(1, keepdim=True)
+        own = torch.zeros(len(rows), length, dtype=torch.bool)
+        if evidence is not None:
+            own[:, prompt.is_visual] = evidence[number]
+        first = torch.tensor([_first_told(row.ids.tolist(), row.asked, numbers) for row in rows])[:, None]
+        ends, place = torch.tensor([len(row.ids) for row in rows])[:, None], torch.arange(most)
+        told = (place >= first) & (place < ends - 1) & own.any(1, keepdim=True)
         pieces.append(Piece(length, at - begin, torch.stack(places), back, causal, mask, own, told))
         start = at
     return Layout(
@@ -223,9 +221,7 @@ class Decoder:
             for product in own:
                 product.give_back()
 
-    def loss(
-        self, packed: PackedLessons, evidence: Sequence[Tensor | None] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def loss(self, packed: PackedLessons, evidence: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
         """Weighted mean negative log-likelihood, and that of looking at the evidence; scalars.
 
         Their gradients reach rows, visual tokens and products. The second is the mean, over the tokens told and the
@@ -250,7 +246,7 @@ class Decoder:
         logprobs = chosen - torch.logaddexp(old.logsumexp(-1), rows.logsumexp(-1))
         return -(laid.weights * logprobs).sum() / laid.weights.sum(), looks
 
-    def looks(self, packed: PackedLessons, evidence: Sequence[Tensor | None]) -> Tensor:
+    def looks(self, packed: PackedLessons, evidence: Sequence[Tensor]) -> Tensor:
         """The second of `loss` alone, from the layers up to the last watched one: a fifth of the work.
 
         Raises:
@@ -261,7 +257,7 @@ class Decoder:
             raise ValueError("no exercise of these lessons has evidence to look at")
         return looks
 
-    def _laid_out(self, packed: PackedLessons, evidence: Sequence[Tensor | None] | None) -> Layout:
+    def _laid_out(self, packed: PackedLessons, evidence: Sequence[Tensor] | None) -> Layout:
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         return laid_out(packed, share, self.dtype, evidence, self.numbers)
 
@@ -312,7 +308,7 @@ class Decoder:
             far = (asked.flatten(1, 2) @ keys).view(groups, n, -1, length)
             near = asked @ k_own.transpose(2, 3) + piece.mask
             far, near = torch.cat([far, near], dim=-1).softmax(-1).split([length, most], dim=-1)
-            if looks is not None and piece.evidence is not None:
+            if looks is not None:
                 first = far.view(groups, n, most, share, length)[:, :, :, 0].float()
                 looks.append((first * piece.evidence[:, None]).sum(-1)[:, piece.told].flatten())
             seen = (far.reshape(groups, -1, length) @ values).view(groups, n, -1, width) + near @ v_own

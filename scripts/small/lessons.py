@@ -17,6 +17,7 @@ from nano_real.scenes import SETS, Fact, Scene, corners
 from numpy.typing import NDArray
 from torch import Tensor
 
+from small.projector import cell_of
 from vitos.backbones.llava import Llava
 from vitos.core.geometry import Box
 from vitos.core.prompt import VisualTokens
@@ -158,20 +159,22 @@ def _asked(soup: Lesson) -> Tensor:
     evidence = torch.zeros(len(soup.exercises), 256, dtype=torch.bool)
     for row, one in zip(evidence, soup.exercises, strict=True):
         if found := re.search(r"x=(\d\.\d\d), y=(\d\.\d\d)", one.text):
-            x, y = (min(int(16 * float(value)), 15) for value in found.groups())
-            row[16 * y + x] = True
+            row[cell_of(*map(float, found.groups()))] = True
     return evidence[:, soup.kept[0]]
 
 
 def _covered(record: Record) -> Tensor:
     """The tokens of the evidence, bool (256,); none where there are no boxes."""
-    boxes = [Box(b.x1, b.y1, b.x2, b.y2) for b in record.boxes or ()]
-    return torch.from_numpy(GRID.overlapping(boxes) if boxes else np.zeros(256, dtype=bool))
+    return torch.from_numpy(GRID.overlapping(_boxes([record])))
+
+
+def _boxes(records: Sequence[Record]) -> list[Box]:
+    return [Box(b.x1, b.y1, b.x2, b.y2) for record in records for b in record.boxes or ()]
 
 
 def _shown(records: Sequence[Record], rng: np.random.Generator) -> Tensor:
     """The tokens of all evidence and a random part of the rest, at times none of it; bool (256,)."""
-    boxes = [Box(b.x1, b.y1, b.x2, b.y2) for record in records for b in record.boxes or ()]
+    boxes = _boxes(records)
     mask = GRID.overlapping(boxes, int(rng.integers(2))) if boxes else np.zeros(256, dtype=bool)
     mask |= rng.random(256) < rng.choice([0.05, 0.2, 0.4])
     mask[rng.integers(256)] = True

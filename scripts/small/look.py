@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from small.lessons import Pictures
+from small.projector import cell_of
 from vitos.core.geometry import matched_iou
 from vitos.core.record import Record
 from vitos.data.readers import read_records
@@ -112,8 +113,7 @@ def _seen(features: np.ndarray, record: Record) -> np.ndarray:
     if record.meta["template"] not in AT_POINT or not record.boxes:
         return np.asarray(features.mean(0))
     box = record.boxes[0]
-    x, y = (min(int(8 * (low + high)), 15) for low, high in ((box.x1, box.x2), (box.y1, box.y2)))
-    return np.asarray(features[16 * y + x])
+    return np.asarray(features[cell_of((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)])
 
 
 @torch.no_grad()

@@ -57,6 +57,12 @@ class Targets:
     boxes: NDArray[np.int64]
 
 
+def cell_of(x: float, y: float) -> int:
+    """The token that sees a point."""
+    column, row = (min(max(int(16 * v), 0), 15) for v in (x, y))
+    return 16 * row + column
+
+
 def targets_of(scene: Scene) -> Targets:
     kinds = np.full((256, len(ALL_KINDS)), np.nan, dtype=np.float32)
     boxes = np.full((256, 4), -1, dtype=np.int64)
@@ -68,8 +74,7 @@ def targets_of(scene: Scene) -> Targets:
         if fact.template == "platelet_in_window" and fact.truth == "no":
             kinds[covered(fact.place) > 0.5, ALL_KINDS.index(CELLS[2])] = 0
         if fact.template == "point_on_nucleus":
-            x, y = (min(max(int(16 * v), 0), 15) for v in fact.place[:2])
-            kinds[y * 16 + x, ALL_KINDS.index(NUCLEUS)] = float(fact.truth == "yes")
+            kinds[cell_of(*fact.place[:2]), ALL_KINDS.index(NUCLEUS)] = float(fact.truth == "yes")
     most = np.full(256, 0.2)
     for kind, box in sorted(scene.findings, key=lambda f: -area(f[1])):  # small ones last: theirs are their best cells
         share = covered(box)

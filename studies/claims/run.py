@@ -88,17 +88,22 @@ def folder_of(runs: Path, variant: str, seed: int) -> Path:
 
 
 def run_one(runs: Path, variant: str, seed: int, more: Sequence[str]) -> None:
-    """Train and evaluate one variant in a process of its own, unless it is finished."""
-    folder = folder_of(runs, variant, seed)
+    """Train and evaluate one variant."""
+    sets = [f"model.path={runs / 'base'}", f"seed={seed}", *more, *VARIANTS[variant]]
+    if train_once(folder_of(runs, variant, seed), str(HERE / "study.yaml"), sets):
+        print(f"done: {variant}, seed {seed}", flush=True)
+
+
+def train_once(folder: Path, recipe: str, sets: Sequence[str]) -> bool:
+    """`vitos train` into `folder`, in a process of its own with one thread; False if that was finished before."""
     if (folder / "results.json").is_file():
-        return
-    sets = [f"output_dir={folder}", f"model.path={runs / 'base'}", f"seed={seed}", *more, *VARIANTS[variant]]
-    command = [sys.executable, "-m", "vitos", "train", str(HERE / "study.yaml"), "--resume"]
+        return False
+    command = [sys.executable, "-m", "vitos", "train", recipe, "--resume"]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        full = command + [part for value in sets for part in ("--set", value)]
+        full = command + [part for value in (f"output_dir={folder}", *sets) for part in ("--set", value)]
         subprocess.run(full, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    print(f"done: {variant}, seed {seed}", flush=True)
+    return True
 
 
 def seconds_of(folder: Path) -> tuple[float, float]:

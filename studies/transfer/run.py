@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from studies.claims.run import train_once
 from studies.nano_real.run import ROWS, Case, folder_of, read_cases, run_one, values
 from studies.small.run import in_order
 
@@ -74,21 +72,13 @@ class Group:
         return values(runs, condition, key, range(len(runs[0])))
 
 
-def train(runs: Path, left_out: str, seed: int, more: Sequence[str]) -> Path:
-    """Train on the other sets and answer the one left out, in a process of its own, unless that is done."""
-    folder = runs / f"without-{left_out}-{seed}"
-    if (folder / "results.json").is_file():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
+def train(runs: Path, left_out: str, seed: int, more: Sequence[str]) -> None:
+    """Train on the other sets and answer the one left out."""
     others = ", ".join(str(DATA / name / "train.json") for name in ROWS if name != left_out)
-    sets = [f"output_dir={folder}", f"seed={seed}", f"data.train=[{others}]", "evaluate.budgets=[]"]
+    sets = [f"seed={seed}", f"data.train=[{others}]", "evaluate.budgets=[]"]
     sets += [f"data.eval=[{DATA / left_out / 'test.json'}]", *more]
-    command = [sys.executable, "-m", "vitos", "train", "recipes/nano-real.yaml", "--resume"]
-    with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        full = command + [part for value in sets for part in ("--set", value)]
-        subprocess.run(full, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    print(f"done: without {left_out}, seed {seed}", flush=True)
-    return folder
+    if train_once(runs / f"without-{left_out}-{seed}", "recipes/nano-real.yaml", sets):
+        print(f"done: without {left_out}, seed {seed}", flush=True)
 
 
 def groups(runs: Path, seeds: Sequence[int], home: bool) -> list[Group]:
